@@ -1,0 +1,240 @@
+"""compress(model, ...): a model in hand answers with fewer visual tokens, and nothing else changes for its caller."""
+
+import copy
+import inspect
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
+from transformers.generation.streamers import BaseStreamer
+
+from vtcframe.adapter import adapter_for
+from vtcframe.core import Budget, Layout, Pruned
+from vtcframe.pipeline import Pruner, Stage
+
+
+@dataclass(frozen=True)
+class Result:
+    """What the last `generate` did to the visual tokens. Structural tokens (newlines) are in counts of their own."""
+
+    layout: Layout  # of the views before anything was dropped
+    pruned: Pruned | None  # None where the budget covers every token: nothing was judged, the model ran untouched
+    before: Tensor  # [P]
+    after: Tensor  # [P]
+    structural_before: Tensor  # [P]
+    structural_after: Tensor  # [P]
+    seconds: Mapping[str, float]  # wall time: "observe", "prune", "splice", "generate"
+
+    @property
+    def kept(self) -> Tensor:
+        """Bool [V, N] of the views, or [P, N] where the pruner joined a sample's views."""
+        return self.layout.valid if self.pruned is None else self.pruned.kept
+
+    @property
+    def scores(self) -> Tensor | None:
+        """Float32 shaped as `kept`, -inf where there is no token; None where nothing was judged."""
+        return None if self.pruned is None else self.pruned.scores
+
+
+def compress(
+    model: nn.Module,
+    pruner: Pruner | None = None,
+    *,
+    tokens: int | None = None,
+    ratio: float | None = None,
+    stages: Sequence[Stage] | None = None,
+) -> "Compressed":
+    """Return an object whose `generate` lets the language model read fewer visual tokens.
+
+    Give a pruner with `tokens` (how many stay in each sample) or `ratio` (the fraction that stays); without either
+    the pruner must be adaptive. Or give `stages`, which say budget and positions by themselves. The model itself is
+    not changed. LookupError if no installed adapter knows it.
+    """
+    if (pruner is None) == (stages is None):
+        raise ValueError("give a pruner or stages, exactly one of them")
+    if pruner is not None:
+        budget = None if tokens is None and ratio is None else Budget(tokens, ratio)
+        stages = pruner.stages(budget)
+    elif tokens is not None or ratio is not None:
+        raise ValueError("stages say their budgets themselves: give tokens or ratio with a pruner only")
+    if [stage.at for stage in stages or ()] != ["projector"]:
+        raise ValueError(
+            f"stages act at {[stage.at for stage in stages or ()]}: this version prunes once, at 'projector'"
+        )
+    return Compressed(model, stages[0])
+
+
+class Compressed:
+    """A model whose `generate` reads fewer visual tokens; see `compress`."""
+
+    def __init__(self, model: nn.Module, stage: Stage) -> None:
+        self.model: Any = model
+        self.stage = stage
+        self.adapter = adapter_for(model)
+        self.last: Result | None = None  # of the latest generate
+
+    @torch.no_grad()
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """Take what `model.generate` takes and return what it returns, the caller's own prompt in front.
+
+        Lengths are the caller's, and so are the ids that logits processors, stopping criteria,
+        `prefix_allowed_tokens_fn` and a streamer see. Hidden states, attentions and cache of a ModelOutput have the
+        length that was run. Rows are padded on the left, on whatever side the caller's were. Where the budget covers
+        every token the model is called untouched. ValueError for what cannot work: `inputs_embeds`,
+        `mm_encoder_outputs`, a filled cache, an assistant model, no pictures.
+        """
+        options = _bound(self.model.generate, args, kwargs)
+        _refuse(options)
+        inputs = {name: options.pop(name) for name in self.adapter.reads if options.get(name) is not None}
+        inputs.setdefault("attention_mask", _mask(inputs, self.model))
+        watch = _Stopwatch()
+        arrangement = self.adapter.arrange(inputs)
+        layout, budget = arrangement.layout, self.stage.budget
+        structural = torch.zeros_like(layout.untouched)
+        if arrangement.structural is not None:
+            structural = torch.bincount(arrangement.structural.sample, minlength=len(structural))
+        if budget is not None and (budget.total(layout) >= layout.untouched).all():
+            out = self.model.generate(**inputs, **options)
+            watch.lap("generate")
+            counts = layout.untouched, layout.untouched, structural, structural
+            self.last = Result(layout, None, *counts, watch.seconds)
+            return out
+        evidence = self.adapter.encode(inputs, arrangement, self.stage.pruner.needs)
+        watch.lap("observe")
+        pruned = self.stage.pruner(evidence, budget)
+        watch.lap("prune")
+        spliced = self.adapter.splice(inputs, evidence, pruned, self.stage.positions)
+        after = pruned.layout.total((pruned.place >= 0).sum(1).cpu())
+        read = (spliced["input_ids"] == self.model.config.image_token_id).sum(1).cpu()
+        watch.lap("splice")
+        caller = _Caller(inputs["input_ids"], spliced["input_ids"].shape[1])
+        out = self.model.generate(**spliced, **caller.translated(options, self.model.generation_config))
+        watch.lap("generate")
+        self.last = Result(layout, pruned, layout.untouched, after, structural, read - after, watch.seconds)
+        return caller.restored(out)
+
+
+class _Stopwatch:
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._start = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self.seconds[name], self._start = now - self._start, now
+
+
+def _bound(function: Callable, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a `generate` by name, `inputs` as the `input_ids` that it means."""
+    options = dict(inspect.signature(function).bind(*args, **kwargs).arguments)
+    options |= options.pop("kwargs", {})
+    if (ids := options.pop("inputs", None)) is not None:
+        if options.get("input_ids") is not None:
+            raise ValueError("give input_ids or inputs, not both: they mean the same")
+        options["input_ids"] = ids
+    return options
+
+
+def _refuse(options: Mapping[str, Any]) -> None:
+    for name, why in {
+        "inputs_embeds": "give input_ids: embeddings hide where the pictures are",
+        "mm_encoder_outputs": "give pixel_values: the pictures must be encoded under observation",
+        "assistant_model": "an assistant would read the unpruned prompt: generate without one",
+    }.items():
+        if options.get(name) is not None:
+            raise ValueError(f"{name} cannot be used with a compressed model: {why}")
+    cache = options.get("past_key_values")
+    if cache is not None and cache.get_seq_length() > 0:
+        raise ValueError("past_key_values is filled: its columns are not those of the pruned prompt; give an empty one")
+
+
+def _mask(inputs: Mapping[str, Any], model: Any) -> Tensor | None:
+    """Tell padding from prompt as `generate` does where the caller gives no mask: by a pad token that is no end token."""
+    ids, config = inputs.get("input_ids"), model.generation_config
+    if ids is None:
+        return None
+    ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+    if config.pad_token_id is None or config.pad_token_id in ends:
+        return torch.ones_like(ids)
+    return (ids != config.pad_token_id).long()
+
+
+@dataclass(frozen=True)
+class _Caller:
+    """The caller's prompt [P, L], which `generate` knows only `width` columns of."""
+
+    ids: Tensor
+    width: int
+
+    def whole(self, ids: Tensor) -> Tensor:
+        """[P x k, width + new] -> [P x k, L + new]."""
+        return torch.cat([self.ids.repeat_interleave(len(ids) // len(self.ids), 0).to(ids), ids[:, self.width :]], 1)
+
+    def restored(self, out: Any) -> Any:
+        """Put the caller's prompt in front of what `generate` returned, a tensor or a ModelOutput."""
+        if isinstance(out, Tensor):
+            return self.whole(out)
+        out.sequences = self.whole(out.sequences)
+        return out
+
+    def translated(self, options: Mapping[str, Any], default: Any) -> dict[str, Any]:
+        """Return options that mean in columns run what the caller meant in columns of the own prompt."""
+        options, shorter = dict(options), self.ids.shape[1] - self.width
+        config = options.get("generation_config")
+        for name in ("max_length", "min_length"):
+            given = next((v for v in (options.get(name), getattr(config, name, None), getattr(default, name, None)) if v), 0)
+            if not given:
+                continue
+            if config is None or options.get(name):
+                options[name] = max(given - shorter, 0)
+            else:
+                options["generation_config"] = config = copy.deepcopy(config)
+                setattr(config, name, max(given - shorter, 0))
+        for name, many, wrap in (
+            ("logits_processor", LogitsProcessorList, _Processor),
+            ("stopping_criteria", StoppingCriteriaList, _Criterion),
+        ):
+            if options.get(name):
+                options[name] = many([wrap(self, inner) for inner in options[name]])
+        if (allowed := options.get("prefix_allowed_tokens_fn")) is not None:
+            options["prefix_allowed_tokens_fn"] = lambda row, ids: allowed(
+                row, torch.cat([self.ids[row].to(ids), ids[self.width :]])
+            )
+        if options.get("streamer") is not None:
+            options["streamer"] = _Streamer(self.ids, options["streamer"])
+        return options
+
+
+class _Processor(LogitsProcessor):
+    def __init__(self, caller: _Caller, inner: LogitsProcessor) -> None:
+        self.caller, self.inner = caller, inner
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Any:
+        return self.inner(self.caller.whole(input_ids), scores, **kwargs)  # pyright: ignore[reportArgumentType]
+
+
+class _Criterion(StoppingCriteria):
+    def __init__(self, caller: _Caller, inner: StoppingCriteria) -> None:
+        self.caller, self.inner = caller, inner
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Any:
+        return self.inner(self.caller.whole(input_ids), scores, **kwargs)  # pyright: ignore[reportArgumentType]
+
+
+class _Streamer(BaseStreamer):
+    """Hands the caller's prompt on in place of the one that was run, which `generate` puts first."""
+
+    def __init__(self, prompt: Tensor, inner: BaseStreamer) -> None:
+        self.prompt: Tensor | None = prompt
+        self.inner = inner
+
+    def put(self, value: Tensor) -> None:
+        prompt, self.prompt = self.prompt, None
+        self.inner.put(value if prompt is None else prompt.cpu())
+
+    def end(self) -> None:
+        self.inner.end()

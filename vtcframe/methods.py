@@ -1,0 +1,54 @@
+"""Published methods and baselines: their own few fields and the parts they are made of."""
+
+from dataclasses import dataclass
+
+from vtcframe.allocators import Even
+from vtcframe.ensemblers import Mean
+from vtcframe.pipeline import Method, Pipeline
+from vtcframe.scorers import ClsAttention, Random
+from vtcframe.selectors import Grid, TopK
+
+
+@dataclass(frozen=True)
+class VtcCls(Method):
+    """VTC-CLS (arXiv 2412.05819): the most attended by [CLS], mean over the last blocks that feed the projector.
+
+    The authors' code sums layers where the paper averages (the same ranking), numbers positions anew ("compact" here)
+    and leaves its layer to the command line. last=3 reproduces the paper's tables according to third parties; the
+    code's default, start layer 16 of CLIP-L, is last=7.
+    """
+
+    last: int = 3
+
+    def pipeline(self) -> Pipeline:
+        return Pipeline((ClsAttention(self.last),), Mean(), Even(), TopK())
+
+
+@dataclass(frozen=True)
+class FasterVlm(Method):
+    """FasterVLM (arXiv 2412.01818): the most attended by [CLS] in the last block that feeds the projector.
+
+    The paper counts tokens for each crop: Budget(tokens, per="view"). Its code drops un-padding and newlines from
+    LLaVA-NeXT prompts; here padding is no candidate and newlines stay with their rows.
+    """
+
+    def pipeline(self) -> Pipeline:
+        return Pipeline((ClsAttention(last=1),), Mean(), Even(), TopK())
+
+
+@dataclass(frozen=True)
+class RandomPruner(Method):
+    """Baseline: tokens drawn uniformly without replacement, the same for a sample in any batch."""
+
+    seed: int = 0
+
+    def pipeline(self) -> Pipeline:
+        return Pipeline((Random(self.seed),), Mean(), Even(), TopK())
+
+
+@dataclass(frozen=True)
+class UniformPruner(Method):
+    """Baseline: an even spatial grid."""
+
+    def pipeline(self) -> Pipeline:
+        return Pipeline((), Mean(), Even(), Grid())

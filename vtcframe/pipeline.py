@@ -1,0 +1,193 @@
+"""The verbs, each an abstract class with one `__call__`, and the pruner made of them.
+
+Components are frozen dataclasses: their fields are their options, their class name is their public name.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from vtcframe.core import Budget, Evidence, Layout, Pruned
+from vtcframe.needs import Need
+
+
+class Component(ABC):
+    """Anything that may ask for evidence."""
+
+    @property
+    def needs(self) -> tuple[Need, ...]:
+        """What must be gathered before this is called."""
+        return ()
+
+
+class Scorer(Component):
+    """Says how much each token matters."""
+
+    @abstractmethod
+    def __call__(self, evidence: Evidence) -> Tensor:
+        """Return scores [S, V, N] float32, finite wherever there is a token."""
+
+
+class Ensembler(Component):
+    """Makes one map of several, be they layers or scorers."""
+
+    @abstractmethod
+    def __call__(self, maps: list[Tensor], layout: Layout) -> Tensor:
+        """One [S, V, N] a scorer -> [V, N]. Padding must not reach ranks or minima."""
+
+
+class Allocator(Component):
+    """Splits each sample's budget over its views."""
+
+    @abstractmethod
+    def __call__(self, scores: Tensor, budget: Tensor | None, evidence: Evidence) -> Tensor:
+        """Scores [V, N] (-inf at padding), budget [P] -> quota [V] on the CPU; 0 is allowed.
+
+        Without a budget an adaptive allocator decides by itself how many stay; the others raise ValueError.
+        """
+
+
+class Selector(Component):
+    """Chooses which tokens stay."""
+
+    @abstractmethod
+    def __call__(self, scores: Tensor, quota: Tensor, evidence: Evidence) -> Tensor:
+        """Scores [V, N] (-inf at padding), quota [V] -> kept [V, N] bool with quota[v] True in row v."""
+
+
+class Merger(Component):
+    """Saves something of the dropped tokens."""
+
+    def slots(self, quota: Tensor, layout: Layout) -> Tensor:
+        """Quota [V] -> [V] output tokens that are not selected ones; never more than the quota."""
+        return torch.zeros_like(quota)
+
+    @abstractmethod
+    def __call__(self, kept: Tensor, slots: Tensor, scores: Tensor, evidence: Evidence) -> Pruned:
+        """Kept [V, N] bool, slots [V], scores [V, N] -> what is left; a new token takes the place of a dropped one."""
+
+
+class Pruner(Component):
+    """Anything that turns evidence and a budget into Pruned."""
+
+    @abstractmethod
+    def __call__(self, evidence: Evidence, budget: Budget | None = None) -> Pruned:
+        """Return what is left of `evidence`."""
+
+    def stages(self, budget: Budget | None) -> tuple["Stage", ...]:
+        """Return where it acts when nothing else is said: once, before the language model."""
+        return (Stage("projector", self, budget),)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Where a pruner acts, with which budget and positions.
+
+    Sites: "encoder:K" (in the vision tower), "projector" (before the language model), "llm:K" (before its layer K),
+    "cache" (keys and values after prefill). Positions: "original", each kept token keeps its rotary position, or
+    "compact", the tokens left are numbered anew.
+    """
+
+    at: str
+    pruner: Pruner
+    budget: Budget | None = None
+    positions: Literal["original", "compact"] = "original"
+
+    def __post_init__(self) -> None:
+        site, _, layer = self.at.partition(":")
+        if not (layer.isdecimal() if site in ("encoder", "llm") else self.at in ("projector", "cache")):
+            raise ValueError(f"no site is called {self.at!r}: use 'encoder:K', 'projector', 'llm:K' or 'cache'")
+        if self.positions not in ("original", "compact"):
+            raise ValueError(f"positions must be 'original' or 'compact', got {self.positions!r}")
+
+
+@dataclass(frozen=True)
+class Pipeline(Pruner):
+    """The usual pruner: the five verbs in their order, over each view or over all views of a sample joined."""
+
+    scorers: tuple[Scorer, ...]  # none: every score is 0
+    ensembler: Ensembler
+    allocator: Allocator
+    selector: Selector
+    merger: Merger | None = None
+    across: Literal["view", "sample"] = "view"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "scorers", tuple(self.scorers))  # YAML and users give lists; a pruner is hashable
+        if self.across not in ("view", "sample"):
+            raise ValueError(f"across must be 'view' or 'sample', got {self.across!r}")
+
+    @property
+    def needs(self) -> tuple[Need, ...]:
+        parts = (*self.scorers, self.ensembler, self.allocator, self.selector, *([self.merger] if self.merger else []))
+        return tuple(dict.fromkeys(need for part in parts for need in part.needs))
+
+    @torch.no_grad()
+    def __call__(self, evidence: Evidence, budget: Budget | None = None) -> Pruned:
+        """Prune. ValueError if a score is not finite, naming the samples, or if a selector misses its quota."""
+        total = None if budget is None else budget.total(evidence.layout)
+        if self.across == "sample":
+            evidence = evidence.joined()
+        layout = evidence.layout
+        maps = [scorer(evidence).float() for scorer in self.scorers]
+        scores = self.ensembler(maps or [torch.zeros(1, *layout.column.shape, device=layout.column.device)], layout)
+        finite = torch.stack([m.isfinite().all(0) for m in (*maps, scores[None])]).all(0)  # ranks would hide a NaN
+        broken = (~finite & layout.valid).any(1)
+        scores = scores.masked_fill(~layout.valid, -torch.inf)
+        quota = self.allocator(scores, total, evidence).minimum(layout.count)
+        slots = torch.zeros_like(quota)
+        if self.merger is not None:
+            slots = self.merger.slots(quota, layout)
+            if total is None:  # what a merger makes comes on top of what was found worth keeping
+                slots = slots.minimum(layout.count - quota)
+            else:
+                quota = quota - slots
+        kept = self.selector(scores, quota, evidence)
+        self._verify(broken, kept, quota, layout)
+        if self.merger is None:
+            return gather(kept, quota, scores, evidence)
+        return self.merger(kept, slots, scores, evidence)
+
+    def _verify(self, broken: Tensor, kept: Tensor, quota: Tensor, layout: Layout) -> None:
+        """Check scores and selection in one device sync."""
+        missed = (kept.sum(1) != quota.to(kept.device)) | (kept & ~layout.valid).any(1)
+        bad_scores, bad_rows = torch.stack([broken, missed]).cpu()
+        if bad_scores.any():
+            samples = layout.sample[bad_scores].unique().tolist()
+            raise ValueError(f"scores of samples {samples} are not finite: {', '.join(map(str, self.scorers))}")
+        if bad_rows.any():
+            row = int(bad_rows.nonzero()[0])
+            raise ValueError(
+                f"{self.selector} kept {int(kept[row].sum())} tokens of row {row} where the quota is "
+                f"{int(quota[row])}, or kept padding: a selector keeps exactly the quota, of valid tokens only"
+            )
+
+
+def gather(kept: Tensor, quota: Tensor, scores: Tensor, evidence: Evidence) -> Pruned:
+    """Return the kept tokens unchanged, in raster order; quota [V] says how many a row of kept [V, N] has."""
+    width = int(quota.max()) if len(quota) else 0
+    place = (~kept).long().argsort(dim=1, stable=True)[:, :width]
+    empty = torch.arange(width, device=kept.device) >= quota.to(kept.device)[:, None]
+    tokens = evidence.tokens.gather(1, place[..., None].expand(-1, -1, evidence.tokens.shape[2]))
+    return Pruned(tokens, place.masked_fill(empty, -1), scores, evidence.layout)
+
+
+class Method(Pruner):
+    """A published pruner: its own few plain fields, its paper in the docstring.
+
+    Override `pipeline`; override `stages` too where it acts at another site or at several.
+    """
+
+    def pipeline(self) -> Pipeline:
+        """Return the parts it is made of."""
+        raise TypeError(f"{type(self).__name__} acts at several stages: give it as the method, not inside a stage")
+
+    @property
+    def needs(self) -> tuple[Need, ...]:
+        return self.pipeline().needs
+
+    def __call__(self, evidence: Evidence, budget: Budget | None = None) -> Pruned:
+        return self.pipeline()(evidence, budget)
