@@ -1,0 +1,232 @@
+"""The laws of adapters, on a model: keep all, removed = masked, batch independence, nothing left behind."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from vtcframe.adapter import Adapter, adapter_for
+from vtcframe.compress import compress
+from vtcframe.core import Budget, Evidence, Pruned
+from vtcframe.methods import RandomPruner
+from vtcframe.pipeline import Pruner, Stage
+from vtcframe.testing.backbones import SAMPLES, Sample, make_inputs
+
+CLOSE = 1e-5  # float32 logits
+Positions = Literal["original", "compact"]
+GREEDY = {"do_sample": False, "max_new_tokens": 6}
+
+
+def check_adapter(
+    model: Any,
+    processor: Any,
+    samples: Sequence[Sample] = SAMPLES["ragged several"],
+    pruners: Sequence[Pruner] = (RandomPruner(),),
+    budget: Budget = Budget(tokens=5),
+    positions: Positions = "original",
+    side: Literal["left", "right"] = "left",
+    options: Mapping[str, Any] = GREEDY,
+) -> None:
+    """Hold every law on one batch of `samples` (text with "<image>", pictures), in float32; `options` go to generate.
+
+    `budget` must drop something of the batch.
+    """
+    inputs = make_inputs(processor, samples, side)
+    with check_restored(model):
+        check_keep_all(model, inputs, pruners[0], positions, options)
+        check_raising(model, inputs)
+        for pruner in pruners:
+            check_removed_is_masked(model, inputs, pruner, budget, positions, options)
+            check_alone(model, processor, samples, side, pruner, budget, positions, options)
+
+
+def check_keep_all(
+    model: Any, inputs: Mapping[str, Any], pruner: Pruner, positions: Positions, options: Mapping[str, Any]
+) -> None:
+    """A budget that covers all gives the untouched answer; so does splicing everything, with bit-equal logits."""
+    want = _ids(model.generate(**inputs, **options))
+    stage = Stage("projector", pruner, Budget(ratio=1.0), positions)
+    got = _ids(compress(model, stages=[stage]).generate(**inputs, **options))
+    _hold(torch.equal(got, want), "keep all: compress answers otherwise than the untouched model")
+    adapter = adapter_for(model)
+    evidence = adapter.observe(inputs, pruner.needs)
+    pruned = pruner(evidence, Budget(ratio=1.0))
+    left = left_padded(inputs)
+    spliced = adapter.splice(inputs, evidence, pruned, positions)
+    for name in ("input_ids", "attention_mask", "position_ids"):
+        _hold(torch.equal(spliced[name], left[name]), f"keep all: splice changed {name}")
+    _hold(torch.equal(_logits(model, spliced), _logits(model, left)), "keep all: spliced logits are not bit-equal")
+    spliced = adapter.splice(inputs, evidence, pruned, positions)
+    same = torch.equal(_ids(model.generate(**spliced, **options)), _ids(model.generate(**left, **options)))
+    _hold(same, "keep all: the spliced answer is another")
+
+
+def check_removed_is_masked(
+    model: Any,
+    inputs: Mapping[str, Any],
+    pruner: Pruner,
+    budget: Budget,
+    positions: Positions,
+    options: Mapping[str, Any],
+) -> None:
+    """The pruned run equals the full run in which dropped tokens are masked out of attention.
+
+    With compact positions the full run gets the new numbers. The caller's prompt stands in front of the answer.
+    """
+    adapter = adapter_for(model)
+    evidence = adapter.observe(inputs, pruner.needs)
+    pruned = pruner(evidence, budget)
+    reference = masked(adapter, inputs, evidence, pruned, positions)
+    kept = reference["attention_mask"].bool()
+    _hold((kept.sum(1) < left_padded(inputs)["attention_mask"].sum(1)).any(), f"{budget} drops nothing of these samples")
+    spliced = adapter.splice(inputs, evidence, pruned, positions)
+    _hold(torch.equal(spliced["attention_mask"].sum(1), kept.sum(1)), "removed = masked: another number of tokens is left")
+    want, got = _logits(model, reference), _logits(model, spliced)
+    apart = (want[kept] - got[spliced["attention_mask"].bool()]).abs().max().item()
+    _hold(apart <= CLOSE, f"removed = masked: logits are {apart:.1e} apart")
+    stage = Stage("projector", pruner, budget, positions)
+    answer = _ids(compress(model, stages=[stage]).generate(**inputs, **options))
+    width = inputs["input_ids"].shape[1]
+    want = _ids(model.generate(**reference, **options))[:, width:]
+    _hold(torch.equal(answer[:, width:], want), "removed = masked: the answer is another")
+    times = len(answer) // len(inputs["input_ids"])
+    prompt = inputs["input_ids"].repeat_interleave(times, 0)
+    _hold(torch.equal(answer[:, :width], prompt), "the caller's prompt does not stand in front of the answer")
+
+
+def check_alone(
+    model: Any,
+    processor: Any,
+    samples: Sequence[Sample],
+    side: Literal["left", "right"],
+    pruner: Pruner,
+    budget: Budget,
+    positions: Positions,
+    options: Mapping[str, Any],
+) -> None:
+    """A sample keeps the same tokens and gives the same logits and answer alone and in its batch."""
+    adapter, inputs = adapter_for(model), make_inputs(processor, samples, side)
+    evidence = adapter.observe(inputs, pruner.needs)
+    pruned = pruner(evidence, budget)
+    spliced = adapter.splice(inputs, evidence, pruned, positions)
+    logits = _logits(model, spliced)
+    stage = Stage("projector", pruner, budget, positions)
+    compressed = compress(model, stages=[stage])
+    answer = _ids(compressed.generate(**inputs, **options))[:, inputs["input_ids"].shape[1] :]
+    for p, sample in enumerate(samples):
+        single = make_inputs(processor, [sample], side)
+        if not sample[1]:
+            apart = (_logits(model, single)[0, -1] - logits[p, -1]).abs().max().item()
+            _hold(apart <= CLOSE, f"sample {p} without a picture: logits are {apart:.1e} apart in a batch")
+            continue
+        own = pruner(adapter.observe(single, pruner.needs), budget)
+        _hold(torch.equal(own.sequence(0)[1], pruned.sequence(p)[1]), f"sample {p} keeps other tokens in a batch")
+        one = adapter.splice(single, adapter.observe(single, pruner.needs), own, positions)
+        apart = (_logits(model, one)[0, -1] - logits[p, -1]).abs().max().item()
+        _hold(apart <= CLOSE, f"sample {p}: logits are {apart:.1e} apart in a batch")
+        alone = _ids(compressed.generate(**single, **options))[:, single["input_ids"].shape[1] :]
+        times = len(answer) // len(samples)
+        mine = answer[p * times : (p + 1) * times, : alone.shape[1]]
+        _hold(torch.equal(mine, alone), f"sample {p} answers otherwise in a batch")
+
+
+def check_raising(model: Any, inputs: Mapping[str, Any]) -> None:
+    """An exception in the midst of observing leaves nothing behind (inside `check_restored`)."""
+    adapter = adapter_for(model)
+
+    def fail(*_: Any) -> None:
+        raise RuntimeError("on purpose")
+
+    hook = model.base_model.multi_modal_projector.register_forward_pre_hook(fail)
+    try:
+        adapter.observe(inputs)
+    except RuntimeError as error:
+        _hold(str(error) == "on purpose", f"another error hid the first one: {error}")
+    else:
+        _hold(False, "the projector was not run under observation")
+    finally:
+        hook.remove()
+
+
+@contextmanager
+def check_restored(model: nn.Module) -> Iterator[None]:
+    """Hold that hooks, blocks, kernels and the attention registry are after the `with` what they were before.
+
+    The model must have run once: transformers installs hooks of its own in its first forward.
+    """
+    before = _state(model)
+    try:
+        yield
+    finally:
+        after = _state(model)
+    for name, value in before.items():
+        _hold(after[name] == value, f"{name} was not restored")
+
+
+def _state(model: nn.Module) -> dict[str, object]:
+    modules = dict(model.named_modules(remove_duplicate=False))
+    return {
+        "the module tree": [(name, id(module)) for name, module in modules.items()],
+        "a hook": [(n, k, list(v)) for n, m in modules.items() for k, v in vars(m).items() if k.endswith("_hooks") and v],
+        "an overridden method": [(n, k) for n, m in modules.items() for k, v in vars(m).items() if callable(v)],
+        "an attention implementation": [
+            (n, m.config._attn_implementation)  # pyright: ignore[reportAttributeAccessIssue]
+            for n, m in modules.items()
+            if hasattr(getattr(m, "config", None), "_attn_implementation")
+        ],
+        "the attention registry": {name: id(f) for name, f in ALL_ATTENTION_FUNCTIONS.items()},
+    }
+
+
+def left_padded(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the same batch padded on the left, with the positions that generate would use."""
+    ids, mask = inputs["input_ids"], inputs["attention_mask"]
+    rows, width = [row[real.bool()].tolist() for row, real in zip(ids, mask, strict=True)], ids.shape[1]
+    return {k: v for k, v in inputs.items() if k not in ("input_ids", "attention_mask")} | {
+        "input_ids": torch.tensor([[0] * (width - len(row)) + row for row in rows]),
+        "attention_mask": torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows]),
+        "position_ids": torch.tensor([[0] * (width - len(row)) + list(range(len(row))) for row in rows]),
+    }
+
+
+def masked(
+    adapter: Adapter, inputs: Mapping[str, Any], evidence: Evidence, pruned: Pruned, positions: Positions
+) -> dict[str, Any]:
+    """Return the full, left-padded batch with the dropped tokens masked out: what pruning must be equal to.
+
+    Written token by token, apart from splice's own code.
+    """
+    full = left_padded(inputs)
+    placeholder, extra = adapter.model.config.image_token_id, evidence.structural
+    for p, ids in enumerate(full["input_ids"]):
+        begin = int((full["attention_mask"][p] == 0).sum())
+        kept = set(pruned.sequence(p)[1].tolist())
+        candidates = set(evidence.layout.column[evidence.layout.sample == p].flatten().tolist())
+        served = {}
+        if extra is not None:
+            for u in (extra.sample == p).nonzero()[:, 0].tolist():
+                served[int(extra.column[u])] = range(int(extra.first[u]), int(extra.last[u]) + 1)
+        for at in (ids == placeholder).nonzero()[:, 0].tolist():
+            column = at - begin
+            stays = column in kept if column in candidates else not served[column] or kept & set(served[column])
+            full["attention_mask"][p, at] = int(bool(stays))
+    if positions == "compact":
+        full["position_ids"] = (full["attention_mask"].cumsum(1) - 1).clamp(min=0)
+    return full
+
+
+def _logits(model: Any, inputs: Mapping[str, Any]) -> Tensor:
+    with torch.no_grad():
+        return model(**inputs, use_cache=False).logits
+
+
+def _ids(out: Any) -> Tensor:
+    return out if isinstance(out, Tensor) else out.sequences
+
+
+def _hold(law: object, broken: str) -> None:
+    if not law:
+        raise AssertionError(broken)
