@@ -149,14 +149,20 @@ def _plan(prompt: Prompt, evidence: Evidence, pruned: Pruned) -> tuple[Tensor, T
     slot, at = reading(column)[real], column[real]
     sample = pruned.layout.sample[:, None].expand(column.shape)[real]
     keep = prompt.real & ~prompt.visual
-    if len(pruned.layout.key) != len(keep) or not prompt.visual[sample, slot].all():
-        raise ValueError("the evidence is not of these inputs: its tokens lie where the prompts have no placeholders")
+    held = pruned.layout.untouched
+    if (extra := evidence.structural) is not None:
+        held = held + torch.bincount(extra.sample, minlength=len(held))
+    if not torch.equal(held, prompt.visual.sum(1)) or not prompt.visual[sample, slot].all():
+        raise ValueError(
+            f"the evidence is not of these inputs: it has {held.tolist()} visual tokens, the prompts have "
+            f"{prompt.visual.sum(1).tolist()} placeholders, or has them elsewhere"
+        )
     feature = torch.full(keep.shape, -1)
     position = torch.arange(keep.shape[1]).expand(keep.shape).clone()
     keep[sample, slot] = True
     feature[sample, slot] = torch.arange(column.numel()).view(column.shape)[real]
     position[sample, slot] = at
-    if (extra := evidence.structural) is not None:
+    if extra is not None:
         stays = extra.stays(keep & prompt.visual)
         sample, slot = extra.sample[stays], extra.column[stays]
         keep[sample, slot] = True
@@ -233,7 +239,7 @@ class Arrangement:
             image=nth[picture],
             frame=torch.zeros_like(picture),
             box=torch.cat([picture.box for picture in pictures]),
-            grid=grid.masked_fill(columns[..., None] < 0, -1),
+            grid=grid,
             column=columns,
             untouched=torch.bincount(sample[candidate], minlength=len(key)),
         )
@@ -255,7 +261,7 @@ class Arrangement:
         tokens = packed[self.source.to(packed.device)].masked_fill((column < 0)[..., None], 0)
         if structural is not None:
             structural = replace(structural, tokens=packed[self.extra.to(packed.device)])
-        layout = replace(layout, grid=layout.grid.to(packed.device), column=column)
+        layout = replace(layout, grid=layout.grid.to(packed.device), size=layout.size.to(packed.device), column=column)
         return Evidence(tokens, layout, structural=structural)
 
 

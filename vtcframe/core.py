@@ -25,8 +25,8 @@ from vtcframe.needs import Need
 class Layout:
     """Where views came from and where their tokens sit.
 
-    `grid` and `column` lie on the scores' device, everything else on the CPU, so that sharing out a budget costs no
-    device sync.
+    `grid`, `column` and `size` lie on the scores' device, everything else on the CPU, so that sharing out a budget
+    costs no device sync.
     """
 
     sample: Tensor  # [V] the sample a view belongs to, 0..P-1
@@ -37,6 +37,12 @@ class Layout:
     grid: Tensor  # [V, N, 2] row and column in the view; -1 for a token of no picture
     column: Tensor  # [V, N] place in the sample's own prompt (batch padding not counted); -1 = no token
     untouched: Tensor  # [P] visual tokens each sample had before any was dropped
+    size: Tensor = None  # pyright: ignore  [V, 2] rows and columns of the whole view; by default what `grid` spans
+
+    def __post_init__(self) -> None:
+        if self.size is None:
+            span = self.grid.amax(1) + 1 if self.grid.shape[1] else self.grid.new_zeros(len(self.grid), 2)
+            object.__setattr__(self, "size", span)
 
     @cached_property
     def valid(self) -> Tensor:
@@ -50,10 +56,9 @@ class Layout:
 
     @property
     def centre(self) -> Tensor:
-        """[V, N, 2] where each token's centre lies in its picture, 0..1 (row, column)."""
-        size = self.grid.amax(1, keepdim=True) + 1
+        """[V, N, 2] where each token's centre lies in its picture, 0..1 (row, column); NaN in rows of several views."""
         box = self.box.to(self.grid.device)[:, None]
-        return box[..., :2] + (self.grid + 0.5) / size * (box[..., 2:] - box[..., :2])
+        return box[..., :2] + (self.grid + 0.5) / self.size[:, None] * (box[..., 2:] - box[..., :2])
 
     def total(self, values: Tensor) -> Tensor:
         """[V] -> [P], summed over the views of each sample."""
@@ -103,7 +108,8 @@ class Evidence:
     def joined(self) -> "Evidence":
         """Return the same evidence with one row a sample: its tokens of all views, in reading order.
 
-        Evidence that is one vector a view (ClassToken) has no place there and is left out.
+        Evidence that is one vector a view (ClassToken) has no place there and is left out; so has the box of a row
+        made of several views, which is NaN.
         """
         layout = self.layout
         slot = reading(layout.column)
@@ -114,8 +120,11 @@ class Evidence:
         source = (count.cumsum(0) - count)[:, None] + index
         source = source.masked_fill(index >= count[:, None], -1).to(slot.device)
         sample = torch.arange(len(count))
-        whole = torch.tensor([0.0, 0.0, 1.0, 1.0]).expand(len(count), 4)
-        rows = replace(layout, sample=sample, image=sample * 0, frame=sample * 0, box=whole)
+        only = torch.bincount(layout.sample, minlength=len(count))[layout.sample] == 1
+        box, size = torch.full((len(count), 4), torch.nan), layout.size.new_ones(len(count), 2)
+        box[layout.sample[only]] = layout.box[only]
+        size[layout.sample[only].to(size.device)] = layout.size[only.to(size.device)]
+        rows = replace(layout, sample=sample, image=sample * 0, frame=sample * 0, box=box, size=size)
         found = {need: x for need, x in self.found.items() if "N" in need.axes or "V" not in need.axes}
         return replace(self, found=found)._take(torch.where(source < 0, -1, order[source]), rows)
 

@@ -47,7 +47,7 @@ def _lattice(layout: Layout, quota: Tensor) -> Tensor:
     at = layout.grid - low
     high, wide = (at.masked_fill(~valid, 0).amax(1) + 1).unbind(-1)
     rows = (quota * high / wide).sqrt().round().long()
-    rows = rows.maximum((quota + wide - 1) // wide).clamp(min=1).minimum(high)[:, None]
+    rows = rows.maximum((quota + wide - 1) // wide).minimum(high).minimum(quota).clamp(min=1)[:, None]
     quota, high, wide = quota[:, None], high[:, None], wide[:, None]
 
     row, on_row = _spread(at[..., 0], rows, high)

@@ -9,6 +9,7 @@ from torch import Tensor
 from vtcframe.core import Budget, Evidence, Pruned
 from vtcframe.needs import Need
 from vtcframe.pipeline import Allocator, Ensembler, Merger, Pruner, Scorer, Selector
+from vtcframe.selectors import highest
 from vtcframe.testing.evidence import POISON, SAMPLES, make_evidence
 
 CLOSE = 1e-6
@@ -87,8 +88,7 @@ def check_merger(merger: Merger) -> None:
             quota = (layout.count * part).ceil().long()
             slots = merger.slots(quota, layout)
             _hold(((slots >= 0) & (slots <= quota)).all(), f"{merger}: slots {slots.tolist()} of quotas {quota.tolist()}")
-            rank = scores.argsort(1, descending=True, stable=True).argsort(1)
-            kept = rank < (quota - slots)[:, None]
+            kept = highest(scores, quota - slots)
             pruned = merger(kept, slots, scores, evidence)
             _check_pruned(merger, pruned, layout.total(quota))
             _hold(not (kept & ~pruned.kept).any(), f"{merger} lost the slot of a kept token")

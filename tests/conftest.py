@@ -1,0 +1,35 @@
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here may reach a network
+
+import pytest
+import torch
+from vtcframe.testing.backbones import SAMPLES, make_inputs, tiny_llava, tiny_llava_next
+
+torch.set_num_threads(1)  # the tensors are tiny: threads cost more than they give
+BUILDERS = {"llava": tiny_llava, "llava_next": tiny_llava_next}
+_built = {}
+
+
+def backbone(family: str, attention: str = "sdpa"):
+    """A tiny model that has run once, and its processor; shared by all tests."""
+    if (family, attention) not in _built:
+        model, processor = BUILDERS[family](attention)
+        model.generate(**make_inputs(processor, SAMPLES["one"]), max_new_tokens=1)
+        _built[family, attention] = model, processor
+    return _built[family, attention]
+
+
+@pytest.fixture(params=BUILDERS)
+def family(request):
+    return request.param
+
+
+@pytest.fixture
+def llava():
+    return backbone("llava")
+
+
+@pytest.fixture
+def llava_next():
+    return backbone("llava_next")

@@ -1,0 +1,110 @@
+"""What a configuration says: short names of components, bundled files, and errors its writer can mend.
+
+Nothing here imports torch, so that a typo is answered at once.
+"""
+
+import json
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import get_loader
+
+from vtcframe.registry import named
+
+COMPONENT_KEYS = {  # key in the YAML -> kind in the registry
+    "pruner": "pruner",
+    "pruners": "pruner",
+    "scorers": "scorer",
+    "ensembler": "ensembler",
+    "allocator": "allocator",
+    "selector": "selector",
+    "merger": "merger",
+}
+BUNDLED = "vtcframe:"
+
+
+class UsageError(ValueError):
+    """Something the person at the command line can mend; the message says what and how."""
+
+
+def bundled(path: str) -> str:
+    """Return the folder that `vtcframe:NAME` stands for, and any other path as it is. UsageError for other names."""
+    if not path.startswith(BUNDLED):
+        return path
+    assets = Path(str(files("vtcframe") / "assets"))
+    known = sorted(folder.name for folder in assets.iterdir() if folder.is_dir())
+    if (name := path.removeprefix(BUNDLED)) not in known:
+        raise UsageError(f"nothing bundled is called {path!r}: use {', '.join(BUNDLED + name for name in known)}")
+    return str(assets / name)
+
+
+def read(path: str) -> Any:
+    """Read a YAML file and expand its short names. UsageError, naming the file, for what cannot be read or found."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot read the configuration {path}: {error}") from error
+    try:
+        return parse(text)
+    except yaml.YAMLError as error:
+        raise UsageError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from error
+
+
+def parse(text: str) -> Any:
+    """Parse YAML and expand its short names."""
+    return expand(get_loader("yaml")(text))
+
+
+def expand(node: Any, key: str = "") -> Any:
+    """Write components below `key` out as class_path and init_args.
+
+    `VtcCls` and `{name: VtcCls, last: 3}` are short for that wherever a component stands. What is given with a dot
+    (an import path) or as class_path already is left alone. UsageError with the key for names that nothing has.
+    """
+    kind = COMPONENT_KEYS.get(key.rpartition(".")[2])
+    if isinstance(node, list):
+        return [expand(item, key) for item in node]
+    if isinstance(node, dict):
+        node = {k: expand(value, f"{key}.{k}" if key else str(k)) for k, value in node.items()}
+        if kind is None or "name" not in node:
+            return node
+        return {"class_path": _class_path(kind, str(node.pop("name")), key), "init_args": node}
+    if kind is not None and isinstance(node, str):
+        return {"class_path": _class_path(kind, node, key)}
+    return node
+
+
+def _class_path(kind: str, name: str, key: str) -> str:
+    if "." in name:
+        return name
+    try:
+        return named(kind, name).target.replace(":", ".")
+    except LookupError as error:
+        raise UsageError(f"{key}: {error}") from error
+
+
+def resolve(arguments: list[str]) -> list[str]:
+    """Expand short names in command-line options and look through every configuration file they give."""
+    resolved, before = [], ""
+    for argument in arguments:
+        option, equals, value = argument.partition("=") if argument.startswith("-") else (before, "", argument)
+        if option in ("-c", "--config") and value:
+            read(value)
+        elif option.startswith("--") and value:
+            argument = f"{option}=" * bool(equals) + _resolve_value(option.removeprefix("--"), value)
+        resolved.append(argument)
+        before = argument
+    return resolved
+
+
+def _resolve_value(key: str, value: str) -> str:
+    try:
+        given = get_loader("yaml")(value)
+    except yaml.YAMLError:
+        return value  # no YAML, then it is meant as it stands
+    expanded = expand(given, key)
+    return value if expanded == given else json.dumps(expanded)

@@ -1,0 +1,74 @@
+"""`vtcframe predict`: what the command line gives, checked against the classes that run it."""
+
+import logging
+import warnings
+from typing import Any, NoReturn
+
+import yaml
+from jsonargparse import set_dumper, set_loader
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+
+from vtcframe.config import UsageError, parse
+from vtcframe.data import Questions
+from vtcframe.predict import Predictor
+from vtcframe.writer import Writer
+
+MODE = "vtcframe"  # of jsonargparse: YAML with short names
+QUIET = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
+
+set_loader(MODE, parse, exceptions=(yaml.YAMLError,))
+set_dumper(MODE, lambda config: yaml.safe_dump(config, sort_keys=False))
+
+
+class Parser(LightningArgumentParser):
+    """Tells an error in a line or two, without the usage of every option before it."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Raise UsageError. Inner parsers leave it to the outer one, which knows the key."""
+        if not self.exit_on_error:
+            super().error(message, ex)
+        raise UsageError(message) from ex
+
+
+class Command(LightningCLI):
+    """Model, data, writer and trainer of one configuration."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the writer."""
+        parser.add_lightning_class_args(Writer, "writer")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse what `main` was given, whatever stands in sys.argv."""
+        self.config = parser.parse_args(args)
+
+
+def run(arguments: list[str]) -> list[str]:
+    """Predict and return the ids of the samples that failed. UsageError for a configuration that cannot be used."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    try:
+        command = Command(
+            Predictor,
+            Questions,
+            args=arguments,
+            run=False,  # without subcommands, so that keys in errors are those of the YAML
+            parser_class=Parser,
+            parser_kwargs={"parser_mode": MODE, "prog": "vtcframe predict", "description": "Answer questions."},
+            trainer_defaults=QUIET,
+            seed_everything_default=0,
+            save_config_callback=None,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+        )
+    except (ValueError, TypeError, LookupError, MisconfigurationException) as error:
+        raise UsageError(str(error)) from error
+    if command.trainer.world_size > 1:
+        raise UsageError(
+            f"{command.trainer.world_size} processes would write one file: this version runs in a single one, set "
+            "trainer.devices to 1"
+        )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*does not have many workers")  # a matter of num_workers, which we list
+        command.trainer.predict(command.model, datamodule=command.datamodule, return_predictions=False)
+    return command.config_init["writer"].failed
