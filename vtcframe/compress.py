@@ -213,15 +213,15 @@ class _Processor(LogitsProcessor):
     def __init__(self, caller: _Caller, inner: LogitsProcessor) -> None:
         self.caller, self.inner = caller, inner
 
-    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Any:
-        return self.inner(self.caller.whole(input_ids), scores, **kwargs)  # pyright: ignore[reportArgumentType]
+    def __call__(self, input_ids: Any, scores: Any) -> Any:
+        return self.inner(self.caller.whole(input_ids), scores)  # pyright: ignore[reportArgumentType]
 
 
 class _Criterion(StoppingCriteria):
     def __init__(self, caller: _Caller, inner: StoppingCriteria) -> None:
         self.caller, self.inner = caller, inner
 
-    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Any:
+    def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
         return self.inner(self.caller.whole(input_ids), scores, **kwargs)  # pyright: ignore[reportArgumentType]
 
 

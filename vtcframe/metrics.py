@@ -75,7 +75,10 @@ def table(rows: Iterable[Row]) -> str:
 
 
 def _aligned(line: Sequence[str], widths: Sequence[int]) -> str:
-    words = [cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in enumerate(zip(line, widths, strict=True))]
+    words = [
+        cell.ljust(width) if i == 0 else cell.rjust(width)
+        for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+    ]
     return "  ".join(words).rstrip()
 
 

@@ -8,10 +8,10 @@ from typing import Any
 from lightning import LightningModule
 from torch import Tensor
 
-from vtcframe.adapter import adapter_for
+from vtcframe.adapter import Arrangement, adapter_for
 from vtcframe.backbone import Backbone
 from vtcframe.config import UsageError
-from vtcframe.core import Budget, Layout
+from vtcframe.core import Budget, Evidence, Layout
 from vtcframe.data import Sample
 from vtcframe.metrics import Row
 from vtcframe.pipeline import Pruner, Stage
@@ -103,7 +103,7 @@ class Predictor(LightningModule):
         arrangement = self.adapter.arrange(inputs, [sample.id for sample in samples])
         layout = arrangement.layout
         pruning = [stage for stage in self.runs if stage is not None and not _covers(stage.budget, layout)]
-        evidence = self.adapter.encode(inputs, arrangement, self.needs) if pruning else None
+        evidence = self._encode(inputs, arrangement) if pruning else None
         rows: list[list[Row]] = [[] for _ in samples]
         for stage in self.runs:
             given, kept = inputs, layout.untouched  # where nothing is to be dropped the model is called as it is
@@ -139,6 +139,12 @@ class Predictor(LightningModule):
             return_tensors="pt",
         )
         return dict(inputs.to(self.device, self.model.dtype))
+
+    def _encode(self, inputs: Mapping[str, Any], arrangement: Arrangement) -> Evidence:
+        try:
+            return self.adapter.encode(inputs, arrangement, self.needs)
+        except ValueError as error:
+            raise UsageError(f"{self.backbone.path} cannot show what the pruners look at: {error}") from error
 
     def _generate(self, inputs: Mapping[str, Any]) -> list[str]:
         out: Tensor = self.model.generate(**inputs, generation_config=self.options)

@@ -1,6 +1,8 @@
 """`vtcframe predict`: what the command line gives, checked against the classes that run it."""
 
 import logging
+import re
+import sys
 import warnings
 from typing import Any, NoReturn
 
@@ -8,14 +10,19 @@ import yaml
 from jsonargparse import set_dumper, set_loader
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from transformers.utils.logging import disable_progress_bar
 
 from vtcframe.config import UsageError, parse
 from vtcframe.data import Questions
 from vtcframe.predict import Predictor
 from vtcframe.writer import Writer
 
+NOISE = re.compile(
+    r"\s*(Does not validate against any of the Union|Subtypes: |Errors:$|- Expected a <class 'NoneType'>"
+    r"|Given value type: |Given value: [{\[]|Given value: (Namespace|NestedArg)\()"
+)
 MODE = "vtcframe"  # of jsonargparse: YAML with short names
-QUIET = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
+CALM = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
 
 set_loader(MODE, parse, exceptions=(yaml.YAMLError,))
 set_dumper(MODE, lambda config: yaml.safe_dump(config, sort_keys=False))
@@ -28,7 +35,12 @@ class Parser(LightningArgumentParser):
         """Raise UsageError. Inner parsers leave it to the outer one, which knows the key."""
         if not self.exit_on_error:
             super().error(message, ex)
-        raise UsageError(message) from ex
+        raise UsageError(_brief(message)) from ex
+
+
+def _brief(message: str) -> str:
+    """Keep the keys and what is wrong; drop the other types that would have done and values that are whole sections."""
+    return "\n".join(line for line in message.splitlines() if not NOISE.match(line))
 
 
 class Command(LightningCLI):
@@ -46,29 +58,35 @@ class Command(LightningCLI):
 def run(arguments: list[str]) -> list[str]:
     """Predict and return the ids of the samples that failed. UsageError for a configuration that cannot be used."""
     for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+        logging.getLogger(name).setLevel(logging.WARNING)  # no tips
+    disable_progress_bar()  # of loading weights
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*does not have many workers")  # how many is the user's option
+        warnings.filterwarnings("ignore", category=FutureWarning, module="lightning")  # theirs to mend
+        command = _command(arguments)
+        command.trainer.predict(command.model, datamodule=command.datamodule, return_predictions=False)
+    return command.config_init["writer"].failed
+
+
+def _command(arguments: list[str]) -> Command:
     try:
         command = Command(
             Predictor,
             Questions,
             args=arguments,
-            run=False,  # without subcommands, so that keys in errors are those of the YAML
+            run=False,  # no subcommands, so that keys in errors are those of the YAML
             parser_class=Parser,
-            parser_kwargs={"parser_mode": MODE, "prog": "vtcframe predict", "description": "Answer questions."},
-            trainer_defaults=QUIET,
+            parser_kwargs={"parser_mode": MODE, "prog": "vtcframe predict", "description": Predictor.__doc__},
+            trainer_defaults={**CALM, "enable_progress_bar": sys.stdout.isatty()},
             seed_everything_default=0,
             save_config_callback=None,
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
         )
     except (ValueError, TypeError, LookupError, MisconfigurationException) as error:
-        raise UsageError(str(error)) from error
-    if command.trainer.world_size > 1:
+        raise UsageError(_brief(str(error))) from error
+    if (processes := command.trainer.world_size) > 1:
         raise UsageError(
-            f"{command.trainer.world_size} processes would write one file: this version runs in a single one, set "
-            "trainer.devices to 1"
+            f"{processes} processes would write one file: this version runs in one, set trainer.devices: 1"
         )
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*does not have many workers")  # a matter of num_workers, which we list
-        command.trainer.predict(command.model, datamodule=command.datamodule, return_predictions=False)
-    return command.config_init["writer"].failed
+    return command
