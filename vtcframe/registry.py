@@ -85,23 +85,20 @@ def _resolve(target: str):
 def entries() -> tuple[Entry, ...]:
     """Every component of every installed distribution, ours first, the others by the distribution's name.
 
-    A plugin that cannot be loaded is left out with a warning; all others work.
+    A plugin that cannot be registered whole is left out with a warning; all others work.
     """
-    manager = pluggy.PluginManager(GROUP)
-    manager.add_hookspecs(Hooks)
     found: dict[tuple[str, str], Entry] = {}
-    points = entry_points(group=GROUP)
-    for point in sorted(points, key=lambda p: (_origin(p)[0] != "vtcframe", _origin(p), p.name)):
+    for point in sorted(entry_points(group=GROUP), key=lambda p: (_origin(p)[0] != "vtcframe", _origin(p), p.name)):
+        name, version = _origin(point)
         try:
-            for entry in _register(manager, point):
-                if clash := found.get((entry.kind, entry.name)):
-                    raise ValueError(f"{entry.kind} {entry.name} is already provided by {clash.distribution}")
-                found[entry.kind, entry.name] = entry
+            mine = {(entry.kind, entry.name): entry for entry in _components(point)}
+            for kind, clash in mine.keys() & found.keys():
+                raise ValueError(f"{kind} {clash} is already provided by {found[kind, clash].distribution}")
         except Exception as error:  # whatever a stranger's plugin raises must not take the others along
-            name, version = _origin(point)
-            warnings.warn(
-                f"plugin {point.name!r} of {name} {version} is left out: {type(error).__name__}: {error}", stacklevel=2
-            )
+            cause = f"{type(error).__name__}: {error}"
+            warnings.warn(f"plugin {point.name!r} of {name} {version} is left out: {cause}", stacklevel=2)
+        else:
+            found |= mine
     return tuple(found.values())
 
 
@@ -109,11 +106,12 @@ def _origin(point: EntryPoint) -> tuple[str, str]:
     return (point.dist.name, point.dist.version) if point.dist else ("?", "?")
 
 
-def _register(manager: pluggy.PluginManager, point: EntryPoint) -> Iterator[Entry]:
-    name = manager.register(point.load(), name=f"{_origin(point)[0]}:{point.name}")
+def _components(point: EntryPoint) -> Iterator[Entry]:
+    manager = pluggy.PluginManager(GROUP)  # one for each plugin: a broken one cannot disturb the next
+    manager.add_hookspecs(Hooks)
+    manager.register(point.load())
     manager.check_pending()
-    others = [plugin for other, plugin in manager.list_name_plugin() if other != name]
-    for components in manager.subset_hook_caller("vtcframe_components", others)():
+    for components in manager.hook.vtcframe_components():
         for kind, targets in components.items():
             if kind not in KINDS:
                 raise ValueError(f"no kind is called {kind!r}: use {', '.join(KINDS)}")

@@ -1,0 +1,296 @@
+import contextlib
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from PIL import Image
+
+from vtcframe import compress
+from vtcframe.backbone import Backbone
+from vtcframe.cli import main
+from vtcframe.config import bundled
+from vtcframe.methods import VtcCls
+from vtcframe.metrics import Row, accuracy, columns, table
+from vtcframe.predict import Predictor
+
+QUICKSTART = str(Path(__file__).parent.parent / "configs" / "quickstart.yaml")
+QUESTIONS = Path(bundled("vtcframe:questions"))
+
+
+def predict(*arguments):
+    """Exit status, standard output, standard error."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        status = main(["predict", "--config", QUICKSTART, *arguments])
+    return status, out.getvalue(), err.getvalue()
+
+
+def read(folder):
+    return [Row(**json.loads(line)) for line in (folder / "predictions.jsonl").read_text().splitlines()]
+
+
+def taken(folder, count, **fields):
+    """Write the first bundled questions as a file of their own and return the options that read it."""
+    lines = [json.loads(line) for line in (QUESTIONS / "questions.jsonl").read_text().splitlines()[:count]]
+    text = "".join(json.dumps(line | fields) + "\n" for line in lines)
+    folder.mkdir(exist_ok=True)
+    (folder / "asked.jsonl").write_text(text)
+    return f"--data.path={folder}/asked.jsonl", f"--data.images={QUESTIONS}", f"--writer.folder={folder}"
+
+
+@pytest.fixture(scope="module")
+def quickstart(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("quickstart")
+    status, out, err = predict(f"--writer.folder={folder}")
+    assert status == 0, err
+    return folder, out, read(folder)
+
+
+def runs(rows):
+    split = {}
+    for row in rows:
+        split.setdefault((row.method, None if row.budget is None else row.budget["ratio"]), []).append(row)
+    return split
+
+
+def test_the_quickstart_answers_well_unpruned_and_vtc_cls_beats_random_at_an_eighth(quickstart):
+    of = {run: accuracy(columns(rows)["attributes"]) for run, rows in runs(quickstart[2]).items()}
+    assert of["unpruned", None] >= 0.90
+    assert of["VtcCls(last=3)", 0.125] - of["RandomPruner(seed=0)", 0.125] >= 0.08
+
+
+def test_every_question_has_one_row_for_each_method_and_budget_in_the_order_of_the_file(quickstart):
+    ids = [json.loads(line)["id"] for line in (QUESTIONS / "questions.jsonl").read_text().splitlines()]
+    split = runs(quickstart[2])
+    assert list(split) == [
+        ("unpruned", None),
+        ("VtcCls(last=3)", 0.25),
+        ("VtcCls(last=3)", 0.125),
+        ("RandomPruner(seed=0)", 0.25),
+        ("RandomPruner(seed=0)", 0.125),
+    ]
+    for (_, ratio), rows in split.items():
+        assert [row.id for row in rows] == ids
+        assert {row.visual_tokens for row in rows} == {round(144 * (ratio or 1))}
+        assert {(row.visual_tokens_before, row.structural_tokens, row.error) for row in rows} == {(144, 0, None)}
+
+
+def test_the_table_is_printed_and_the_finished_file_stands_alone(quickstart):
+    folder, out, rows = quickstart
+    assert out == f"{table(rows)}\nwritten to {folder}/predictions.jsonl\n"
+    assert [path.name for path in folder.iterdir()] == ["predictions.jsonl"]
+
+
+def test_predictions_are_those_of_compress_and_of_the_model_itself(quickstart):
+    split = runs(quickstart[2])
+    model, processor = Backbone("vtcframe:tiny", dtype="float32").load()
+    short = compress(model, VtcCls(last=3), ratio=0.125)
+    for n in (0, 57, 131, 209):
+        asked = json.loads((QUESTIONS / "questions.jsonl").read_text().splitlines()[n])
+        text = [{"type": "image"}, {"type": "text", "text": asked["question"]}]
+        prompt = processor.apply_chat_template([{"role": "user", "content": text}], add_generation_prompt=True)
+        inputs = processor(images=Image.open(QUESTIONS / asked["image"]), text=prompt, return_tensors="pt")
+        for one, run in ((model, ("unpruned", None)), (short, ("VtcCls(last=3)", 0.125))):
+            out = one.generate(**inputs, max_new_tokens=1, do_sample=False)
+            answer = processor.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+            assert split[run][n].id == asked["id"]
+            assert split[run][n].prediction == answer
+
+
+@pytest.fixture
+def encoded(monkeypatch):
+    """The needs of each time that pictures are encoded under observation."""
+    from vtcframe_backbones.llava import Llava
+
+    seen, encode = [], Llava.encode
+
+    def counted(self, inputs, arrangement, needs=()):
+        seen.append(needs)
+        return encode(self, inputs, arrangement, needs)
+
+    monkeypatch.setattr(Llava, "encode", counted)
+    return seen
+
+
+def test_pictures_are_observed_once_a_batch_with_what_all_pruners_need(tmp_path, encoded):
+    assert predict(*taken(tmp_path, 6), "--data.batch_size=4", "--model.compare.pruners=[VtcCls, FasterVlm]")[0] == 0
+    assert encoded == [(*VtcCls().needs, *VtcCls(last=1).needs)] * 2
+
+
+def test_a_budget_that_covers_every_token_leaves_the_model_untouched(tmp_path, encoded):
+    assert predict(*taken(tmp_path, 4), "--model.compare.budgets=[{tokens: 144}, {ratio: 1.0}]")[0] == 0
+    assert encoded == []
+    for row in read(tmp_path):
+        assert row.visual_tokens == 144
+
+
+def test_stages_prune_without_a_comparison(tmp_path):
+    stages = "--model.stages=[{at: projector, pruner: VtcCls, budget: {tokens: 9}, positions: compact}]"
+    assert predict(*taken(tmp_path, 4), "--model.compare=null", stages)[0] == 0
+    assert [(row.method, row.budget, row.visual_tokens) for row in read(tmp_path)] == [
+        ("VtcCls(last=3)", {"tokens": 9}, 9)
+    ] * 4
+
+
+def test_a_pruner_can_be_spelt_out_by_short_names(tmp_path):
+    pruner = {
+        "name": "Pipeline",
+        "scorers": [{"name": "ClsAttention", "last": 2}, "TokenNorm"],
+        "ensembler": {"name": "RankFusion", "k": 10},
+        "allocator": "Even",
+        "selector": "TopK",
+    }
+    assert predict(*taken(tmp_path, 2), f"--model.compare.pruners={json.dumps([pruner])}")[0] == 0
+    assert read(tmp_path)[1].method == (
+        "Pipeline(scorers=(ClsAttention(last=2), TokenNorm()), ensembler=RankFusion(k=10), allocator=Even(), "
+        "selector=TopK(), merger=None, across='view')"
+    )
+
+
+def test_without_stages_and_compare_the_model_answers_with_all_tokens(tmp_path):
+    assert predict(*taken(tmp_path, 4), "--model.compare=null")[0] == 0
+    assert [(row.method, row.budget, row.visual_tokens) for row in read(tmp_path)] == [("unpruned", None, 144)] * 4
+
+
+def test_generation_options_reach_generate(tmp_path):
+    options = taken(tmp_path, 1), "--model.compare.pruners=[]", "--model.generation.max_new_tokens=3"
+    assert predict(*options[0], *options[1:], "--model.generation.min_new_tokens=3")[0] == 0
+    assert len(read(tmp_path)[0].prediction.split()) == 3
+
+
+def test_unreadable_images_fail_their_samples_and_no_others(tmp_path):
+    (tmp_path / "corrupt.png").write_bytes(b"\x89PNG torn")
+    whole = str(QUESTIONS / "images" / "scene-00.png")
+    lines = [
+        {"id": name, "image": image, "question": "what shape is cyan ?", "type": "shape", "answer": "circle"}
+        for name, image in (("lost", "lost.png"), ("torn", "corrupt.png"), ("worn", "corrupt.png"), ("whole", whole))
+    ]
+    (tmp_path / "asked.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    options = f"--data.path={tmp_path}/asked.jsonl", f"--writer.folder={tmp_path}", "--data.batch_size=2"
+    status, out, err = predict(*options)
+    rows = read(tmp_path)
+    assert status == 1
+    assert err == "vtcframe: 3 samples failed, their rows say why: lost, torn, worn\n"
+    assert [row.id for row in rows] == ["lost", "torn", "worn", *["whole"] * 5]
+    assert "lost.png: FileNotFoundError" in rows[0].error
+    assert "corrupt.png: UnidentifiedImageError" in rows[1].error
+    assert rows[0].method is rows[0].prediction is rows[0].visual_tokens is None
+    assert rows[3].prediction == "circle"
+    assert out.startswith(table(rows))
+    assert "unpruned" in out
+
+
+def test_a_run_that_breaks_keeps_its_rows_apart_from_an_earlier_finished_file(tmp_path, monkeypatch):
+    options = (*taken(tmp_path, 4), "--data.batch_size=2", "--model.compare.pruners=[]")
+    assert predict(*options)[0] == 0
+    before, answer, calls = (tmp_path / "predictions.jsonl").read_text(), Predictor._answer, []
+
+    def broken(self, samples):
+        calls.append(samples)
+        if len(calls) == 2:
+            raise RuntimeError("out of memory")
+        return answer(self, samples)
+
+    monkeypatch.setattr(Predictor, "_answer", broken)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        predict(*options)
+    assert (tmp_path / "predictions.jsonl").read_text() == before
+    assert (tmp_path / "predictions.jsonl.part").read_text().splitlines() == before.splitlines()[:2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "messages"),
+    [
+        (["--model.compare.pruners=[{name: VtcCls, last: three}]"], ["model.compare", "last", "'int'", "three"]),
+        (["--model.compare.pruners=[{name: VtcCls, lst: 3}]"], ["model.compare", "pruners", "VtcCls", "'lst'"]),
+        (["--model.compare.pruners=[VtcCls, {name: VtcCls, last: 0}]"], ["last counts blocks", "got 0"]),
+        (["--model.compare.pruners=[{name: VtcCls, last: 9}]"], ["vtcframe:tiny", "a block beyond the 3"]),
+        (["--model.compare.budgets=[{ratio: 2}]"], ["ratio is the fraction of tokens kept", "got 2"]),
+        (["--model.stages=[{at: projector, pruner: VtcCls}]"], ["give stages or compare, not both"]),
+        (["--model.compare=null", "--model.stages=[{at: cache, pruner: VtcCls}]"], ["['cache']", "at 'projector'"]),
+        (["--model.backbone.path=vtcframe:tinny"], ["nothing bundled is called 'vtcframe:tinny'"]),
+        (["--model.backbone.path=tests"], ["the backbone 'tests' cannot be loaded as a checkpoint"]),
+        (["--model.generation.max_length=9"], ["generation cannot have max_length", "max_new_tokens"]),
+        (["--model.generation.max_new_token=9"], ["generation has options", "max_new_token"]),
+        (["--model.generation.max_new_tokens=-1"], ["max_new_tokens", "-1"]),
+        (["--data.batch_size=0"], ["batch_size must be at least 1, got 0"]),
+        (["--data.path=nothing.jsonl"], ["cannot read the questions nothing.jsonl"]),
+        (["--trainer.devices=2"], ["2 processes would write one file", "trainer.devices: 1"]),
+        (["--trainr.devices=2"], ["--trainr.devices=2"]),
+    ],
+)
+def test_a_configuration_that_cannot_be_used_is_told_in_a_few_lines(tmp_path, monkeypatch, arguments, messages):
+    monkeypatch.chdir(Path(__file__).parent.parent)
+    status, out, err = predict(f"--writer.folder={tmp_path}/run", *arguments)
+    assert (status, out) == (2, "")
+    assert err.startswith("vtcframe: error: ")
+    assert len(err.splitlines()) <= 7
+    for message in messages:
+        assert message in err
+    assert not (tmp_path / "run" / "predictions.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("model: [1", "quick.yaml is no YAML: .*line"),
+        (
+            yaml.safe_dump({"model": {"compare": {"pruners": [{"name": "VtcCsl"}]}}}),
+            "quick.yaml: model.compare.pruners: no pruner is called 'VtcCsl'. Did you mean VtcCls?",
+        ),
+        (
+            yaml.safe_dump({"model": {"stages": [{"pruner": {"name": "Pipeline", "selector": "Topk"}}]}}),
+            "quick.yaml: model.stages.pruner.selector: no selector is called 'Topk'. Did you mean TopK?",
+        ),
+    ],
+)
+def test_a_configuration_file_that_cannot_be_read_is_named(tmp_path, text, message):
+    (tmp_path / "quick.yaml").write_text(text)
+    status, _, err = predict(f"--config={tmp_path}/quick.yaml")
+    assert status == 2
+    assert message.split(".*")[0] in err
+    assert message.split(".*")[-1] in err
+
+
+def test_help_list_and_a_typo_are_answered_without_importing_torch():
+    code = f"""
+import sys
+from vtcframe.cli import main
+statuses = [main(["--help"]), main(["list"]), main(["predit"])]
+statuses.append(main(["predict", "--config", {QUICKSTART!r}, "--model.compare.pruners=[VtcCsl]"]))
+assert not {{"torch", "lightning", "transformers"}} & sys.modules.keys(), "too much was imported"
+print(statuses)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "[0, 0, 2, 2]"
+    assert ["pruner", "VtcCls", "vtcframe"] in [line.split()[:3] for line in done.stdout.splitlines()]
+    assert "no command is called 'predit'. Did you mean predict?" in done.stderr
+    assert "no pruner is called 'VtcCsl'. Did you mean VtcCls?" in done.stderr
+
+
+def test_the_lightning_command_predicts_and_hands_everything_else_on(tmp_path, monkeypatch, capsys):
+    import vtcframe_lightning
+
+    class Point:
+        value = "lightning_sdk.cli:main"
+
+        def load(self):
+            return lambda: 5
+
+    class Ours(Point):
+        value = vtcframe_lightning.OURS
+
+    monkeypatch.setattr(sys, "argv", ["lightning", "predict", "--config", QUICKSTART, *taken(tmp_path, 2)])
+    assert vtcframe_lightning.main() == 0
+    assert len(read(tmp_path)) == 10
+    monkeypatch.setattr(sys, "argv", ["lightning", "login"])
+    monkeypatch.setattr(vtcframe_lightning, "entry_points", lambda **_: [Ours(), Point()])
+    assert vtcframe_lightning.main() == 5
+    monkeypatch.setattr(vtcframe_lightning, "entry_points", lambda **_: [Ours()])
+    assert vtcframe_lightning.main() == 2
+    assert "no installed distribution knows 'login'" in capsys.readouterr().err
