@@ -4,6 +4,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here may reach a network
 
 import pytest
 import torch
+
 from vtcframe.testing.backbones import SAMPLES, make_inputs, tiny_llava, tiny_llava_next
 
 torch.set_num_threads(1)  # the tensors are tiny: threads cost more than they give

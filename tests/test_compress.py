@@ -10,6 +10,7 @@ from transformers import (
     StoppingCriteriaList,
 )
 from transformers.generation.streamers import BaseStreamer
+
 from vtcframe import Budget, RandomPruner, Stage, VtcCls, compress
 from vtcframe.testing import check_restored, make_inputs
 from vtcframe.testing.backbones import SAMPLES
@@ -225,7 +226,7 @@ def test_positions_come_with_a_stage(ready):
         ({"pruner": VtcCls(), "tokens": 0}, "at least 1, got 0"),
         ({"pruner": VtcCls(), "tokens": -1}, "at least 1, got -1"),
         ({"stages": []}, "this version prunes once, at 'projector'"),
-        ({"stages": [Stage("llm:2", VtcCls(), Budget(3))]}, "'llm:2'"),
+        ({"stages": [Stage("llm:2", VtcCls(), Budget(3))]}, "act at llm:2: this version"),
     ],
 )
 def test_what_compress_cannot_do_is_an_error(llava, options, says):

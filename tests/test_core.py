@@ -2,12 +2,21 @@ from dataclasses import replace
 
 import pytest
 import torch
+
 from vtcframe import Budget, ClassToken, Evidence, Features, Keys, Pruned, RandomPruner, Rows, Similarity, Text, VtcCls
 from vtcframe.core import Structural, reading
 from vtcframe.testing import make_evidence, make_layout
 
 NEED = Rows("cls", (-2, -1))
-ALL_KINDS = (NEED, Keys((0,), "llm"), Features(), ClassToken(), Text(Features(2, "llm")), Text(Keys((1,))), Similarity())
+ALL_KINDS = (
+    NEED,
+    Keys((0,), "llm"),
+    Features(),
+    ClassToken(),
+    Text(Features(2, "llm")),
+    Text(Keys((1,))),
+    Similarity(),
+)
 
 
 @pytest.mark.parametrize(
@@ -82,7 +91,7 @@ def test_joined_interleaves_views_that_the_prompt_stitches_row_by_row():
     assert Evidence(tokens, stitched).joined().tokens[0, :, 0].tolist() == [0, 1, 4, 5, 2, 3, 6, 7]
 
 
-def test_centres_stay_where_they_were_when_tokens_leave_and_are_unknown_in_rows_of_several_views():
+def test_centres_stay_where_they_were_when_tokens_leave_or_views_are_joined():
     evidence = make_evidence((), {1: [(4, 6)], 2: [(2, 2), (2, 2)]})
     kept = RandomPruner()(evidence, Budget(3))
     later = evidence.after(kept).layout
@@ -90,7 +99,8 @@ def test_centres_stay_where_they_were_when_tokens_leave_and_are_unknown_in_rows_
         assert torch.equal(later.centre[0, m], evidence.layout.centre[0, n])
     joined = evidence.joined().layout
     assert torch.equal(joined.centre[0], evidence.layout.centre[0])
-    assert joined.centre[1].isnan().all()
+    assert torch.equal(joined.centre[1, :8], evidence.layout.centre[1:, :4].flatten(0, 1))
+    assert joined.centre[1, 8:].isnan().all()
 
 
 def test_after_knows_only_the_tokens_that_are_left_in_the_order_of_pruned():
@@ -105,7 +115,9 @@ def test_after_knows_only_the_tokens_that_are_left_in_the_order_of_pruned():
 
 
 def test_evidence_that_was_not_gathered_is_an_error_naming_need_and_cure():
-    with pytest.raises(LookupError, match=r"Rows\(query='cls', layers=\(-1,\).* was not gathered: add it to the `needs`"):
+    with pytest.raises(
+        LookupError, match=r"Rows\(query='cls', layers=\(-1,\).* was not gathered: add it to the `needs`"
+    ):
         make_evidence((NEED,))[Rows("cls", (-1,))]
 
 

@@ -4,6 +4,7 @@ import torch
 from conftest import BUILDERS, backbone
 from PIL import Image
 from transformers import CLIPVisionConfig, SiglipVisionConfig
+
 from vtcframe import (
     Budget,
     ClassToken,
@@ -37,8 +38,10 @@ def test_the_layout_tells_whose_each_view_is_and_where_its_tokens_stand(family):
         own = layout.column[layout.sample == p]
         begin = int((inputs["attention_mask"][p] == 0).sum())
         stands = (inputs["input_ids"][p] == model.config.image_token_id).nonzero()[:, 0] - begin
-        structural = set() if evidence.structural is None else set(
-            evidence.structural.column[evidence.structural.sample == p].tolist()
+        structural = (
+            set()
+            if evidence.structural is None
+            else set(evidence.structural.column[evidence.structural.sample == p].tolist())
         )
         assert sorted([*own[own >= 0].tolist(), *structural]) == stands.tolist()
     assert layout.untouched.tolist() == layout.total(layout.count).tolist()
@@ -64,7 +67,7 @@ def test_tokens_are_those_that_the_model_would_read(family):
 
 
 def test_a_bright_patch_lights_up_the_token_that_covers_it_in_every_view():
-    """One bright patch through real processor and packing: of the tokens that change most, each view's best covers it."""
+    """Through real processor and packing: in each view the token that changes most covers the patch."""
     model, processor = backbone("llava_next")
     height, width = 2 * SIDE, 2 * SIDE  # a canvas of 2 x 2 tiles, no padding
     plain, adapter = np.zeros((height, width, 3), np.uint8), adapter_for(model)
@@ -238,7 +241,9 @@ def test_prompts_that_are_swapped_against_their_pictures_are_an_error():
     model, processor = backbone("llava_next")
     inputs = make_inputs(processor, [("<image> what ?", [draw(56, 112)]), ("<image> what ?", [draw(112, 112)])])
     swapped = {k: v.flip(0) if k in ("input_ids", "attention_mask") else v for k, v in inputs.items()}
-    with pytest.raises(ValueError, match=r"hold \[88, 52\] image placeholders, but the pictures make \[52, 88\] tokens"):
+    with pytest.raises(
+        ValueError, match=r"hold \[88, 52\] image placeholders, but the pictures make \[52, 88\] tokens"
+    ):
         adapter_for(model).observe(swapped)
 
 
@@ -270,9 +275,9 @@ def test_inputs_without_pictures_or_ids_are_errors_saying_what_to_do(family):
 def test_evidence_of_another_batch_is_refused_by_splice(family):
     evidence, _, model = observed(family, "several")
     _, processor = backbone(family)
+    inputs, pruned = make_inputs(processor, SAMPLES["one"]), RandomPruner()(evidence, Budget(9))
     with pytest.raises(ValueError, match="not of these inputs"):
-        inputs = make_inputs(processor, SAMPLES["one"])
-        adapter_for(model).splice(inputs, evidence, RandomPruner()(evidence, Budget(9)))
+        adapter_for(model).splice(inputs, evidence, pruned)
 
 
 @pytest.mark.parametrize(
@@ -299,7 +304,7 @@ def test_another_feature_layer_is_read_as_the_caller_says():
             want = model.base_model.get_image_features(inputs["pixel_values"], vision_feature_layer=layer).pooler_output
         evidence = adapter.observe(inputs | {"vision_feature_layer": layer})
         assert torch.equal(evidence.tokens[0], want[0])
-    with pytest.raises(ValueError, match="'full' makes .CLS. a token.*use 'default'"):
+    with pytest.raises(ValueError, match=r"'full' makes \[CLS\] a token.*use 'default'"):
         adapter.observe(inputs | {"vision_feature_select_strategy": "full"})
 
 
@@ -308,7 +313,12 @@ def test_a_tower_without_a_class_token_has_no_cls_row_but_can_be_pruned():
 
     llava, processor = backbone("llava")
     vision = SiglipVisionConfig(
-        hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4, image_size=SIDE, patch_size=PATCH
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        image_size=SIDE,
+        patch_size=PATCH,
     )
     config = LlavaConfig(
         vision_config=vision,
@@ -319,7 +329,7 @@ def test_a_tower_without_a_class_token_has_no_cls_row_but_can_be_pruned():
     )
     model = LlavaForConditionalGeneration(config).eval()
     adapter, inputs = adapter_for(model), make_inputs(processor, SAMPLES["ragged one"])
-    with pytest.raises(ValueError, match="cannot gather Rows.*from SiglipVisionModel"):
+    with pytest.raises(ValueError, match=r"cannot gather Rows.*from SiglipVisionModel"):
         adapter.observe(inputs, VtcCls(1).needs)
     evidence = adapter.observe(inputs)
     assert evidence.layout.untouched.tolist() == [16, 0, 16]
@@ -347,7 +357,7 @@ def test_old_transformers_are_refused_with_a_clear_error():
 
     with pytest.raises(ImportError, match=r"needs transformers >= 5.18 .*, found 5.17.2"):
         _require_transformers("5.17.2")
-    with pytest.raises(ImportError, match="found 4.57"):
+    with pytest.raises(ImportError, match=r"found 4\.57"):
         _require_transformers("4.57.0")
     for fine in ("5.18.0", "5.23.0", "6.0.0.dev0"):
         _require_transformers(fine)

@@ -5,6 +5,8 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 from conftest import backbone
+from vtcframe_backbones.llava import Llava, LlavaNext
+
 from vtcframe import (
     Allocator,
     Budget,
@@ -35,12 +37,13 @@ from vtcframe.testing import (
     make_inputs,
 )
 from vtcframe.testing.backbones import SAMPLES
-from vtcframe_backbones.llava import Llava, LlavaNext
 
 
 def wrong(kind, call, **methods):
     """A component of `kind` that does `call`."""
-    return type("Wrong", (kind,), {"__call__": lambda self, *args: call(*args), "__repr__": lambda self: "Wrong", **methods})()
+    return type(
+        "Wrong", (kind,), {"__call__": lambda self, *args: call(*args), "__repr__": lambda self: "Wrong", **methods}
+    )()
 
 
 SCORERS = {
@@ -105,7 +108,9 @@ SELECTORS = {
     "kept padding": lambda scores, quota, e: TopK()(scores.masked_fill(scores == -torch.inf, 1e9), quota, e),
     "the quota is": lambda scores, quota, e: TopK()(scores, (quota + 1).minimum(e.layout.count), e),
     "no bool": lambda scores, quota, e: TopK()(scores, quota, e).long(),
-    "the quota": lambda scores, quota, e: scores >= scores.sort(1, True).values.gather(1, (quota[:, None] - 1).clamp(min=0)),
+    "the quota": lambda scores, quota, e: (
+        scores >= scores.sort(1, True).values.gather(1, (quota[:, None] - 1).clamp(min=0))
+    ),
     "differs alone": lambda scores, quota, e: TopK()(scores * (-1) ** len(scores), quota, e) & e.layout.valid,
 }
 
@@ -123,10 +128,23 @@ def plain(kept, slots, scores, evidence):
 MERGERS = {
     "slots": (plain, {"slots": lambda self, quota, layout: quota + 1}),
     "budgeted": (plain, {"slots": lambda self, quota, layout: (quota > 1).long()}),
-    "lost the slot": (lambda kept, *rest: plain(TopK()(-rest[1].masked_fill(~rest[2].layout.valid, torch.inf), kept.sum(1), rest[2]), *rest), {}),
+    "lost the slot": (
+        lambda kept, *rest: plain(
+            TopK()(-rest[1].masked_fill(~rest[2].layout.valid, torch.inf), kept.sum(1), rest[2]), *rest
+        ),
+        {},
+    ),
     "same place": (lambda *args: replace(plain(*args), place=plain(*args).place.clamp(max=0)), {}),
-    "let padding into": (lambda kept, slots, scores, e: plain(kept, slots, scores, replace(e, tokens=e.tokens + e.tokens.mean(1, keepdim=True))), {}),
-    "NaN or inf tokens": (lambda kept, slots, scores, e: plain(kept, slots, scores, replace(e, tokens=e.tokens / 0)), {}),
+    "let padding into": (
+        lambda kept, slots, scores, e: plain(
+            kept, slots, scores, replace(e, tokens=e.tokens + e.tokens.mean(1, keepdim=True))
+        ),
+        {},
+    ),
+    "NaN or inf tokens": (
+        lambda kept, slots, scores, e: plain(kept, slots, scores, replace(e, tokens=e.tokens / 0)),
+        {},
+    ),
 }
 
 
@@ -140,7 +158,9 @@ def test_check_merger_fails(says):
 PRUNERS = {
     "budgeted": lambda e, budget: RandomPruner()(e, Budget(3)),
     "not -inf": lambda e, budget: replace(RandomPruner()(e, budget), scores=torch.zeros(e.layout.column.shape)),
-    "not float32": lambda e, budget: replace(RandomPruner()(e, budget), scores=torch.zeros(e.layout.column.shape).double()),
+    "not float32": lambda e, budget: replace(
+        RandomPruner()(e, budget), scores=torch.zeros(e.layout.column.shape).double()
+    ),
     "differs alone": lambda e, budget: RandomPruner(seed=len(e.tokens))(e, budget),
 }
 
@@ -171,7 +191,9 @@ def check_with(monkeypatch, family, change, **options):
     name, function = change
     original = getattr(kind, name)
     monkeypatch.setattr(kind, name, lambda self, *args: function(original, self, *args))
-    check_adapter(model, processor, options.pop("samples", SAMPLES["ragged several"]), (VtcCls(2), RandomPruner()), **options)
+    check_adapter(
+        model, processor, options.pop("samples", SAMPLES["ragged several"]), (VtcCls(2), RandomPruner()), **options
+    )
 
 
 def spliced(change):

@@ -87,7 +87,9 @@ class Adapter(ABC):
     def prompt(self, inputs: Mapping[str, Any]) -> Prompt:
         """Return the batch of prompts by column."""
         if inputs.get("input_ids") is None:
-            raise ValueError("inputs hold no input_ids: give what the processor returns (inputs_embeds hide the pictures)")
+            raise ValueError(
+                "inputs hold no input_ids: give what the processor returns (inputs_embeds hide the pictures)"
+            )
         return Prompt.of(inputs, self.model.config.image_token_id)
 
     def splice(
@@ -123,7 +125,9 @@ class Adapter(ABC):
         passed = {k: v for k, v in inputs.items() if k not in self.reads}
         return passed | {
             "input_ids": prompt.ids.gather(1, order).masked_fill(padding, self._padding()).to(device),
-            "attention_mask": (~padding).long().to(device),  # always: position gaps without one read as packed sequences
+            "attention_mask": (~padding)
+            .long()
+            .to(device),  # always: position gaps without one read as packed sequences
             "position_ids": position.gather(1, order).masked_fill(padding, 0).to(device),
             "mm_encoder_outputs": {"image": BaseModelOutputWithPooling(pooler_output=split)},  # pyright: ignore
         }
@@ -224,7 +228,9 @@ class Arrangement:
         sample, column = prompt.visual.nonzero(as_tuple=True)
         views, n = torch.tensor([len(picture.box) for picture in pictures]), side[0] * side[1]
         offset = (views.cumsum(0) - views).tolist()
-        token = torch.cat([torch.where(p.order < 0, -1, p.order + v * n) for p, v in zip(pictures, offset, strict=True)])
+        token = torch.cat(
+            [torch.where(p.order < 0, -1, p.order + v * n) for p, v in zip(pictures, offset, strict=True)]
+        )
         candidate = token >= 0
         columns, source = torch.full((int(views.sum()) * n,), -1), torch.zeros(int(views.sum()) * n, dtype=torch.long)
         columns[token[candidate]] = column[candidate]
@@ -261,7 +267,9 @@ class Arrangement:
         tokens = packed[self.source.to(packed.device)].masked_fill((column < 0)[..., None], 0)
         if structural is not None:
             structural = replace(structural, tokens=packed[self.extra.to(packed.device)])
-        layout = replace(layout, grid=layout.grid.to(packed.device), size=layout.size.to(packed.device), column=column)
+        layout = replace(
+            layout, grid=layout.grid.to(packed.device), column=column, centre=layout.centre.to(packed.device)
+        )
         return Evidence(tokens, layout, structural=structural)
 
 

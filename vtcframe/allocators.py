@@ -11,7 +11,7 @@ from vtcframe.pipeline import Allocator
 
 @dataclass(frozen=True)
 class Even(Allocator):
-    """Every view of a sample gets the same, as far as it has tokens; the first of the larger views get the remainder."""
+    """Every view of a sample gets the same, as far as it has tokens; the first of the larger ones get the remainder."""
 
     def __call__(self, scores: Tensor, budget: Tensor | None, evidence: Evidence) -> Tensor:
         if budget is None:

@@ -57,14 +57,13 @@ def compress(
     if (pruner is None) == (stages is None):
         raise ValueError("give a pruner or stages, exactly one of them")
     if pruner is not None:
-        budget = None if tokens is None and ratio is None else Budget(tokens, ratio)
-        stages = pruner.stages(budget)
+        stages = pruner.stages(None if tokens is None and ratio is None else Budget(tokens, ratio))
     elif tokens is not None or ratio is not None:
         raise ValueError("stages say their budgets themselves: give tokens or ratio with a pruner only")
-    if [stage.at for stage in stages or ()] != ["projector"]:
-        raise ValueError(
-            f"stages act at {[stage.at for stage in stages or ()]}: this version prunes once, at 'projector'"
-        )
+    stages = tuple(stages or ())
+    if [stage.at for stage in stages] != ["projector"]:
+        sites = ", ".join(stage.at for stage in stages) or "nowhere"
+        raise ValueError(f"the stages act at {sites}: this version prunes once, at 'projector'")
     return Compressed(model, stages[0])
 
 
@@ -153,7 +152,7 @@ def _refuse(options: Mapping[str, Any]) -> None:
 
 
 def _mask(inputs: Mapping[str, Any], model: Any) -> Tensor | None:
-    """Tell padding from prompt as `generate` does where the caller gives no mask: by a pad token that is no end token."""
+    """Tell padding from prompt as `generate` does without a mask: by a pad token that is no end token."""
     ids, config = inputs.get("input_ids"), model.generation_config
     if ids is None:
         return None
@@ -186,7 +185,9 @@ class _Caller:
         options, shorter = dict(options), self.ids.shape[1] - self.width
         config = options.get("generation_config")
         for name in ("max_length", "min_length"):
-            given = next((v for v in (options.get(name), getattr(config, name, None), getattr(default, name, None)) if v), 0)
+            given = next(
+                (v for v in (options.get(name), getattr(config, name, None), getattr(default, name, None)) if v), 0
+            )
             if not given:
                 continue
             if config is None or options.get(name):

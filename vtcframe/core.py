@@ -25,7 +25,7 @@ from vtcframe.needs import Need
 class Layout:
     """Where views came from and where their tokens sit.
 
-    `grid`, `column` and `size` lie on the scores' device, everything else on the CPU, so that sharing out a budget
+    `grid`, `column` and `centre` lie on the scores' device, everything else on the CPU, so that sharing out a budget
     costs no device sync.
     """
 
@@ -37,12 +37,15 @@ class Layout:
     grid: Tensor  # [V, N, 2] row and column in the view; -1 for a token of no picture
     column: Tensor  # [V, N] place in the sample's own prompt (batch padding not counted); -1 = no token
     untouched: Tensor  # [P] visual tokens each sample had before any was dropped
-    size: Tensor = None  # pyright: ignore  [V, 2] rows and columns of the whole view; by default what `grid` spans
+    # [V, N, 2] where in its picture each token's centre lies (row, column), 0..1; by default from `grid` and `box`
+    centre: Tensor = None  # pyright: ignore[reportAssignmentType] (filled in at once)
 
     def __post_init__(self) -> None:
-        if self.size is None:
-            span = self.grid.amax(1) + 1 if self.grid.shape[1] else self.grid.new_zeros(len(self.grid), 2)
-            object.__setattr__(self, "size", span)
+        if self.centre is None:  # only a whole view's grid tells its size: what is left of one carries its centres on
+            size = (self.grid.amax(1, keepdim=True) if self.grid.shape[1] else self.grid) + 1
+            box = self.box.to(self.grid.device)[:, None]
+            centre = box[..., :2] + (self.grid + 0.5) / size * (box[..., 2:] - box[..., :2])
+            object.__setattr__(self, "centre", centre)
 
     @cached_property
     def valid(self) -> Tensor:
@@ -53,12 +56,6 @@ class Layout:
     def count(self) -> Tensor:
         """[V] tokens in each view, on the CPU."""
         return self.valid.sum(1).cpu()
-
-    @property
-    def centre(self) -> Tensor:
-        """[V, N, 2] where each token's centre lies in its picture, 0..1 (row, column); NaN in rows of several views."""
-        box = self.box.to(self.grid.device)[:, None]
-        return box[..., :2] + (self.grid + 0.5) / self.size[:, None] * (box[..., 2:] - box[..., :2])
 
     def total(self, values: Tensor) -> Tensor:
         """[V] -> [P], summed over the views of each sample."""
@@ -108,8 +105,7 @@ class Evidence:
     def joined(self) -> "Evidence":
         """Return the same evidence with one row a sample: its tokens of all views, in reading order.
 
-        Evidence that is one vector a view (ClassToken) has no place there and is left out; so has the box of a row
-        made of several views, which is NaN.
+        Evidence that is one vector a view (ClassToken) has no place there and is left out.
         """
         layout = self.layout
         slot = reading(layout.column)
@@ -120,11 +116,8 @@ class Evidence:
         source = (count.cumsum(0) - count)[:, None] + index
         source = source.masked_fill(index >= count[:, None], -1).to(slot.device)
         sample = torch.arange(len(count))
-        only = torch.bincount(layout.sample, minlength=len(count))[layout.sample] == 1
-        box, size = torch.full((len(count), 4), torch.nan), layout.size.new_ones(len(count), 2)
-        box[layout.sample[only]] = layout.box[only]
-        size[layout.sample[only].to(size.device)] = layout.size[only.to(size.device)]
-        rows = replace(layout, sample=sample, image=sample * 0, frame=sample * 0, box=box, size=size)
+        whole = torch.tensor([0.0, 0.0, 1.0, 1.0]).expand(len(count), 4)
+        rows = replace(layout, sample=sample, image=sample * 0, frame=sample * 0, box=whole)
         found = {need: x for need, x in self.found.items() if "N" in need.axes or "V" not in need.axes}
         return replace(self, found=found)._take(torch.where(source < 0, -1, order[source]), rows)
 
@@ -146,7 +139,12 @@ class Evidence:
             x[source < 0] = empty
             return x.movedim((0, 1), at)
 
-        rows = replace(rows, grid=regroup(self.layout.grid, "VNC", -1), column=regroup(self.layout.column, "VN", -1))
+        rows = replace(
+            rows,
+            grid=regroup(self.layout.grid, "VNC", -1),
+            column=regroup(self.layout.column, "VN", -1),
+            centre=regroup(self.layout.centre, "VNC", torch.nan),
+        )
         found = {need: regroup(x, need.axes) for need, x in self.found.items()}
         return replace(self, tokens=regroup(self.tokens, "VNC"), layout=rows, found=found)
 
@@ -188,8 +186,8 @@ def _ask(described: dict) -> Need:
     """JSON -> Need."""
     kind = getattr(needs, described["kind"])
     values = {k: tuple(v) if isinstance(v, list) else v for k, v in described.items() if k != "kind"}
-    if "what" in values:
-        values["what"] = _ask(values["what"])
+    if "what" in described:
+        values["what"] = _ask(described["what"])
     return kind(**values)
 
 
@@ -221,15 +219,15 @@ class Budget:
 
     def total(self, layout: Layout) -> Tensor:
         """[P] tokens each sample may keep of those it has now; [P] lies on the CPU."""
-        now = layout.total(layout.count)
+        now, tokens = layout.total(layout.count), self.tokens or 0
         if self.ratio is not None:
             want = (layout.untouched.double() * self.ratio).round().long()
         elif self.per == "sample":
-            want = torch.full_like(now, self.tokens)
+            want = torch.full_like(now, tokens)
         else:  # each image or view is capped by itself, so a small one leaves nothing to the others
             owner = layout.sample * (layout.image.max() + 1 if len(layout.image) else 1) + layout.image
             group = torch.arange(len(owner)) if self.per == "view" else owner.unique(return_inverse=True)[1]
-            size = torch.zeros_like(layout.sample).index_add_(0, group, layout.count).clamp(max=self.tokens)
+            size = torch.zeros_like(layout.sample).index_add_(0, group, layout.count).clamp(max=tokens)
             first = torch.zeros_like(layout.sample).index_copy_(0, group, layout.sample)
             want = torch.zeros_like(now).index_add_(0, first, size)
         return want.clamp(min=1).minimum(now)

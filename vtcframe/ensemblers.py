@@ -37,7 +37,7 @@ class Weighted(Ensembler):
 
 @dataclass(frozen=True)
 class RankFusion(Ensembler):
-    """Reciprocal rank fusion (Cormack et al., SIGIR 2009): sum over all maps of 1 / (k + rank), rank from 1, k=60 there.
+    """Reciprocal rank fusion (Cormack et al., SIGIR 2009): the sum of 1 / (k + rank) over all maps; k=60 there.
 
     Nothing is learned and no scale matters. In a map, ties go to the earlier token.
     """

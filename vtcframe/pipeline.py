@@ -14,7 +14,7 @@ from vtcframe.core import Budget, Evidence, Layout, Pruned
 from vtcframe.needs import Need
 
 
-class Component(ABC):
+class Component(ABC):  # noqa: B024 (the kinds add the abstract call)
     """Anything that may ask for evidence."""
 
     @property

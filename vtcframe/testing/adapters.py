@@ -35,6 +35,7 @@ def check_adapter(
     `budget` must drop something of the batch.
     """
     inputs = make_inputs(processor, samples, side)
+    model.generate(**inputs, max_new_tokens=1)  # transformers installs hooks of its own in a first forward
     with check_restored(model):
         check_keep_all(model, inputs, pruners[0], positions, options)
         check_raising(model, inputs)
@@ -81,9 +82,13 @@ def check_removed_is_masked(
     pruned = pruner(evidence, budget)
     reference = masked(adapter, inputs, evidence, pruned, positions)
     kept = reference["attention_mask"].bool()
-    _hold((kept.sum(1) < left_padded(inputs)["attention_mask"].sum(1)).any(), f"{budget} drops nothing of these samples")
+    _hold(
+        (kept.sum(1) < left_padded(inputs)["attention_mask"].sum(1)).any(), f"{budget} drops nothing of these samples"
+    )
     spliced = adapter.splice(inputs, evidence, pruned, positions)
-    _hold(torch.equal(spliced["attention_mask"].sum(1), kept.sum(1)), "removed = masked: another number of tokens is left")
+    _hold(
+        torch.equal(spliced["attention_mask"].sum(1), kept.sum(1)), "removed = masked: another number of tokens is left"
+    )
     want, got = _logits(model, reference), _logits(model, spliced)
     apart = (want[kept] - got[spliced["attention_mask"].bool()]).abs().max().item()
     _hold(apart <= CLOSE, f"removed = masked: logits are {apart:.1e} apart")
@@ -170,7 +175,9 @@ def _state(model: nn.Module) -> dict[str, object]:
     modules = dict(model.named_modules(remove_duplicate=False))
     return {
         "the module tree": [(name, id(module)) for name, module in modules.items()],
-        "a hook": [(n, k, list(v)) for n, m in modules.items() for k, v in vars(m).items() if k.endswith("_hooks") and v],
+        "a hook": [
+            (n, k, list(v)) for n, m in modules.items() for k, v in vars(m).items() if k.endswith("_hooks") and v
+        ],
         "an overridden method": [(n, k) for n, m in modules.items() for k, v in vars(m).items() if callable(v)],
         "an attention implementation": [
             (n, m.config._attn_implementation)  # pyright: ignore[reportAttributeAccessIssue]

@@ -32,7 +32,10 @@ def tiny_llava(attention: str = "sdpa", seed: int = 0) -> tuple[Any, LlavaProces
     """Return a LLaVA-1.5 of 4 + 4 blocks with random weights and 16 tokens a picture, and its processor."""
     tokenizer = _tokenizer()
     config = LlavaConfig(
-        vision_config=_vision(), text_config=_text(), image_token_index=tokenizer.image_token_id, vision_feature_layer=-2
+        vision_config=_vision(),
+        text_config=_text(),
+        image_token_index=_placeholder(tokenizer),
+        vision_feature_layer=-2,
     )
     model = LlavaForConditionalGeneration._from_config(config, attn_implementation=attention)
     pictures = CLIPImageProcessor(size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE})
@@ -46,7 +49,7 @@ def tiny_llava_next(attention: str = "sdpa", seed: int = 0) -> tuple[Any, LlavaN
     config = LlavaNextConfig(
         vision_config=_vision(),
         text_config=_text(),
-        image_token_index=tokenizer.image_token_id,
+        image_token_index=_placeholder(tokenizer),
         image_grid_pinpoints=canvases,
         vision_feature_layer=-2,
     )
@@ -103,6 +106,10 @@ def _tokenizer() -> PreTrainedTokenizerFast:
     return tokenizer
 
 
+def _placeholder(tokenizer: PreTrainedTokenizerFast) -> int:
+    return tokenizer.get_vocab()["<image>"]
+
+
 def _processor(kind: Any, pictures: Any, tokenizer: PreTrainedTokenizerFast) -> Any:
     return kind(
         image_processor=pictures,
@@ -115,7 +122,12 @@ def _processor(kind: Any, pictures: Any, tokenizer: PreTrainedTokenizerFast) -> 
 
 def _vision() -> CLIPVisionConfig:
     return CLIPVisionConfig(
-        hidden_size=32, intermediate_size=64, num_hidden_layers=4, num_attention_heads=4, image_size=SIDE, patch_size=PATCH
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        image_size=SIDE,
+        patch_size=PATCH,
     )
 
 

@@ -20,7 +20,9 @@ def check_scorer(scorer: Scorer) -> None:
 
     def score(evidence: Evidence) -> Tensor:
         scores = scorer(evidence)
-        _hold(scores.ndim == 3 and scores.shape[1:] == evidence.layout.column.shape, f"{scorer} gave {list(scores.shape)}")
+        _hold(
+            scores.ndim == 3 and scores.shape[1:] == evidence.layout.column.shape, f"{scorer} gave {list(scores.shape)}"
+        )
         _hold(scores.dtype == torch.float32, f"{scorer} gave {scores.dtype}, not float32")
         _hold(scores[:, evidence.layout.valid].isfinite().all(), f"{scorer} gave NaN or inf on a token")
         return scores.movedim(0, -1)
@@ -50,11 +52,17 @@ def check_allocator(allocator: Allocator, shortfall: bool = False) -> None:
         def share(evidence: Evidence, budget: Budget = budget) -> Tensor:
             layout, total = evidence.layout, budget.total(evidence.layout)
             quota = allocator(_scores(evidence), total, evidence)
-            _hold(quota.shape == layout.sample.shape and quota.device.type == "cpu", f"{allocator} gave no [V] on the CPU")
+            _hold(
+                quota.shape == layout.sample.shape and quota.device.type == "cpu", f"{allocator} gave no [V] on the CPU"
+            )
             _hold(not quota.is_floating_point(), f"{allocator} gave {quota.dtype}, not whole numbers")
-            _hold(((quota >= 0) & (quota <= layout.count)).all(), f"{allocator} gave a view a quota that it cannot fill")
+            _hold(
+                ((quota >= 0) & (quota <= layout.count)).all(), f"{allocator} gave a view a quota that it cannot fill"
+            )
             over, under = layout.total(quota) > total, layout.total(quota) < total
-            _hold(not over.any() and (shortfall or not under.any()), f"{allocator}: quotas do not sum to {total.tolist()}")
+            _hold(
+                not over.any() and (shortfall or not under.any()), f"{allocator}: quotas do not sum to {total.tolist()}"
+            )
             return quota[:, None, None].expand(*layout.column.shape, 1)
 
         _check_alone_as_in_batch(allocator, allocator.needs, share)
@@ -65,7 +73,9 @@ def check_selector(selector: Selector) -> None:
     for scale, levels in ((1.0, 0), (1.0, 3), (0.0, 0), (1e30, 0)):
         for fraction in (0.0, 0.1, 0.5, 1.0):
 
-            def select(evidence: Evidence, scale: float = scale, levels: int = levels, part: float = fraction) -> Tensor:
+            def select(
+                evidence: Evidence, scale: float = scale, levels: int = levels, part: float = fraction
+            ) -> Tensor:
                 layout, scores = evidence.layout, _scores(evidence)
                 scores = (scores * levels).round() if levels else scores
                 scores = (scores * scale).masked_fill(~layout.valid, -torch.inf)
@@ -73,7 +83,10 @@ def check_selector(selector: Selector) -> None:
                 kept = selector(scores, quota, evidence)
                 _hold(kept.shape == scores.shape and kept.dtype == torch.bool, f"{selector} gave no bool [V, N]")
                 _hold(not (kept & ~layout.valid).any(), f"{selector} kept padding")
-                _hold((kept.sum(1) == quota).all(), f"{selector} kept {kept.sum(1).tolist()}, the quota is {quota.tolist()}")
+                _hold(
+                    (kept.sum(1) == quota).all(),
+                    f"{selector} kept {kept.sum(1).tolist()}, the quota is {quota.tolist()}",
+                )
                 return kept[..., None]
 
             _check_alone_as_in_batch(selector, selector.needs, select)
@@ -87,7 +100,9 @@ def check_merger(merger: Merger) -> None:
             layout, scores = evidence.layout, _scores(evidence)
             quota = (layout.count * part).ceil().long()
             slots = merger.slots(quota, layout)
-            _hold(((slots >= 0) & (slots <= quota)).all(), f"{merger}: slots {slots.tolist()} of quotas {quota.tolist()}")
+            _hold(
+                ((slots >= 0) & (slots <= quota)).all(), f"{merger}: slots {slots.tolist()} of quotas {quota.tolist()}"
+            )
             kept = highest(scores, quota - slots)
             pruned = merger(kept, slots, scores, evidence)
             _check_pruned(merger, pruned, layout.total(quota))
@@ -105,7 +120,9 @@ def check_pruner(pruner: Pruner, budgets: Iterable[Budget | None] = (Budget(20),
             pruned = pruner(evidence, budget)
             _check_pruned(pruner, pruned, None if budget is None else budget.total(evidence.layout))
             _hold(len(pruned.place) in (len(evidence.layout.sample), len(evidence.layout.key)), f"{pruner} lost rows")
-            return _scattered(pruned, evidence if len(pruned.place) == len(evidence.layout.sample) else evidence.joined())
+            return _scattered(
+                pruned, evidence if len(pruned.place) == len(evidence.layout.sample) else evidence.joined()
+            )
 
         _check_alone_as_in_batch(pruner, pruner.needs, prune, joined_too=False)
     evidence = make_evidence(pruner.needs)

@@ -52,7 +52,6 @@ def make_evidence(needs: Iterable[Need] = (), samples: Samples = SAMPLES, channe
     return Evidence(tokens, layout, found, lambda features: features @ projection)
 
 
-
 def _made(need: Need, layout: Layout, channels: int) -> Tensor:
     sizes = {"V": len(layout.sample), "N": layout.column.shape[1], "P": len(layout.key), "H": 4, "T": 6, "C": channels}
     sizes["L"] = len(need.layers) if isinstance(need, Rows | Keys) else 1
@@ -70,7 +69,9 @@ def _fill(shape: list[int], axes: str, name: str, layout: Layout) -> Tensor:
         seed = int.from_bytes(blake2b(f"{name}{key}".encode(), digest_size=4).digest(), "big")
         generator = torch.Generator().manual_seed(seed)
         if "V" not in axes:
-            out.select(axes.index("P"), p).copy_(torch.rand([s for s, a in zip(shape, axes, strict=True) if a != "P"], generator=generator))
+            out.select(axes.index("P"), p).copy_(
+                torch.rand([s for s, a in zip(shape, axes, strict=True) if a != "P"], generator=generator)
+            )
             continue
         for v in (layout.sample == p).nonzero()[:, 0].tolist():
             part = out.select(axes.index("V"), v)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape, image_size_to_num_patches
 from transformers.utils.output_capturing import maybe_install_capturing_hooks
+
 from vtcframe.adapter import Adapter, Arrangement, Picture, owners, sample_keys
 from vtcframe.attention import KeyStates, Reader, Row, Tap
 from vtcframe.core import Evidence
@@ -117,7 +118,9 @@ class Llava(Adapter):
         modules = self._attention()
         modules = modules[:feeding] if need.of == "feeding" else modules
         if not all(-len(modules) <= layer < len(modules) for layer in need.layers):
-            raise ValueError(f"{need} asks for a block beyond the {len(modules)} ({need.of}) of {type(self._tower).__name__}")
+            raise ValueError(
+                f"{need} asks for a block beyond the {len(modules)} ({need.of}) of {type(self._tower).__name__}"
+            )
         return [(modules[layer], reader) for layer in need.layers]
 
     def _hidden_states_read(self, inputs: Mapping[str, Any]) -> list[int]:
