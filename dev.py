@@ -18,6 +18,7 @@ SOURCES = sorted([ROOT / "pyproject.toml", ROOT / "constraints.txt", *ROOT.glob(
 
 
 def run(*command: object, **more: str) -> None:
+    """Show and run a command in the repository, with `more` in its environment; leave with its status if it fails."""
     print("+", *command, flush=True)
     code = subprocess.run([str(part) for part in command], cwd=ROOT, env={**os.environ, **more}).returncode
     if code:
@@ -33,7 +34,8 @@ def setup(*groups: str) -> None:
     tools = VENV / "tools"  # pip can install here without the venv module, which some systems lack
     uv = tools / "bin" / "uv"
     if not uv.exists():
-        run(sys.executable, "-m", "pip", "install", "--quiet", "--target", tools, "--constraint", "constraints.txt", "uv")
+        pip = (sys.executable, "-m", "pip", "install", "--quiet", "--target", tools)
+        run(*pip, "--constraint", "constraints.txt", "uv")
     if not PYTHON.exists():
         run(uv, "venv", "--quiet", "--allow-existing", "--python", sys.executable, VENV)
     editable = [part for path in SOURCES if path.name == "pyproject.toml" for part in ("--editable", path.parent)]
@@ -44,7 +46,8 @@ def setup(*groups: str) -> None:
 
 
 def main() -> None:
-    if sys.version_info < (3, 11):
+    """Run the command of `sys.argv`."""
+    if sys.version_info < (3, 11):  # noqa: UP036 (this file runs before anything is installed)
         sys.exit(f"vtcframe needs Python 3.11 or newer, this is {sys.version.split()[0]}")
     command, *rest = sys.argv[1:] or ["help"]
     if command in ("demo", "test", "bench", "setup"):

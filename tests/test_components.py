@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+
 from vtcframe import (
     Budget,
     ClsAttention,
@@ -104,7 +105,8 @@ def drawn_maps(seed, layers=(2, 1), levels=4):
     layout = make_layout({1: [(2, 2)], 2: [(1, 3), (1, 1)]})
     rng = random.Random(seed)
     maps = [
-        torch.tensor([[[rng.randrange(levels) / 2 for _ in range(4)] for _ in range(3)] for _ in range(n)]) for n in layers
+        torch.tensor([[[rng.randrange(levels) / 2 for _ in range(4)] for _ in range(3)] for _ in range(n)])
+        for n in layers
     ]
     return [m.masked_fill(~layout.valid, 1e4) for m in maps], layout
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+
 from vtcframe import Budget, Evidence, FasterVlm, Layout, Rows, VtcCls
 
 GOLDEN = Path(os.environ.get("VTCFRAME_GOLDEN", Path(__file__).parent / "golden"))
@@ -64,7 +65,10 @@ def test_vtc_cls(path):
 @recorded("fastervlm")
 def test_faster_vlm(path):
     tensors, params = read(path)
-    rows, features = tensors["in.cls_attn"].flatten(0, -3), tensors["in.features"].flatten(0, -3)  # [V, H, N], [V, N, D]
+    rows, features = (
+        tensors["in.cls_attn"].flatten(0, -3),
+        tensors["in.features"].flatten(0, -3),
+    )  # [V, H, N], [V, N, D]
     views, n = features.shape[:2]
     one_sample = [0] * views if "grid_w" in params or "frames" in params else None
     columns = stitched(params, views, n) if "grid_w" in params else None

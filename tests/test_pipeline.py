@@ -2,6 +2,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+
 from vtcframe import (
     Budget,
     ClsAttention,

@@ -33,11 +33,10 @@ def read(folder):
     return [Row(**json.loads(line)) for line in (folder / "predictions.jsonl").read_text().splitlines()]
 
 
-def taken(folder, count, **fields):
+def taken(folder, count):
     """Write the first bundled questions as a file of their own and return the options that read it."""
     lines = [json.loads(line) for line in (QUESTIONS / "questions.jsonl").read_text().splitlines()[:count]]
-    text = "".join(json.dumps(line | fields) + "\n" for line in lines)
-    folder.mkdir(exist_ok=True)
+    text = "".join(json.dumps(line) + "\n" for line in lines)
     (folder / "asked.jsonl").write_text(text)
     return f"--data.path={folder}/asked.jsonl", f"--data.images={QUESTIONS}", f"--writer.folder={folder}"
 
@@ -128,6 +127,16 @@ def test_a_budget_that_covers_every_token_leaves_the_model_untouched(tmp_path, e
         assert row.visual_tokens == 144
 
 
+def test_a_list_on_the_command_line_replaces_that_of_the_file(tmp_path):
+    (tmp_path / "more.yaml").write_text("model: {compare: {pruners: [{name: VtcCls, last: 2}]}}")
+    lists = "--model.compare.pruners", "[VtcCls]", "--model.compare.budgets=[{tokens: 9}, {tokens: 5}]"
+    assert predict(f"--config={tmp_path}/more.yaml", *taken(tmp_path, 1), *lists)[0] == 0
+    assert [(row.method, row.visual_tokens) for row in read(tmp_path)[1:]] == [
+        ("VtcCls(last=3)", 9),
+        ("VtcCls(last=3)", 5),
+    ]
+
+
 def test_stages_prune_without_a_comparison(tmp_path):
     stages = "--model.stages=[{at: projector, pruner: VtcCls, budget: {tokens: 9}, positions: compact}]"
     assert predict(*taken(tmp_path, 4), "--model.compare=null", stages)[0] == 0
@@ -157,8 +166,8 @@ def test_without_stages_and_compare_the_model_answers_with_all_tokens(tmp_path):
 
 
 def test_generation_options_reach_generate(tmp_path):
-    options = taken(tmp_path, 1), "--model.compare.pruners=[]", "--model.generation.max_new_tokens=3"
-    assert predict(*options[0], *options[1:], "--model.generation.min_new_tokens=3")[0] == 0
+    three = "--model.generation.max_new_tokens=3", "--model.generation.min_new_tokens=3"
+    assert predict(*taken(tmp_path, 1), "--model.compare=null", *three)[0] == 0
     assert len(read(tmp_path)[0].prediction.split()) == 3
 
 
@@ -187,19 +196,19 @@ def test_unreadable_images_fail_their_samples_and_no_others(tmp_path):
 def test_a_run_that_breaks_keeps_its_rows_apart_from_an_earlier_finished_file(tmp_path, monkeypatch):
     options = (*taken(tmp_path, 4), "--data.batch_size=2", "--model.compare.pruners=[]")
     assert predict(*options)[0] == 0
-    before, answer, calls = (tmp_path / "predictions.jsonl").read_text(), Predictor._answer, []
+    finished, part = tmp_path / "predictions.jsonl", tmp_path / "predictions.jsonl.part"
+    before, answer = finished.read_text(), Predictor._answer
 
     def broken(self, samples):
-        calls.append(samples)
-        if len(calls) == 2:
+        if part.read_text():  # what a kill would leave
             raise RuntimeError("out of memory")
         return answer(self, samples)
 
     monkeypatch.setattr(Predictor, "_answer", broken)
     with pytest.raises(RuntimeError, match="out of memory"):
         predict(*options)
-    assert (tmp_path / "predictions.jsonl").read_text() == before
-    assert (tmp_path / "predictions.jsonl.part").read_text().splitlines() == before.splitlines()[:2]
+    assert finished.read_text() == before
+    assert part.read_text().splitlines() == before.splitlines()[:2]
 
 
 @pytest.mark.parametrize(
@@ -211,7 +220,7 @@ def test_a_run_that_breaks_keeps_its_rows_apart_from_an_earlier_finished_file(tm
         (["--model.compare.pruners=[{name: VtcCls, last: 9}]"], ["vtcframe:tiny", "a block beyond the 3"]),
         (["--model.compare.budgets=[{ratio: 2}]"], ["ratio is the fraction of tokens kept", "got 2"]),
         (["--model.stages=[{at: projector, pruner: VtcCls}]"], ["give stages or compare, not both"]),
-        (["--model.compare=null", "--model.stages=[{at: cache, pruner: VtcCls}]"], ["['cache']", "at 'projector'"]),
+        (["--model.compare=null", "--model.stages=[{at: cache, pruner: VtcCls}]"], ["act at cache", "at 'projector'"]),
         (["--model.backbone.path=vtcframe:tinny"], ["nothing bundled is called 'vtcframe:tinny'"]),
         (["--model.backbone.path=tests"], ["the backbone 'tests' cannot be loaded as a checkpoint"]),
         (["--model.generation.max_length=9"], ["generation cannot have max_length", "max_new_tokens"]),

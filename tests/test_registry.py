@@ -2,6 +2,7 @@ import subprocess
 import sys
 
 import pytest
+
 import vtcframe
 from vtcframe import registry
 from vtcframe.registry import KINDS, Entry, entries, named
@@ -67,7 +68,9 @@ def test_public_names_are_sorted_and_all_there():
 
 def test_a_strangers_component_is_found_by_the_name_of_its_class(install):
     install(Point("mine", plugin({"scorer": ["vtcframe.scorers:TokenNorm", "collections:Counter"]}), "a-dist", "2.3"))
-    with pytest.warns(UserWarning, match=r"plugin 'mine' of a-dist 2.3 is left out: ValueError: scorer TokenNorm is already"):
+    with pytest.warns(
+        UserWarning, match=r"plugin 'mine' of a-dist 2.3 is left out: ValueError: scorer TokenNorm is already"
+    ):
         assert named("scorer", "TokenNorm").distribution == "vtcframe"  # ours come first
     install(Point("mine", plugin({"selector": ["vtcframe.ensemblers:Mean"]}), "a-dist", "2.3"))
     assert named("selector", "Mean") == Entry("selector", "Mean", "vtcframe.ensemblers:Mean", "a-dist", "2.3")

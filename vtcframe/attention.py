@@ -198,4 +198,6 @@ def _eager(module: nn.Module) -> Callable:
     for kind in inspect.getmro(type(module)):
         if found := getattr(sys.modules[kind.__module__], "eager_attention_forward", None):
             return found
-    raise LookupError(f"{type(module).__module__} has no eager_attention_forward: {type(module).__name__} cannot be tapped")
+    raise LookupError(
+        f"{type(module).__module__} has no eager_attention_forward: {type(module).__name__} cannot be tapped"
+    )

@@ -14,7 +14,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from vtcframe.adapter import adapter_for
 from vtcframe.core import Budget, Layout, Pruned
-from vtcframe.pipeline import Pruner, Stage
+from vtcframe.pipeline import Pruner, Stage, only_stage
 
 
 @dataclass(frozen=True)
@@ -60,11 +60,7 @@ def compress(
         stages = pruner.stages(None if tokens is None and ratio is None else Budget(tokens, ratio))
     elif tokens is not None or ratio is not None:
         raise ValueError("stages say their budgets themselves: give tokens or ratio with a pruner only")
-    stages = tuple(stages or ())
-    if [stage.at for stage in stages] != ["projector"]:
-        sites = ", ".join(stage.at for stage in stages) or "nowhere"
-        raise ValueError(f"the stages act at {sites}: this version prunes once, at 'projector'")
-    return Compressed(model, stages[0])
+    return Compressed(model, only_stage(stages or ()))
 
 
 class Compressed:
@@ -96,7 +92,7 @@ class Compressed:
         structural = torch.zeros_like(layout.untouched)
         if arrangement.structural is not None:
             structural = torch.bincount(arrangement.structural.sample, minlength=len(structural))
-        if budget is not None and (budget.total(layout) >= layout.untouched).all():
+        if budget is not None and budget.covers(layout):
             out = self.model.generate(**inputs, **options)
             watch.lap("generate")
             counts = layout.untouched, layout.untouched, structural, structural
@@ -107,13 +103,13 @@ class Compressed:
         pruned = self.stage.pruner(evidence, budget)
         watch.lap("prune")
         spliced = self.adapter.splice(inputs, evidence, pruned, self.stage.positions)
-        after = pruned.layout.total((pruned.place >= 0).sum(1).cpu())
-        read = (spliced["input_ids"] == self.model.config.image_token_id).sum(1).cpu()
+        read = self.adapter.prompt(spliced).visual.sum(1)
         watch.lap("splice")
         caller = _Caller(inputs["input_ids"], spliced["input_ids"].shape[1])
         out = self.model.generate(**spliced, **caller.translated(options, self.model.generation_config))
         watch.lap("generate")
-        self.last = Result(layout, pruned, layout.untouched, after, structural, read - after, watch.seconds)
+        counts = layout.untouched, pruned.total, structural, read - pruned.total
+        self.last = Result(layout, pruned, *counts, watch.seconds)
         return caller.restored(out)
 
 

@@ -4,6 +4,7 @@ Nothing here imports torch, so that a typo is answered at once.
 """
 
 import json
+from collections.abc import Iterator, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -62,8 +63,8 @@ def parse(text: str) -> Any:
 def expand(node: Any, key: str = "") -> Any:
     """Write components below `key` out as class_path and init_args.
 
-    `VtcCls` and `{name: VtcCls, last: 3}` are short for that wherever a component stands. What is given with a dot
-    (an import path) or as class_path already is left alone. UsageError with the key for names that nothing has.
+    `VtcCls` and `{name: VtcCls, last: 3}` are short for that wherever a component stands. A name with a dot is the
+    import path of a class that is not registered. UsageError with the key for names that nothing has.
     """
     kind = COMPONENT_KEYS.get(key.rpartition(".")[2])
     if isinstance(node, list):
@@ -87,24 +88,38 @@ def _class_path(kind: str, name: str, key: str) -> str:
         raise UsageError(f"{key}: {error}") from error
 
 
-def resolve(arguments: list[str]) -> list[str]:
+def resolve(arguments: Sequence[str]) -> list[str]:
     """Expand short names in command-line options and look through every configuration file they give."""
-    resolved, before = [], ""
-    for argument in arguments:
-        option, equals, value = argument.partition("=") if argument.startswith("-") else (before, "", argument)
-        if option in ("-c", "--config") and value:
+    resolved = []
+    for option, value in _options(arguments):
+        if value is None:
+            resolved.append(option)
+            continue
+        if option in ("-c", "--config"):
             read(value)
-        elif option.startswith("--") and value:
-            argument = f"{option}=" * bool(equals) + _resolve_value(option.removeprefix("--"), value)
-        resolved.append(argument)
-        before = argument
+        else:
+            value, is_list = _expanded(option.removeprefix("--"), value)
+            if is_list:  # jsonargparse merges it into an earlier one of its length, but not into an empty one
+                resolved.append(f"{option}=[]")
+        resolved.append(f"{option}={value}")
     return resolved
 
 
-def _resolve_value(key: str, value: str) -> str:
+def _options(arguments: Sequence[str]) -> Iterator[tuple[str, str | None]]:
+    """Yield options with their values, None for a flag, whether they were joined by "=" or not."""
+    rest = list(arguments)
+    while rest:
+        option, equals, value = rest.pop(0).partition("=")
+        if not equals and rest and not rest[0].startswith("-"):
+            equals, value = "=", rest.pop(0)
+        yield option, value if equals else None
+
+
+def _expanded(key: str, text: str) -> tuple[str, bool]:
+    """Return the value of an option with its short names expanded, and whether it is a list."""
     try:
-        given = get_loader("yaml")(value)
+        given = get_loader("yaml")(text)
     except yaml.YAMLError:
-        return value  # no YAML, then it is meant as it stands
+        return text, False  # no YAML: it is meant as it stands
     expanded = expand(given, key)
-    return value if expanded == given else json.dumps(expanded)
+    return text if expanded == given else json.dumps(expanded), isinstance(given, list)

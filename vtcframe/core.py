@@ -232,6 +232,10 @@ class Budget:
             want = torch.zeros_like(now).index_add_(0, first, size)
         return want.clamp(min=1).minimum(now)
 
+    def covers(self, layout: Layout) -> bool:
+        """Tell whether nothing would have to go of what every sample had at first."""
+        return bool((self.total(layout) >= layout.untouched).all())
+
 
 @dataclass(frozen=True)
 class Pruned:
@@ -253,6 +257,11 @@ class Pruned:
     def column(self) -> Tensor:
         """[V, M] where in the prompt each output token came from: its rotary position. -1 = padding."""
         return self.layout.column.gather(1, self.place.clamp(min=0)).masked_fill(self.place < 0, -1)
+
+    @cached_property
+    def total(self) -> Tensor:
+        """[P] tokens left in each sample, on the CPU."""
+        return self.layout.total((self.place >= 0).sum(1).cpu())
 
     def sequence(self, sample: int) -> tuple[Tensor, Tensor]:
         """Return one sample's tokens [K, D] and their columns [K], as the language model reads them."""

@@ -4,6 +4,7 @@ Components are frozen dataclasses: their fields are their options, their class n
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -102,6 +103,14 @@ class Stage:
             raise ValueError(f"no site is called {self.at!r}: use 'encoder:K', 'projector', 'llm:K' or 'cache'")
         if self.positions not in ("original", "compact"):
             raise ValueError(f"positions must be 'original' or 'compact', got {self.positions!r}")
+
+
+def only_stage(stages: Sequence[Stage]) -> Stage:
+    """Return the one stage that this version can run. ValueError for more, or for another site."""
+    if [stage.at for stage in stages] != ["projector"]:
+        sites = ", ".join(stage.at for stage in stages) or "nowhere"
+        raise ValueError(f"the stages act at {sites}: this version prunes once, at 'projector'")
+    return stages[0]
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,10 @@ from torch import Tensor
 from vtcframe.adapter import Arrangement, adapter_for
 from vtcframe.backbone import Backbone
 from vtcframe.config import UsageError
-from vtcframe.core import Budget, Evidence, Layout
+from vtcframe.core import Budget, Evidence
 from vtcframe.data import Sample
 from vtcframe.metrics import Row
-from vtcframe.pipeline import Pruner, Stage
+from vtcframe.pipeline import Pruner, Stage, only_stage
 
 DEFAULTS = {"do_sample": False, "max_new_tokens": 32}
 REFUSED = {
@@ -39,13 +39,7 @@ class Comparison:
 
     def runs(self) -> list[Stage | None]:
         """Return what is to be run; None is the untouched model."""
-        return [None, *(_only(pruner.stages(budget)) for pruner in self.pruners for budget in self.budgets)]
-
-
-def _only(stages: Sequence[Stage]) -> Stage:
-    if [stage.at for stage in stages] != ["projector"]:
-        raise ValueError(f"stages act at {[stage.at for stage in stages]}: this version prunes once, at 'projector'")
-    return stages[0]
+        return [None, *(only_stage(pruner.stages(budget)) for pruner in self.pruners for budget in self.budgets)]
 
 
 class Predictor(LightningModule):
@@ -71,7 +65,7 @@ class Predictor(LightningModule):
         for name in REFUSED.keys() & (generation or {}).keys():
             raise ValueError(f"generation cannot have {name}: {REFUSED[name]}")
         self.backbone, self.generation = backbone, DEFAULTS | (generation or {})
-        self.runs = compare.runs() if compare is not None else [_only(stages) if stages else None]
+        self.runs = compare.runs() if compare is not None else [only_stage(stages) if stages else None]
         self.needs = tuple(dict.fromkeys(need for stage in self.runs if stage for need in stage.pruner.needs))
         self.model: Any = None
 
@@ -102,7 +96,7 @@ class Predictor(LightningModule):
         inputs = self._inputs(samples)
         arrangement = self.adapter.arrange(inputs, [sample.id for sample in samples])
         layout = arrangement.layout
-        pruning = [stage for stage in self.runs if stage is not None and not _covers(stage.budget, layout)]
+        pruning = [stage for stage in self.runs if stage and not (stage.budget and stage.budget.covers(layout))]
         evidence = self._encode(inputs, arrangement) if pruning else None
         rows: list[list[Row]] = [[] for _ in samples]
         for stage in self.runs:
@@ -110,7 +104,7 @@ class Predictor(LightningModule):
             if evidence is not None and stage in pruning:
                 pruned = stage.pruner(evidence, stage.budget)
                 given = self.adapter.splice(inputs, evidence, pruned, stage.positions)
-                kept = pruned.layout.total((pruned.place >= 0).sum(1).cpu())
+                kept = pruned.total
             structural = self.adapter.prompt(given).visual.sum(1) - kept
             for p, prediction in enumerate(self._generate(given)):
                 row = _row(
@@ -154,10 +148,6 @@ class Predictor(LightningModule):
 
 def _content(sample: Sample) -> list[dict[str, str]]:
     return [{"type": "image"} for _ in sample.pictures] + [{"type": "text", "text": sample.question}]
-
-
-def _covers(budget: Budget | None, layout: Layout) -> bool:
-    return budget is not None and bool((budget.total(layout) >= layout.untouched).all())
 
 
 def _written(budget: Budget | None) -> dict[str, Any] | None:

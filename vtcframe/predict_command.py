@@ -76,7 +76,11 @@ def _command(arguments: list[str]) -> Command:
             args=arguments,
             run=False,  # no subcommands, so that keys in errors are those of the YAML
             parser_class=Parser,
-            parser_kwargs={"parser_mode": MODE, "prog": "vtcframe predict", "description": Predictor.__doc__},
+            parser_kwargs={
+                "parser_mode": MODE,
+                "prog": "vtcframe predict",
+                "description": "Answer questions about pictures with fewer visual tokens.",
+            },
             trainer_defaults={**CALM, "enable_progress_bar": sys.stdout.isatty()},
             seed_everything_default=0,
             save_config_callback=None,

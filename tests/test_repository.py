@@ -1,0 +1,96 @@
+"""What a stranger gets: wheels that install, pinned versions without addresses, no paths of one machine."""
+
+import os
+import re
+import subprocess
+import sys
+import sysconfig
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PROJECTS = [ROOT, *sorted(path.parent for path in ROOT.glob("plugins/*/pyproject.toml"))]
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory):
+    """A fresh environment with our wheels, which sees this one's dependencies but none of our source."""
+    folder = tmp_path_factory.mktemp("wheels")
+    for project in PROJECTS:
+        build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", folder, project]
+        subprocess.run(build, check=True, capture_output=True)
+    environment = folder / "environment"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", environment], check=True)
+    python = environment / "bin" / "python"
+    wheels = sorted(folder.glob("*.whl"))
+    assert len(wheels) == len(PROJECTS)
+    uv = [sys.executable, "-m", "uv", "pip", "install", "--quiet", "--offline", "--no-deps", "--python", python]
+    subprocess.run([*uv, *wheels], check=True)
+    return python, wheels
+
+
+def run(python, code):
+    """Run `code` where a path file, which would bring our source back, is not read."""
+    variables = os.environ | {"PYTHONPATH": sysconfig.get_path("purelib"), "HF_HUB_OFFLINE": "1"}
+    command = [python, "-W", "error::UserWarning", "-c", code]
+    return subprocess.run(command, check=True, capture_output=True, text=True, env=variables, cwd=python.parent).stdout
+
+
+def test_wheels_install_into_a_fresh_environment_and_work(installed):
+    python, _ = installed
+    out = run(
+        python,
+        "import vtcframe, vtcframe.registry as r\n"
+        "print(vtcframe.__file__)\n"
+        "assert 'environment' in vtcframe.__file__\n"
+        "assert {e.name for e in r.entries()} >= {'VtcCls', 'Llava', 'LlavaNext'}\n"
+        "from vtcframe.testing import make_inputs, tiny_llava\n"
+        "from vtcframe.testing.backbones import SAMPLES\n"
+        "model, processor = tiny_llava()\n"
+        "inputs = make_inputs(processor, SAMPLES['one'])\n"
+        "compressed = vtcframe.compress(model, vtcframe.VtcCls(2), tokens=3)\n"
+        "compressed.generate(**inputs, max_new_tokens=2, do_sample=False)\n"
+        "print(compressed.last.after.tolist())\n",
+    )
+    assert out.splitlines()[-1] == "[3]"
+
+
+def test_wheels_carry_types_licence_and_assets_and_no_tests(installed):
+    _, wheels = installed
+    names = [name for wheel in wheels for name in zipfile.ZipFile(wheel).namelist()]
+    assert "vtcframe/py.typed" in names
+    assert "vtcframe/__init__.pyi" in names
+    assert any(name.endswith("licenses/LICENSE") for name in names)
+    assert any(name.startswith("vtcframe/assets/tiny/") for name in names)
+    assert not any(name.startswith("tests/") for name in names)
+
+
+def test_pinned_versions_hold_no_addresses_and_cover_what_we_ask_for():
+    text = (ROOT / "constraints.txt").read_text()
+    assert "://" not in text
+    pinned = {line.partition("==")[0] for line in text.splitlines() if "==" in line}
+    for project in PROJECTS:
+        for requirement in tomllib.loads((project / "pyproject.toml").read_text())["project"]["dependencies"]:
+            name = re.split(r"[\[><=~ ]", requirement)[0].lower().replace("_", "-")
+            assert name in pinned or name == "vtcframe", requirement
+
+
+def test_ci_and_readme_name_the_same_two_commands():
+    readme, ci = (ROOT / "README.md").read_text(), (ROOT / ".ci/run").read_text()
+    for command in ("python3 dev.py demo", "python3 dev.py test"):
+        assert command in readme
+        assert command in ci
+
+
+def test_no_tracked_file_names_one_machines_paths_or_locks_addresses():
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    if tracked.returncode:
+        pytest.skip("not a git checkout")
+    for name in tracked.stdout.splitlines():
+        assert Path(name).name not in ("uv.lock", "pylock.toml")
+        path = ROOT / name
+        if path.suffix in (".py", ".md", ".toml", ".yml", ".yaml", ".txt", ".json", ".jsonl", ".cff") and path.exists():
+            assert not re.search(r"(?<![\w.])/(work|root|farm|home)/", path.read_text()), name
