@@ -4,8 +4,8 @@
 
 Prints one Markdown row for each variant: median CPU and wall seconds of one call, and the median over rounds of the
 ratio to the plain call of the same round. Each round runs every variant once, in a shuffled order. Intervals are order
-statistics of the median; their coverage is the widest of at least 95 %, or min to max where the rounds are too few for
-that. CPU seconds count all threads, those that wait for others included.
+statistics of the median: the narrowest that covers it with at least 95 %, or min to max where the rounds are too few.
+CPU seconds count all threads, also those that spin while they wait for another: on a busy machine take --threads 1.
 
 Peak memory is what one call adds to the loaded model. On the CPU it is resident memory of a process of its own (Linux),
 whose allocator hands every tensor back at once: what is reported is the tensors, not the habits of malloc.

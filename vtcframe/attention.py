@@ -70,7 +70,9 @@ class Row:
 
     def __call__(self, call: Call) -> Tensor:
         row = self.index % call.query.shape[2]
-        query, key = call.query[:, :, row].float(), call.key.float()
+        query = call.query[:, :, row].float()
+        # Contiguous: keys are strided views over heads, and the product would copy them transposed, ten times as slow.
+        key = call.key.to(torch.float32, memory_format=torch.contiguous_format).contiguous()
         groups, share = key.shape[1], query.shape[1] // key.shape[1]
         paid = (query.unflatten(1, (groups, share)) @ key.transpose(-1, -2)).flatten(1, 2)
         if self.heads == "joined":
