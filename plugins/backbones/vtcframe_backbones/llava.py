@@ -75,12 +75,12 @@ class Llava(Adapter):
                 return_dict=True,
                 **self._geometry(inputs),
             )
-        hidden = torch.cat([encoded.hidden_states[i] for i in read], -1)
         found = {}
         for need, pairs in asked.items():
             if pairs:
                 found[need] = torch.stack([torch.cat(tap[pair])[:, :, self._class_tokens :] for pair in pairs])
             else:
+                hidden = torch.cat([encoded.hidden_states[i] for i in read], -1)
                 found[need] = hidden[:, 0] if isinstance(need, ClassToken) else hidden[:, self._class_tokens :]
         evidence = arrangement.evidence(encoded.pooler_output)
         return replace(evidence, found=found, project=self.model.base_model.multi_modal_projector)
@@ -164,7 +164,7 @@ class LlavaNext(Llava):
         return {"image_sizes": inputs["image_sizes"]}
 
     def _pictures(self, inputs: Mapping[str, Any]) -> list[Picture]:
-        return [self._picture(size.cpu()) for size in self._geometry(inputs)["image_sizes"]]
+        return [self._picture(size) for size in torch.as_tensor(self._geometry(inputs)["image_sizes"]).cpu()]
 
     def _picture(self, size: Tensor) -> Picture:
         config, n = self.model.config, self._side**2
