@@ -1,49 +1,50 @@
+import os
 import subprocess
 import sys
+import warnings
 
 import pytest
 
 import vtcframe
 from vtcframe import registry
-from vtcframe.registry import KINDS, Entry, entries, named
+from vtcframe.registry import KINDS, entries, failures, named
 
 
-class Point:
-    """An entry point as importlib.metadata gives them."""
-
-    def __init__(self, name, plugin, distribution="stranger", version="1.0"):
-        self.name, self.plugin = name, plugin
-        self.dist = type("Distribution", (), {"name": distribution, "version": version})
-
-    def load(self):
-        if isinstance(self.plugin, Exception):
-            raise self.plugin
-        return self.plugin
+def hook(components):
+    """A module with the hook that a plugin implements."""
+    return f"from vtcframe.registry import hookimpl\n@hookimpl\ndef vtcframe_components():\n    return {components!r}\n"
 
 
-def plugin(components):
-    class Plugin:
-        @staticmethod
-        @registry.hookimpl
-        def vtcframe_components():
-            return components
-
-    return Plugin
+STRANGERS = {  # distribution -> its module, and what is said of it (None: it works)
+    "good": (hook({"scorer": ["good:Mine"]}), None),
+    "raises": ("raise OSError('libfoo is missing')", "OSError: libfoo is missing"),
+    "misspelt": (hook({}).replace("components", "component"), "unknown hook 'vtcframe_component'"),
+    "unmarked": ("def vtcframe_components():\n    return {}", "has no hook vtcframe_components: mark it"),
+    "same-name": (hook({"scorer": ["other.place:TokenNorm"]}), "scorer TokenNorm is provided by vtcframe (vtc"),
+    "same-class": (hook({"merger": ["same:M", "same:M"]}), "merger M is provided by same-class (same:M) already"),
+    "wrong-type": (hook(["scorer"]), "returns kind -> list of targets, not ['scorer']"),
+    "wrong-targets": (hook({"scorer": "wrong:Scorer"}), "the targets of scorer are a list, not 'wrong:Scorer'"),
+    "wrong-target": (hook({"scorer": ["wrong.Scorer"]}), "'wrong.Scorer' is no target: write 'package.module:"),
+    "wrong-kind": (hook({"scorers": ["wrong:Scorer"]}), "no kind is called 'scorers': use adapter, scorer"),
+}
 
 
 @pytest.fixture
-def install(monkeypatch):
-    """Let the given entry points be installed beside our own."""
-
-    ours = registry.entry_points(group="vtcframe")
-
-    def with_points(*points):
-        monkeypatch.setattr(registry, "entry_points", lambda group: [*points, *ours])
-        entries.cache_clear()
-
-    yield with_points
-    monkeypatch.undo()
-    entries.cache_clear()
+def strangers(tmp_path, monkeypatch):
+    """Install a distribution for each of STRANGERS, as an installer would lay it out."""
+    for name, (code, _) in STRANGERS.items():
+        module = name.replace("-", "_")
+        (tmp_path / f"{module}.py").write_text(code)
+        folder = tmp_path / f"{module}-2.3.dist-info"
+        folder.mkdir()
+        (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 2.3\n")
+        (folder / "entry_points.txt").write_text(f"[vtcframe]\n{name}-plugin = {module}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    registry._scan.cache_clear()
+    yield tmp_path
+    registry._scan.cache_clear()
+    for name in STRANGERS:
+        sys.modules.pop(name.replace("-", "_"), None)
 
 
 def test_every_registered_component_loads_and_bears_its_class_name():
@@ -66,31 +67,56 @@ def test_public_names_are_sorted_and_all_there():
     assert all(getattr(vtcframe, name) is not None for name in vtcframe.__all__)
 
 
-def test_a_strangers_component_is_found_by_the_name_of_its_class(install):
-    install(Point("mine", plugin({"scorer": ["vtcframe.scorers:TokenNorm", "collections:Counter"]}), "a-dist", "2.3"))
-    with pytest.warns(
-        UserWarning, match=r"plugin 'mine' of a-dist 2.3 is left out: ValueError: scorer TokenNorm is already"
-    ):
-        assert named("scorer", "TokenNorm").distribution == "vtcframe"  # ours come first
-    install(Point("mine", plugin({"selector": ["vtcframe.ensemblers:Mean"]}), "a-dist", "2.3"))
-    assert named("selector", "Mean") == Entry("selector", "Mean", "vtcframe.ensemblers:Mean", "a-dist", "2.3")
-    with pytest.raises(TypeError, match=r"vtcframe.ensemblers:Mean of a-dist 2.3 is no selector: extend .*Selector"):
-        named("selector", "Mean").load()
+def broken():
+    return {name: says for name, (_, says) in STRANGERS.items() if says}
 
 
-@pytest.mark.parametrize(
-    ("broken", "says"),
-    [
-        (ImportError("libfoo is missing"), "ImportError: libfoo is missing"),
-        (plugin({"scorers": ["a:B"]}), "no kind is called 'scorers'"),
-        (type("Misspelt", (), {"vtcframe_component": registry.hookimpl(lambda: {})}), "vtcframe_component"),
-    ],
-)
-def test_a_broken_plugin_is_left_out_with_a_warning_and_all_others_work(install, broken, says):
-    install(Point("bad", broken), Point("good", plugin({"merger": ["somewhere:Merger"]}), "zz"))
-    with pytest.warns(UserWarning, match=f"plugin 'bad' of stranger 1.0 is left out: .*{says}"):
-        assert named("merger", "Merger").distribution == "zz"
-    assert named("pruner", "VtcCls").distribution == "vtcframe"
+def test_each_broken_plugin_is_told_once_and_all_others_work(strangers):
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        assert named("scorer", "Mine").distribution == "good"
+        assert named("scorer", "TokenNorm").distribution == "vtcframe"
+        assert named("adapter", "Llava").distribution == "vtcframe-backbones"
+        entries()
+    messages = [str(warning.message) for warning in told]
+    assert len(messages) == len(broken())
+    for name, says in broken().items():
+        (message,) = [message for message in messages if message.startswith(f"plugin '{name}-plugin' of {name} 2.3 is")]
+        assert says in message
+    assert [failure.distribution for failure in failures()] == sorted(broken())  # a fixed order
+
+
+@pytest.mark.filterwarnings("ignore:plugin")
+def test_what_was_left_out_is_told_again_when_an_unknown_component_is_asked_for(strangers):
+    with pytest.raises(LookupError, match="no merger is called 'M'") as error:
+        named("merger", "M")
+    for says in broken().values():
+        assert says in str(error.value)
+
+
+@pytest.mark.filterwarnings("ignore:plugin")
+def test_a_component_that_is_none_of_its_kind_says_whose_it_is(strangers):
+    entry = named("scorer", "Mine")
+    sys.modules["good"].Mine = dict
+    with pytest.raises(TypeError, match=r"good:Mine of good 2.3 is no scorer: extend vtcframe.pipeline.Scorer"):
+        entry.load()
+    del sys.modules["good"].Mine
+    with pytest.raises(ImportError, match=r"scorer Mine of good 2.3 cannot be imported"):
+        entry.load()
+
+
+def test_list_tells_the_status_of_every_plugin(strangers):
+    variables = os.environ | {"PYTHONPATH": str(strangers)}
+    command = [sys.executable, "-m", "vtcframe", "list"]
+    out = subprocess.run(command, capture_output=True, text=True, check=True, env=variables)
+    lines = [line.split(None, 4) for line in out.stdout.splitlines()]
+    assert lines[0] == ["kind", "name", "distribution", "version", "status"]
+    assert ["scorer", "Mine", "good", "2.3", "ok"] in lines
+    for name, says in broken().items():
+        (status,) = [line[4] for line in lines if line[:4] == ["plugin", f"{name}-plugin", name, "2.3"]]
+        assert status.startswith("left out: ")
+        assert says in status
+    assert out.stderr == ""
 
 
 def test_an_unknown_name_is_answered_with_the_nearest():

@@ -2,13 +2,14 @@
 
 import difflib
 import sys
+import warnings
 
 from vtcframe.config import UsageError, resolve
-from vtcframe.registry import entries
+from vtcframe.registry import Failure, entries, failures
 
 HELP = """\
 usage: vtcframe predict --config FILE [--KEY=VALUE ...]   answer questions with fewer visual tokens
-       vtcframe list                                      every installed component
+       vtcframe list                                      every installed component and its status
        vtcframe predict --help                            every option of predict
 
 exit status: 0 done, 1 some samples failed, 2 the configuration cannot be used
@@ -33,18 +34,29 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def list_components(arguments: list[str]) -> int:
-    """Print kind, name, distribution and version of every component."""
+    """Print kind, name, distribution, version and status of every component, then the plugins that were left out."""
     if arguments:
         raise UsageError(f"list takes no arguments, got {' '.join(arguments)}")
-    lines = [(entry.kind, entry.name, entry.distribution, entry.version) for entry in entries()]
+    lost = _left_out()
+    lines = [("kind", "name", "distribution", "version", "status")]
+    lines += sorted((entry.kind, entry.name, entry.distribution, entry.version, "ok") for entry in entries())
+    lines += [("plugin", one.plugin, one.distribution, one.version, f"left out: {one.cause}") for one in lost]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    for line in sorted(lines):
+    for line in lines:
         print("  ".join(word.ljust(width) for word, width in zip(line, widths, strict=True)).rstrip())
     return DONE
 
 
+def _left_out() -> tuple[Failure, ...]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # commands tell it in their own words
+        return failures()
+
+
 def predict(arguments: list[str]) -> int:
     """Run the predict loop as the configuration says."""
+    for failure in _left_out():
+        print(f"vtcframe: warning: {failure}", file=sys.stderr)
     resolved = resolve(arguments)
     from vtcframe.predict_command import run  # not before a typo could be answered: it imports torch
 

@@ -7,6 +7,7 @@ imported before a target is loaded.
 
 import difflib
 import importlib
+import re
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ KINDS = {  # kind -> the class that its components extend
     "pruner": "vtcframe.pipeline:Pruner",
 }
 
+TARGET = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 hookspec = pluggy.HookspecMarker(GROUP)
 hookimpl = pluggy.HookimplMarker(GROUP)
 
@@ -68,11 +70,16 @@ class Entry:
     version: str
 
     def load(self) -> type:
-        """Import the class. TypeError if it is not of its kind."""
-        found = _resolve(self.target)
+        """Import the class. ImportError, or TypeError if it is not of its kind, naming the distribution."""
+        try:
+            found = _resolve(self.target)
+        except (ImportError, AttributeError) as error:
+            origin = f"{self.distribution} {self.version}"
+            raise ImportError(f"{self.kind} {self.name} of {origin} cannot be imported: {error}") from error
         base = _resolve(KINDS[self.kind])
         if not (isinstance(found, type) and issubclass(found, base)):
-            raise TypeError(f"{self.target} of {self.distribution} {self.version} is no {self.kind}: extend {base}")
+            kind = KINDS[self.kind].replace(":", ".")
+            raise TypeError(f"{self.target} of {self.distribution} {self.version} is no {self.kind}: extend {kind}")
         return found
 
 
@@ -81,25 +88,62 @@ def _resolve(target: str):
     return getattr(importlib.import_module(module), name)
 
 
-@cache
+@dataclass(frozen=True)
+class Failure:
+    """A plugin that was left out."""
+
+    plugin: str  # the name of its entry point
+    distribution: str
+    version: str
+    cause: str
+
+    def __str__(self) -> str:
+        return f"plugin {self.plugin!r} of {self.distribution} {self.version} is left out: {self.cause}"
+
+
 def entries() -> tuple[Entry, ...]:
     """Every component of every installed distribution, ours first, the others by the distribution's name.
 
-    A plugin that cannot be registered whole is left out with a warning; all others work.
+    A plugin that cannot be registered whole is left out, with one warning; all others work.
     """
+    return _scan()[0]
+
+
+def failures() -> tuple[Failure, ...]:
+    """Every plugin that was left out, in the order of `entries`."""
+    return _scan()[1]
+
+
+def named(kind: str, name: str) -> Entry:
+    """Look a component up by the name of its class. LookupError with the nearest names, and what was left out."""
+    mine = {entry.name: entry for entry in entries() if entry.kind == kind}
+    if name in mine:
+        return mine[name]
+    near = difflib.get_close_matches(name, mine, 1, 0.5)
+    hint = f" Did you mean {near[0]}?" if near else ""
+    lost = "".join(f"\n{failure}" for failure in failures())  # it may be the very one that was asked for
+    raise LookupError(f"no {kind} is called {name!r}.{hint} Installed: {', '.join(sorted(mine)) or 'none'}.{lost}")
+
+
+@cache
+def _scan() -> tuple[tuple[Entry, ...], tuple[Failure, ...]]:
     found: dict[tuple[str, str], Entry] = {}
+    lost = []
     for point in sorted(entry_points(group=GROUP), key=lambda p: (_origin(p)[0] != "vtcframe", _origin(p), p.name)):
-        name, version = _origin(point)
         try:
-            mine = {(entry.kind, entry.name): entry for entry in _components(point)}
-            for kind, clash in mine.keys() & found.keys():
-                raise ValueError(f"{kind} {clash} is already provided by {found[kind, clash].distribution}")
+            mine = {}
+            for entry in _components(point):
+                if other := {**found, **mine}.get((entry.kind, entry.name)):
+                    raise ValueError(
+                        f"{entry.kind} {entry.name} is provided by {other.distribution} ({other.target}) already"
+                    )
+                mine[entry.kind, entry.name] = entry
         except Exception as error:  # whatever a stranger's plugin raises must not take the others along
-            cause = f"{type(error).__name__}: {error}"
-            warnings.warn(f"plugin {point.name!r} of {name} {version} is left out: {cause}", stacklevel=2)
+            lost.append(Failure(point.name, *_origin(point), f"{type(error).__name__}: {error}"))
+            warnings.warn(str(lost[-1]), stacklevel=4)
         else:
             found |= mine
-    return tuple(found.values())
+    return tuple(found.values()), tuple(lost)
 
 
 def _origin(point: EntryPoint) -> tuple[str, str]:
@@ -109,21 +153,21 @@ def _origin(point: EntryPoint) -> tuple[str, str]:
 def _components(point: EntryPoint) -> Iterator[Entry]:
     manager = pluggy.PluginManager(GROUP)  # one for each plugin: a broken one cannot disturb the next
     manager.add_hookspecs(Hooks)
-    manager.register(point.load())
+    plugin = point.load()
+    manager.register(plugin)
     manager.check_pending()
-    for components in manager.hook.vtcframe_components():
+    answers = manager.hook.vtcframe_components()
+    if not answers:
+        raise ValueError(f"{point.value} has no hook vtcframe_components: mark it with vtcframe.registry.hookimpl")
+    for components in answers:
+        if not isinstance(components, dict):
+            raise TypeError(f"vtcframe_components returns kind -> list of targets, not {components!r}")
         for kind, targets in components.items():
             if kind not in KINDS:
                 raise ValueError(f"no kind is called {kind!r}: use {', '.join(KINDS)}")
+            if not isinstance(targets, list | tuple):
+                raise TypeError(f"the targets of {kind} are a list, not {targets!r}")
             for target in targets:
+                if not (isinstance(target, str) and TARGET.fullmatch(target)):
+                    raise ValueError(f"{target!r} is no target: write 'package.module:Class'")
                 yield Entry(kind, target.rpartition(":")[2], target, *_origin(point))
-
-
-def named(kind: str, name: str) -> Entry:
-    """Look a component up by the name of its class. LookupError with the nearest names."""
-    mine = {entry.name: entry for entry in entries() if entry.kind == kind}
-    if name in mine:
-        return mine[name]
-    near = difflib.get_close_matches(name, mine, 1, 0.5)
-    hint = f" Did you mean {near[0]}?" if near else ""
-    raise LookupError(f"no {kind} is called {name!r}.{hint} Installed: {', '.join(sorted(mine)) or 'none'}.")
