@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from vtcframe.config import UsageError, expand, resolve
+from vtcframe.config import UsageError, expand, resolve, shorten
 
 CLS = {"class_path": "vtcframe.methods.VtcCls"}
 
@@ -49,3 +49,25 @@ def test_a_list_on_the_command_line_takes_the_place_of_the_one_in_the_file():
 def test_other_options_stay_as_they_are_typed():
     given = ["--print_config", "--data.path=a: [", "--trainer.devices=1"]
     assert resolve(given) == given
+
+
+@pytest.mark.parametrize(
+    "short",
+    [
+        {"stages": [{"at": "projector", "pruner": {"name": "VtcCls", "last": 2}, "budget": {"tokens": 64}}]},
+        {"compare": {"pruners": ["UniformPruner", {"name": "RandomPruner", "seed": 1}]}},
+        {
+            "pruner": {
+                "name": "Pipeline",
+                "scorers": [{"name": "ClsAttention", "last": 3}, "TokenNorm"],
+                "ensembler": {"name": "RankFusion", "k": 60},
+                "allocator": "Even",
+                "selector": "TopK",
+                "merger": None,
+            }
+        },
+        {"pruner": {"class_path": "my_package.Mine", "init_args": {"last": 2}}},
+    ],
+)
+def test_shorten_is_the_reverse_of_expand(short):
+    assert shorten(expand(short)) == short

@@ -84,6 +84,17 @@ def test_the_table_is_printed_and_the_finished_file_stands_alone(quickstart):
     assert [path.name for path in folder.iterdir()] == ["predictions.jsonl"]
 
 
+def test_the_printed_configuration_loads_again_and_uses_short_names(tmp_path):
+    first, again = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(first), pytest.raises(SystemExit, match="0"):
+        main(["predict", "--config", QUICKSTART, "--print_config"])
+    assert {"name": "VtcCls", "last": 3} in yaml.safe_load(first.getvalue())["model"]["compare"]["pruners"]
+    (tmp_path / "printed.yaml").write_text(first.getvalue())
+    with contextlib.redirect_stdout(again), pytest.raises(SystemExit, match="0"):
+        main(["predict", "--config", str(tmp_path / "printed.yaml"), "--print_config"])
+    assert again.getvalue() == first.getvalue()
+
+
 def test_predictions_are_those_of_compress_and_of_the_model_itself(quickstart):
     split = runs(quickstart[2])
     model, processor = Backbone("vtcframe:tiny", dtype="float32").load()

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 from jsonargparse import get_loader
 
-from vtcframe.registry import named
+from vtcframe.registry import entries, named
 
 COMPONENT_KEYS = {  # key in the YAML -> kind in the registry
     "pruner": "pruner",
@@ -77,6 +77,19 @@ def expand(node: Any, key: str = "") -> Any:
     if kind is not None and isinstance(node, str):
         return {"class_path": _class_path(kind, node, key)}
     return node
+
+
+def shorten(node: Any) -> Any:
+    """Write registered components by their short names: the reverse of `expand`."""
+    if isinstance(node, list):
+        return [shorten(item) for item in node]
+    if not isinstance(node, dict):
+        return node
+    node = {key: shorten(value) for key, value in node.items()}
+    names = {entry.target.replace(":", "."): entry.name for entry in entries()}
+    if (name := names.get(str(node.get("class_path")))) is None:
+        return node
+    return {"name": name, **node["init_args"]} if node.get("init_args") else name
 
 
 def _class_path(kind: str, name: str, key: str) -> str:

@@ -12,7 +12,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from transformers.utils.logging import disable_progress_bar
 
-from vtcframe.config import UsageError, parse
+from vtcframe.config import UsageError, parse, shorten
 from vtcframe.data import Questions
 from vtcframe.predict import Predictor
 from vtcframe.writer import Writer
@@ -25,7 +25,7 @@ MODE = "vtcframe"  # of jsonargparse: YAML with short names
 CALM = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
 
 set_loader(MODE, parse, exceptions=(yaml.YAMLError,))
-set_dumper(MODE, lambda config: yaml.safe_dump(config, sort_keys=False))
+set_dumper(MODE, lambda config: yaml.safe_dump(shorten(config), sort_keys=False))
 
 
 class Parser(LightningArgumentParser):
