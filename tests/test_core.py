@@ -1,5 +1,6 @@
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -38,6 +39,11 @@ ALL_KINDS = (
 def test_a_budget_that_makes_no_sense_is_refused(options, error, says):
     with pytest.raises(error, match=says):
         Budget(**options)
+
+
+def test_a_budget_takes_the_numbers_of_other_libraries():
+    assert Budget(np.int64(5)).total(make_layout({1: [(2, 3)]})).tolist() == [5]
+    assert Budget(ratio=np.float32(0.5)).total(make_layout({1: [(2, 3)]})).tolist() == [3]
 
 
 def test_a_budget_counts_for_samples_images_or_views_and_never_more_than_there_is():

@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Literal
 
@@ -206,11 +207,11 @@ class Budget:
     def __post_init__(self) -> None:
         if (self.tokens is None) == (self.ratio is None):
             raise ValueError(f"give tokens or ratio, exactly one of them: got tokens={self.tokens}, ratio={self.ratio}")
-        if self.tokens is not None and (isinstance(self.tokens, bool) or not isinstance(self.tokens, int)):
+        if self.tokens is not None and (isinstance(self.tokens, bool) or not isinstance(self.tokens, Integral)):
             raise TypeError(f"tokens must be an int, got {self.tokens!r}: give ratio for a fraction")
         if self.tokens is not None and self.tokens < 1:
             raise ValueError(f"tokens must be at least 1, got {self.tokens}")
-        if self.ratio is not None and (isinstance(self.ratio, bool) or not isinstance(self.ratio, int | float)):
+        if self.ratio is not None and (isinstance(self.ratio, bool) or not isinstance(self.ratio, Real)):
             raise TypeError(f"ratio must be a number, got {self.ratio!r}")
         if self.ratio is not None and not 0 < self.ratio <= 1:
             raise ValueError(f"ratio is the fraction of tokens kept and must lie in (0, 1], got {self.ratio}")
