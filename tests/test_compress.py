@@ -1,6 +1,5 @@
 import pytest
 import torch
-from conftest import backbone
 from transformers import (
     DynamicCache,
     GenerationConfig,
@@ -11,6 +10,7 @@ from transformers import (
 )
 from transformers.generation.streamers import BaseStreamer
 
+from conftest import backbone
 from vtcframe import Budget, RandomPruner, Stage, VtcCls, compress
 from vtcframe.testing import check_restored, make_inputs
 from vtcframe.testing.backbones import SAMPLES
@@ -60,6 +60,7 @@ def test_inputs_may_be_positional_or_come_without_a_mask(ready):
     assert torch.equal(compressed.generate(inputs["input_ids"], GenerationConfig(**GREEDY), **rest), want)
     no_mask = {k: v for k, v in inputs.items() if k != "attention_mask"}
     assert torch.equal(compressed.generate(**no_mask, **GREEDY), want)  # padding is known by its token
+    assert torch.equal(compressed.generate(**no_mask, attention_mask=None, position_ids=None, **GREEDY), want)
     with pytest.raises(ValueError, match="not both"):
         compressed.generate(inputs["input_ids"], **inputs, **GREEDY)
 

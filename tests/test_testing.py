@@ -4,9 +4,9 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
-from conftest import backbone
 from vtcframe_backbones.llava import Llava, LlavaNext
 
+from conftest import backbone
 from vtcframe import (
     Allocator,
     Budget,
@@ -309,3 +309,29 @@ def test_inputs_are_padded_on_the_side_asked_for(llava):
     left, right = (make_inputs(processor, SAMPLES["ragged one"], side)["attention_mask"] for side in ("left", "right"))
     assert left[1, 0] == right[1, -1] == 0
     assert left[1, -1] == right[1, 0] == 1
+
+
+def test_check_adapter_fails_where_an_exception_is_swallowed(monkeypatch):
+    def encode(original, adapter, *args):
+        try:
+            return original(adapter, *args)
+        except RuntimeError:
+            return None
+
+    with pytest.raises(AssertionError, match="was swallowed"):
+        check_with(monkeypatch, "llava", ("encode", encode))
+
+
+def test_check_adapter_fails_where_an_exception_leaves_something_behind(monkeypatch):
+    hooks = []
+
+    def encode(original, adapter, *args):
+        hooks.append(adapter.model.base_model.vision_tower.register_forward_hook(lambda *_: None))
+        out = original(adapter, *args)
+        hooks[-1].remove()  # not in a `finally`
+        return out
+
+    with pytest.raises(AssertionError, match="a hook was not restored"):
+        check_with(monkeypatch, "llava", ("encode", encode))
+    for hook in hooks:
+        hook.remove()

@@ -270,6 +270,7 @@ class Arrangement:
         layout = replace(
             layout, grid=layout.grid.to(packed.device), column=column, centre=layout.centre.to(packed.device)
         )
+        vars(layout)["count"] = self.layout.count  # known already: counting on the device would wait for it
         return Evidence(tokens, layout, structural=structural)
 
 

@@ -84,7 +84,8 @@ class Compressed:
         """
         options = _bound(self.model.generate, args, kwargs)
         _refuse(options)
-        inputs = {name: options.pop(name) for name in self.adapter.reads if options.get(name) is not None}
+        inputs = {name: options.pop(name, None) for name in self.adapter.reads}
+        inputs = {name: given for name, given in inputs.items() if given is not None}
         inputs.setdefault("attention_mask", _mask(inputs, self.model))
         watch = _Stopwatch()
         arrangement = self.adapter.arrange(inputs)

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from vtcframe.adapter import Adapter, adapter_for
@@ -139,19 +140,25 @@ def check_alone(
 
 
 def check_raising(model: Any, inputs: Mapping[str, Any]) -> None:
-    """An exception in the midst of observing leaves nothing behind (inside `check_restored`)."""
-    adapter = adapter_for(model)
+    """An exception in the midst of observing comes through and leaves nothing behind (inside `check_restored`)."""
+    adapter, calls, last = adapter_for(model), 0, 0
 
     def fail(*_: Any) -> None:
-        raise RuntimeError("on purpose")
+        nonlocal calls
+        calls += 1
+        if calls == last:
+            raise RuntimeError("on purpose")
 
-    hook = model.base_model.multi_modal_projector.register_forward_pre_hook(fail)
+    hook = register_module_forward_pre_hook(fail)  # of every module: which ones an adapter runs is its own affair
     try:
+        adapter.observe(inputs)
+        _hold(calls > 0, "no module was run under observation")
+        calls, last = 0, max(1, calls // 2)
         adapter.observe(inputs)
     except RuntimeError as error:
         _hold(str(error) == "on purpose", f"another error hid the first one: {error}")
     else:
-        _hold(False, "the projector was not run under observation")
+        _hold(False, "an exception under observation was swallowed")
     finally:
         hook.remove()
 
