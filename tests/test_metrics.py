@@ -1,6 +1,6 @@
 import pytest
 
-from vtcframe.metrics import Row, accuracy, normalised, table
+from vtcframe.metrics import Row, accuracy, normalised, seconds, table
 
 
 def row(kind="color", answer="red", prediction="red", method="unpruned", budget=None, **more):
@@ -33,21 +33,30 @@ def test_the_table_has_a_line_for_each_method_and_budget_and_a_column_for_each_t
         Row("b", "color", "?", "red", error="cannot read the image"),
     ]
     assert table(rows).splitlines() == [
-        "method                    budget  tokens  color  count  attributes    all",
-        "questions                                     1      1           1      2",
-        "unpruned                       -    36.0  1.000  1.000       1.000  1.000",
-        "VtcCls(last=3)              0.25    36.0  0.000  1.000       0.000  0.500",
-        "VtcCls(last=3)  9 tokens a image    36.0  1.000  0.000       1.000  0.500",
+        "method                    budget  tokens  seconds  color  count  attributes    all",
+        "questions                                              1      1           1      2",
+        "unpruned                       -    36.0        -  1.000  1.000       1.000  1.000",
+        "VtcCls(last=3)              0.25    36.0        -  0.000  1.000       0.000  0.500",
+        "VtcCls(last=3)  9 tokens a image    36.0        -  1.000  0.000       1.000  0.500",
     ]
 
 
 def test_without_types_and_answers_the_table_still_tells_how_many_tokens_were_read():
     assert table([row(None, None)]).splitlines() == [
-        "method     budget  tokens  all",
-        "questions                    1",
-        "unpruned        -    36.0    -",
+        "method     budget  tokens  seconds  all",
+        "questions                             1",
+        "unpruned        -    36.0        -    -",
     ]
 
 
 def test_where_every_sample_failed_there_is_no_table():
     assert table([Row("b", "color", "?", "red", error="cannot read the image")]) == ""
+
+
+def test_seconds_include_the_encoding_and_leave_the_first_batch_out_where_there_are_more():
+    first = row(seconds=9.0, encode_seconds=1.0, batch=0)
+    later = [row(seconds=s, encode_seconds=0.5, batch=n) for n, s in ((1, 1.0), (2, 2.0))]
+    assert seconds([first, *later]) == 2.0
+    assert seconds([first]) == 10.0
+    assert seconds([row()]) is None
+    assert table([first, *later]).splitlines()[-1].split()[3] == "2.0000"

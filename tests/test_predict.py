@@ -13,11 +13,15 @@ from vtcframe import compress
 from vtcframe.backbone import Backbone
 from vtcframe.cli import main
 from vtcframe.config import bundled
+from vtcframe.data import Sample
 from vtcframe.methods import VtcCls
 from vtcframe.metrics import Row, accuracy, columns, table
-from vtcframe.predict import Predictor
+from vtcframe.predict import Predictor, _views
+from vtcframe.testing.backbones import SAMPLES, make_inputs
+from vtcframe.writer import NOTE
 
 QUICKSTART = str(Path(__file__).parent.parent / "configs" / "quickstart.yaml")
+METHODS = "VtcCls(last=3)", "RandomPruner(seed=0)", "UniformPruner()"
 QUESTIONS = Path(bundled("vtcframe:questions"))
 
 
@@ -67,10 +71,7 @@ def test_every_question_has_one_row_for_each_method_and_budget_in_the_order_of_t
     split = runs(quickstart[2])
     assert list(split) == [
         ("unpruned", None),
-        ("VtcCls(last=3)", 0.25),
-        ("VtcCls(last=3)", 0.125),
-        ("RandomPruner(seed=0)", 0.25),
-        ("RandomPruner(seed=0)", 0.125),
+        *((method, ratio) for method in METHODS for ratio in (0.5, 0.25, 0.125, 0.0625)),
     ]
     for (_, ratio), rows in split.items():
         assert [row.id for row in rows] == ids
@@ -80,8 +81,92 @@ def test_every_question_has_one_row_for_each_method_and_budget_in_the_order_of_t
 
 def test_the_table_is_printed_and_the_finished_file_stands_alone(quickstart):
     folder, out, rows = quickstart
-    assert out == f"{table(rows)}\nwritten to {folder}/predictions.jsonl\n"
-    assert [path.name for path in folder.iterdir()] == ["predictions.jsonl"]
+    assert out == (f"{table(rows)}\n{NOTE}\nwritten to {folder}/predictions.jsonl, 4 sheets to {folder}/pictures\n")
+    assert sorted(path.name for path in folder.iterdir()) == ["pictures", "predictions.jsonl"]
+
+
+def test_every_row_has_its_seconds_and_pruned_ones_their_share_of_the_encoding(quickstart):
+    batches = {}
+    for row in quickstart[2]:
+        assert row.seconds > 0
+        assert (row.encode_seconds > 0) == (row.method != "unpruned")
+        batches.setdefault(row.batch, []).append(row)
+    assert sorted(batches) == list(range(7))
+    for rows in batches.values():
+        assert len({row.encode_seconds for row in rows if row.method != "unpruned"}) == 1
+        assert len({row.seconds for row in rows if row.method == "unpruned"}) == 1
+
+
+def test_sheets_are_drawn_for_the_first_samples_only_and_rows_hold_no_masks_unless_asked(quickstart):
+    folder, _, rows = quickstart
+    ids = list(dict.fromkeys(row.id for row in rows))[:4]
+    assert sorted(path.name for path in (folder / "pictures").iterdir()) == sorted(f"{name}.png" for name in ids)
+    with Image.open(folder / "pictures" / f"{ids[0]}.png") as drawn:
+        assert drawn.width > 5 * 384  # a score map and four budgets, each four times the picture's 96 pixels
+    assert {row.views for row in rows} == {None}
+
+
+def test_masks_tell_row_by_row_what_was_kept_and_how_it_was_scored(tmp_path):
+    assert predict(*taken(tmp_path, 3), "--data.batch_size=2", "--writer.masks=true", "--writer.pictures=0")[0] == 0
+    assert not (tmp_path / "pictures").exists()
+    model, processor = Backbone("vtcframe:tiny", dtype="float32").load()
+    short, rows = compress(model, VtcCls(last=3), ratio=0.125), read(tmp_path)
+    assert all(row.views is None for row in rows if row.method == "unpruned")
+    for row in (row for row in rows if row.method == METHODS[0] and row.budget == {"ratio": 0.125}):
+        text = [{"type": "image"}, {"type": "text", "text": row.question}]
+        prompt = processor.apply_chat_template([{"role": "user", "content": text}], add_generation_prompt=True)
+        inputs = processor(images=Image.open(QUESTIONS / "images/scene-00.png"), text=prompt, return_tensors="pt")
+        short.generate(**inputs, max_new_tokens=1, do_sample=False)
+        (view,) = row.views
+        assert (view["image"], view["frame"], view["box"]) == (0, 0, [0, 0, 1, 1])
+        assert [kept for line in view["kept"] for kept in line] == short.last.kept[0].tolist()
+        assert [x for line in view["scores"] for x in line] == pytest.approx(short.last.scores[0].tolist(), rel=1e-4)
+        assert [len(line) for line in view["kept"]] == [12] * 12
+
+
+def test_views_of_a_pruner_that_joins_them_are_told_one_by_one(llava_next):
+    from vtcframe import Budget, RandomPruner, adapter_for
+    from vtcframe.allocators import Even
+    from vtcframe.ensemblers import Mean
+    from vtcframe.pipeline import Pipeline
+    from vtcframe.scorers import Random
+    from vtcframe.selectors import TopK
+
+    model, processor = llava_next
+    evidence = adapter_for(model).observe(make_inputs(processor, SAMPLES["ragged several"][:2]))
+    joined = Pipeline((Random(0),), Mean(), Even(), TopK(), across="sample")
+    for pruner in (joined, RandomPruner()):
+        pruned = pruner(evidence, Budget(tokens=7))
+        for p in (0, 1):
+            views = _views(evidence.layout, pruned, p)
+            kept = [kept for view in views for line in view["kept"] for kept in line]
+            assert sum(map(bool, kept)) == 7
+            assert sum(one is not None for one in kept) == evidence.layout.untouched[p]
+
+
+def test_a_picture_that_is_cut_is_shown_as_the_model_sees_it(tmp_path):
+    predictor = Predictor(Backbone("vtcframe:tiny", dtype="float32"))
+    predictor.setup("predict")
+    wide = Image.new("RGB", (192, 96), "red")
+    wide.paste("blue", (48, 0, 144, 96))
+    (shown,) = predictor.shown(Sample("a", "?", (), pictures=(wide,)))
+    assert shown.size == (96, 96)
+    assert shown.getpixel((5, 50))[2] > 200 > 50 > shown.getpixel((5, 50))[0]
+
+
+def test_a_sheet_that_cannot_be_finished_leaves_no_half_one_and_no_row_is_lost(tmp_path, monkeypatch):
+    from vtcframe import writer
+
+    class Torn:
+        def save(self, path, format):
+            path.write_bytes(b"half")
+            raise OSError("no space left")
+
+    monkeypatch.setattr(writer, "sheet", lambda *_: Torn())
+    with pytest.raises(OSError, match="no space left"):
+        predict(*taken(tmp_path, 2))
+    assert [path.name for path in (tmp_path / "pictures").iterdir() if path.suffix == ".png"] == []
+    assert len((tmp_path / "predictions.jsonl.part").read_text().splitlines()) == 26
 
 
 def test_the_printed_configuration_loads_again_and_uses_short_names(tmp_path):
@@ -195,7 +280,7 @@ def test_unreadable_images_fail_their_samples_and_no_others(tmp_path):
     rows = read(tmp_path)
     assert status == 1
     assert err == "vtcframe: 3 samples failed, their rows say why: lost, torn, worn\n"
-    assert [row.id for row in rows] == ["lost", "torn", "worn", *["whole"] * 5]
+    assert [row.id for row in rows] == ["lost", "torn", "worn", *["whole"] * 13]
     assert "lost.png: FileNotFoundError" in rows[0].error
     assert "corrupt.png: UnidentifiedImageError" in rows[1].error
     assert rows[0].method is rows[0].prediction is rows[0].visual_tokens is None
@@ -219,7 +304,9 @@ def test_a_run_that_breaks_keeps_its_rows_apart_from_an_earlier_finished_file(tm
     with pytest.raises(RuntimeError, match="out of memory"):
         predict(*options)
     assert finished.read_text() == before
-    assert part.read_text().splitlines() == before.splitlines()[:2]
+    assert [json.loads(line)["id"] for line in part.read_text().splitlines()] == [
+        json.loads(line)["id"] for line in before.splitlines()[:2]
+    ]
 
 
 @pytest.mark.parametrize(
@@ -238,6 +325,7 @@ def test_a_run_that_breaks_keeps_its_rows_apart_from_an_earlier_finished_file(tm
         (["--model.generation.max_new_token=9"], ["generation has options", "max_new_token"]),
         (["--model.generation.max_new_tokens=-1"], ["max_new_tokens", "-1"]),
         (["--data.batch_size=0"], ["batch_size must be at least 1, got 0"]),
+        (["--writer.pictures=-1"], ["pictures is a number of samples, got -1"]),
         (["--data.path=nothing.jsonl"], ["cannot read the questions nothing.jsonl"]),
         (["--trainer.devices=2"], ["2 processes would write one file", "trainer.devices: 1"]),
         (["--trainr.devices=2"], ["--trainr.devices=2"]),
@@ -307,7 +395,7 @@ def test_the_lightning_command_predicts_and_hands_everything_else_on(tmp_path, m
 
     monkeypatch.setattr(sys, "argv", ["lightning", "predict", "--config", QUICKSTART, *taken(tmp_path, 2)])
     assert vtcframe_lightning.main() == 0
-    assert len(read(tmp_path)) == 10
+    assert len(read(tmp_path)) == 26
     monkeypatch.setattr(sys, "argv", ["lightning", "login"])
     monkeypatch.setattr(vtcframe_lightning, "entry_points", lambda **_: [Ours(), Point()])
     assert vtcframe_lightning.main() == 5

@@ -1,5 +1,6 @@
 """The command `vtcframe`. torch is imported only once there is something to compute."""
 
+import argparse
 import difflib
 import sys
 import warnings
@@ -8,13 +9,14 @@ from vtcframe.config import UsageError, resolve
 from vtcframe.registry import Failure, entries, failures
 
 HELP = """\
-usage: vtcframe predict --config FILE [--KEY=VALUE ...]   answer questions with fewer visual tokens
-       vtcframe list                                      every installed component and its status
-       vtcframe predict --help                            every option of predict
+usage: vtcframe predict --config FILE [--KEY=VALUE ...]       answer questions with fewer visual tokens
+       vtcframe check MODEL [--image FILE ...] [--tokens N]   the laws, one by one, on a checkpoint of yours
+       vtcframe list                                          every installed component and its status
+       vtcframe predict --help, vtcframe check --help         every option
 
-exit status: 0 done, 1 some samples failed, 2 the configuration cannot be used
+exit status: 0 done, 1 some samples failed or a law is broken, 2 what was given cannot be used
 """
-DONE, SAMPLES_FAILED, UNUSABLE = 0, 1, 2
+DONE, SAMPLES_FAILED, LAW_BROKEN, UNUSABLE = 0, 1, 1, 2
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -68,4 +70,27 @@ def predict(arguments: list[str]) -> int:
     return SAMPLES_FAILED
 
 
-COMMANDS = {"predict": predict, "list": list_components}
+def check_model(arguments: list[str]) -> int:
+    """Print which laws hold on a checkpoint."""
+    options = argparse.ArgumentParser(prog="vtcframe check", description="The laws, one by one, on a checkpoint.")
+    options.add_argument("model", help="folder, name on the Hugging Face Hub, or vtcframe:tiny")
+    options.add_argument(
+        "--image", nargs="+", action="extend", default=[], help="pictures to ask about, not the bundled ones"
+    )
+    options.add_argument("--tokens", type=int, help="visual tokens kept in each sample; a quarter when not given")
+    options.add_argument(
+        "--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="of the weights"
+    )
+    options.add_argument("--device", default="cpu", help="where to run, for example cuda")
+    given = options.parse_args(arguments)
+    from vtcframe.check import check  # lazily: it imports torch
+
+    outcomes = []
+    for law, pruner, outcome in check(given.model, given.image, given.tokens, given.dtype, given.device):
+        outcomes.append(outcome.partition(":")[0])
+        print(f"{law:34}  {pruner:20}  {outcome}", flush=True)
+    print(", ".join(f"{outcomes.count(kind)} {kind}" for kind in ("holds", "broken", "not served")))
+    return LAW_BROKEN if "broken" in outcomes else DONE
+
+
+COMMANDS = {"predict": predict, "list": list_components, "check": check_model}

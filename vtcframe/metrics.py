@@ -3,9 +3,22 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Any
+from typing import Any, TypedDict
 
 COUNT = "count"  # the type that "attributes" leaves out: any concentrating pruner thins the background it is read from
+
+
+class View(TypedDict):
+    """What became of one view. `kept` and `scores` are lists of the grid's rows, top to bottom, left to right.
+
+    They hold null where there is no token. `kept` is true also where a merger's new token has taken the place.
+    """
+
+    image: int  # which picture of its sample
+    frame: int  # of a video, else 0
+    box: list[float]  # top, left, bottom, right in its picture as the model was shown it, 0..1; padding lies outside
+    kept: list[list[bool | None]]
+    scores: list[list[float | None]]  # six digits
 
 
 @dataclass(frozen=True)
@@ -22,6 +35,10 @@ class Row:
     visual_tokens: int | None = None  # that the language model read
     visual_tokens_before: int | None = None
     structural_tokens: int | None = None  # newlines and the like that it read with them
+    seconds: float | None = None  # share of its batch's wall time in this run: prune, splice and generate
+    encode_seconds: float | None = None  # the encoding before it, once for all runs; 0 where generate encodes
+    batch: int | None = None  # the batch that it was answered in; in the first, everything runs for the first time
+    views: list[View] | None = None  # where the writer wants them and tokens were judged
     error: str | None = None
 
     @property
@@ -43,6 +60,13 @@ def accuracy(rows: Iterable[Row]) -> float | None:
     return fmean(verdicts) if verdicts else None
 
 
+def seconds(rows: Iterable[Row]) -> float | None:
+    """Mean wall time a sample, encoding included. The first batch, a warm-up, counts only where it is the only one."""
+    timed = [row for row in rows if row.seconds is not None]
+    later = [row for row in timed if row.batch] or timed
+    return fmean((row.seconds or 0) + (row.encode_seconds or 0) for row in later) if later else None
+
+
 def columns(rows: Sequence[Row]) -> dict[str, list[Row]]:
     """Split rows by type of question, in the order in which the types come; then "attributes" and "all".
 
@@ -56,20 +80,21 @@ def columns(rows: Sequence[Row]) -> dict[str, list[Row]]:
 
 
 def table(rows: Iterable[Row]) -> str:
-    """Lay out mean visual tokens and accuracies, one line for each method and budget. Failed samples do not count."""
+    """Lay out mean visual tokens, seconds and accuracies, a line for each method and budget. Failures do not count."""
     answered = [row for row in rows if row.error is None]
     runs: dict[tuple[str, str], list[Row]] = {}
     for row in answered:
-        runs.setdefault((str(row.method), _budget(row.budget)), []).append(row)
+        runs.setdefault((str(row.method), written(row.budget)), []).append(row)
     lines = []
     for (method, budget), own in runs.items():
         split = columns(own)
         if not lines:
-            lines.append(["method", "budget", "tokens", *split])
-            lines.append(["questions", "", "", *(str(len(part)) for part in split.values())])
+            lines.append(["method", "budget", "tokens", "seconds", *split])
+            lines.append(["questions", "", "", "", *(str(len(part)) for part in split.values())])
         scores = [accuracy(part) for part in split.values()]
         tokens = f"{fmean(row.visual_tokens or 0 for row in own):.1f}"
-        lines.append([method, budget, tokens, *("-" if score is None else f"{score:.3f}" for score in scores)])
+        time = "-" if (mean := seconds(own)) is None else f"{mean:.4f}"
+        lines.append([method, budget, tokens, time, *("-" if score is None else f"{score:.3f}" for score in scores)])
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(_aligned(line, widths) for line in lines)
 
@@ -82,7 +107,8 @@ def _aligned(line: Sequence[str], widths: Sequence[int]) -> str:
     return "  ".join(words).rstrip()
 
 
-def _budget(budget: dict[str, Any] | None) -> str:
+def written(budget: dict[str, Any] | None) -> str:
+    """Return a row's budget in words."""
     if budget is None:
         return "-"
     amount = f"{budget['ratio']:.4g}" if "ratio" in budget else f"{budget['tokens']} tokens"

@@ -1,19 +1,22 @@
 """The predict loop: questions answered by the untouched model, by a pruned one, or by several to compare."""
 
 import copy
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import torch
 from lightning import LightningModule
+from PIL import Image
 from torch import Tensor
 
 from vtcframe.adapter import Arrangement, adapter_for
 from vtcframe.backbone import Backbone
 from vtcframe.config import UsageError
-from vtcframe.core import Budget, Evidence
+from vtcframe.core import Budget, Evidence, Layout, Pruned
 from vtcframe.data import Sample
-from vtcframe.metrics import Row
+from vtcframe.metrics import Row, View
 from vtcframe.pipeline import Pruner, Stage, only_stage
 
 DEFAULTS = {"do_sample": False, "max_new_tokens": 32}
@@ -68,6 +71,7 @@ class Predictor(LightningModule):
         self.runs = compare.runs() if compare is not None else [only_stage(stages) if stages else None]
         self.needs = tuple(dict.fromkeys(need for stage in self.runs if stage for need in stage.pruner.needs))
         self.model: Any = None
+        self.viewed = 0.0  # how many of the samples to come get their views: a writer that wants them says so
 
     def setup(self, stage: str) -> None:
         """Load the backbone. UsageError for what cannot be loaded, has no adapter, or does not know an option."""
@@ -86,27 +90,47 @@ class Predictor(LightningModule):
         loaded = [sample for sample in batch if sample.error is None]
         answers = iter(self._answer(loaded) if loaded else ())
         return [
-            row
+            replace(row, batch=batch_idx)
             for sample in batch
             for row in (next(answers) if sample.error is None else [_row(sample, error=sample.error)])
         ]
 
+    def shown(self, sample: Sample) -> list[Image.Image]:
+        """Return the pictures that boxes of views lie in: as the processor crops them where it makes one view of each.
+
+        Pictures that become several views are told of as they are.
+        """
+        made = self.processor.image_processor(
+            list(sample.pictures), do_rescale=False, do_normalize=False, return_tensors="pt"
+        )["pixel_values"]
+        if made.ndim != 4 or len(made) != len(sample.pictures):
+            return list(sample.pictures)
+        pixels = made.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
+        return [Image.fromarray(picture) for picture in pixels.numpy()]
+
     def _answer(self, samples: Sequence[Sample]) -> list[list[Row]]:
         """Return the rows of each sample, one a run. Pictures are encoded once for all the runs that prune."""
         inputs = self._inputs(samples)
+        start = time.perf_counter()
         arrangement = self.adapter.arrange(inputs, [sample.id for sample in samples])
         layout = arrangement.layout
         pruning = [stage for stage in self.runs if stage and not (stage.budget and stage.budget.covers(layout))]
         evidence = self._encode(inputs, arrangement) if pruning else None
+        encoding = self._since(start) / len(samples)
         rows: list[list[Row]] = [[] for _ in samples]
+        viewed = min(self.viewed, len(samples))
+        self.viewed -= viewed
         for stage in self.runs:
+            start, pruned = time.perf_counter(), None
             given, kept = inputs, layout.untouched  # where nothing is to be dropped the model is called as it is
             if evidence is not None and stage in pruning:
                 pruned = stage.pruner(evidence, stage.budget)
                 given = self.adapter.splice(inputs, evidence, pruned, stage.positions)
                 kept = pruned.total
+            predictions = self._generate(given)
+            seconds = self._since(start) / len(samples)
             structural = self.adapter.prompt(given).visual.sum(1) - kept
-            for p, prediction in enumerate(self._generate(given)):
+            for p, prediction in enumerate(predictions):
                 row = _row(
                     samples[p],
                     method="unpruned" if stage is None else str(stage.pruner),
@@ -115,6 +139,9 @@ class Predictor(LightningModule):
                     visual_tokens=int(kept[p]),
                     visual_tokens_before=int(layout.untouched[p]),
                     structural_tokens=int(structural[p]),
+                    seconds=seconds,
+                    encode_seconds=0.0 if pruned is None else encoding,  # otherwise generate itself encodes
+                    views=None if pruned is None or p >= viewed else _views(layout, pruned, p),
                 )
                 rows[p].append(row)
         return rows
@@ -145,6 +172,12 @@ class Predictor(LightningModule):
         answers = self.processor.batch_decode(out[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
         return [answer.strip() for answer in answers]
 
+    def _since(self, start: float) -> float:
+        """Seconds until all that was launched is done."""
+        if self.device.type != "cpu":
+            torch.accelerator.synchronize(self.device)
+        return time.perf_counter() - start
+
 
 def _content(sample: Sample) -> list[dict[str, str]]:
     return [{"type": "image"} for _ in sample.pictures] + [{"type": "text", "text": sample.question}]
@@ -155,6 +188,30 @@ def _written(budget: Budget | None) -> dict[str, Any] | None:
     if budget is None:
         return None
     return {k: v for k, v in asdict(budget).items() if v is not None and (k, v) != ("per", "sample")}
+
+
+def _views(layout: Layout, pruned: Pruned, p: int) -> list[View]:
+    """Return what became of a sample's views in `layout`; `pruned` may have joined them."""
+    rows = pruned.layout.sample == p
+    column = pruned.layout.column.cpu()[rows]
+    kept, scores = (x.cpu()[rows][column >= 0].tolist() for x in (pruned.kept, pruned.scores))
+    fate = dict(zip(column[column >= 0].tolist(), zip(kept, scores, strict=True), strict=True))
+    views = []
+    for v in (layout.sample == p).nonzero()[:, 0].tolist():
+        height, width = (layout.grid[v].amax(0) + 1).tolist()
+        view = View(
+            image=int(layout.image[v]),
+            frame=int(layout.frame[v]),
+            box=layout.box[v].tolist(),
+            kept=[[None] * width for _ in range(height)],
+            scores=[[None] * width for _ in range(height)],
+        )
+        for (y, x), at in zip(layout.grid[v].tolist(), layout.column[v].tolist(), strict=True):
+            if at >= 0 and y >= 0:  # neither padding nor of no picture
+                view["kept"][y][x], score = fate[at]
+                view["scores"][y][x] = float(f"{score:.6g}")
+        views.append(view)
+    return views
 
 
 def _row(sample: Sample, **outcome: Any) -> Row:

@@ -35,7 +35,7 @@ def check_adapter(
 
     `budget` must drop something of the batch.
     """
-    inputs = make_inputs(processor, samples, side)
+    inputs = inputs_for(model, processor, samples, side)
     model.generate(**inputs, max_new_tokens=1)  # transformers installs hooks of its own in a first forward
     with check_restored(model):
         check_keep_all(model, inputs, pruners[0], positions, options)
@@ -73,8 +73,9 @@ def check_removed_is_masked(
     budget: Budget,
     positions: Positions,
     options: Mapping[str, Any],
+    close: float = CLOSE,
 ) -> None:
-    """The pruned run equals the full run in which dropped tokens are masked out of attention.
+    """The pruned run equals the full run in which dropped tokens are masked out of attention, up to `close`.
 
     With compact positions the full run gets the new numbers. The caller's prompt stands in front of the answer.
     """
@@ -92,7 +93,7 @@ def check_removed_is_masked(
     )
     want, got = _logits(model, reference), _logits(model, spliced)
     apart = (want[kept] - got[spliced["attention_mask"].bool()]).abs().max().item()
-    _hold(apart <= CLOSE, f"removed = masked: logits are {apart:.1e} apart")
+    _hold(apart <= close, f"removed = masked: logits are {apart:.1e} apart")
     stage = Stage("projector", pruner, budget, positions)
     answer = _ids(compress(model, stages=[stage]).generate(**inputs, **options))
     width = inputs["input_ids"].shape[1]
@@ -112,9 +113,10 @@ def check_alone(
     budget: Budget,
     positions: Positions,
     options: Mapping[str, Any],
+    close: float = CLOSE,
 ) -> None:
-    """A sample keeps the same tokens and gives the same logits and answer alone and in its batch."""
-    adapter, inputs = adapter_for(model), make_inputs(processor, samples, side)
+    """A sample keeps the same tokens and gives the same logits (up to `close`) and answer alone and in its batch."""
+    adapter, inputs = adapter_for(model), inputs_for(model, processor, samples, side)
     evidence = adapter.observe(inputs, pruner.needs)
     pruned = pruner(evidence, budget)
     spliced = adapter.splice(inputs, evidence, pruned, positions)
@@ -123,16 +125,16 @@ def check_alone(
     compressed = compress(model, stages=[stage])
     answer = _ids(compressed.generate(**inputs, **options))[:, inputs["input_ids"].shape[1] :]
     for p, sample in enumerate(samples):
-        single = make_inputs(processor, [sample], side)
+        single = inputs_for(model, processor, [sample], side)
         if not sample[1]:
             apart = (_logits(model, single)[0, -1] - logits[p, -1]).abs().max().item()
-            _hold(apart <= CLOSE, f"sample {p} without a picture: logits are {apart:.1e} apart in a batch")
+            _hold(apart <= close, f"sample {p} without a picture: logits are {apart:.1e} apart in a batch")
             continue
         own = pruner(adapter.observe(single, pruner.needs), budget)
         _hold(torch.equal(own.sequence(0)[1], pruned.sequence(p)[1]), f"sample {p} keeps other tokens in a batch")
         one = adapter.splice(single, adapter.observe(single, pruner.needs), own, positions)
         apart = (_logits(model, one)[0, -1] - logits[p, -1]).abs().max().item()
-        _hold(apart <= CLOSE, f"sample {p}: logits are {apart:.1e} apart in a batch")
+        _hold(apart <= close, f"sample {p}: logits are {apart:.1e} apart in a batch")
         alone = _ids(compressed.generate(**single, **options))[:, single["input_ids"].shape[1] :]
         times = len(answer) // len(samples)
         mine = answer[p * times : (p + 1) * times, : alone.shape[1]]
@@ -195,14 +197,25 @@ def _state(model: nn.Module) -> dict[str, object]:
     }
 
 
+def inputs_for(
+    model: Any, processor: Any, samples: Sequence[Sample], side: Literal["left", "right"] = "left"
+) -> dict[str, Any]:
+    """Return what `make_inputs` does, on the model's device, pixels in its dtype."""
+    inputs = make_inputs(processor, samples, side)
+    return {k: v.to(model.device, model.dtype if v.is_floating_point() else None) for k, v in inputs.items()}
+
+
 def left_padded(inputs: Mapping[str, Any]) -> dict[str, Any]:
     """Return the same batch padded on the left, with the positions that generate would use."""
     ids, mask = inputs["input_ids"], inputs["attention_mask"]
     rows, width = [row[real.bool()].tolist() for row, real in zip(ids, mask, strict=True)], ids.shape[1]
     return {k: v for k, v in inputs.items() if k not in ("input_ids", "attention_mask")} | {
-        "input_ids": torch.tensor([[0] * (width - len(row)) + row for row in rows]),
-        "attention_mask": torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows]),
-        "position_ids": torch.tensor([[0] * (width - len(row)) + list(range(len(row))) for row in rows]),
+        name: torch.tensor(values, device=ids.device)
+        for name, values in {
+            "input_ids": [[0] * (width - len(row)) + row for row in rows],
+            "attention_mask": [[0] * (width - len(row)) + [1] * len(row) for row in rows],
+            "position_ids": [[0] * (width - len(row)) + list(range(len(row))) for row in rows],
+        }.items()
     }
 
 

@@ -1,0 +1,129 @@
+"""`vtcframe check`: the laws of adapters on a user's own checkpoint."""
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from PIL import Image
+from transformers.utils.logging import disable_progress_bar
+
+from vtcframe.adapter import adapter_for
+from vtcframe.backbone import Backbone
+from vtcframe.config import UsageError, bundled
+from vtcframe.core import Budget
+from vtcframe.data import Sample as Question
+from vtcframe.methods import RandomPruner, UniformPruner, VtcCls
+from vtcframe.testing.adapters import (
+    CLOSE,
+    GREEDY,
+    check_alone,
+    check_keep_all,
+    check_raising,
+    check_removed_is_masked,
+    check_restored,
+    inputs_for,
+)
+from vtcframe.testing.backbones import Sample
+
+PRUNERS = VtcCls(), RandomPruner(), UniformPruner()
+QUESTIONS = "what is in the image ?", "which colors and shapes are there , and where ?"
+Dtype = Literal["float32", "bfloat16", "float16"]
+
+
+def check(
+    path: str,
+    images: Sequence[str] = (),
+    tokens: int | None = None,
+    dtype: Dtype = "float32",
+    device: str = "cpu",
+) -> Iterator[tuple[str, str, str]]:
+    """Yield law, pruner and outcome: "holds", "broken: ..." or "not served: ...".
+
+    `tokens` stay in each sample, a quarter unless given. UsageError for what cannot be checked.
+    """
+    try:
+        budget = Budget(ratio=0.25) if tokens is None else Budget(tokens)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    pictures = [_opened(image) for image in images] or _bundled()
+    disable_progress_bar()  # of loading weights
+    model, processor = Backbone(path, dtype).load()
+    model = model.to(device).eval()
+    try:
+        adapter, samples = adapter_for(model), _samples(processor, pictures)
+        inputs = inputs_for(model, processor, samples)
+        layout = adapter.arrange(inputs).layout
+        close, noise = _bound(model, processor, samples)  # runs the model once, which check_restored asks for
+    except (LookupError, ValueError) as error:
+        raise UsageError(f"{path} cannot be checked: {error}") from error
+    if budget.covers(layout):
+        raise UsageError(f"{budget} drops nothing: the samples have {layout.untouched.tolist()} visual tokens")
+    apart = f"logits up to {close:.1e} apart pass, those of the untouched model are {noise:.1e} alone and in a batch"
+    half = "" if model.dtype == torch.float32 else "; near ties may turn around in half precision, float32 decides"
+    yield "an adapter serves it", "-", f"holds: {type(adapter).__name__}, {model.dtype} on {device}; {apart}{half}"
+    yield "an exception leaves nothing behind", "-", _outcome(model, partial(check_raising, model, inputs))
+    for pruner in PRUNERS:
+        try:
+            adapter.observe(inputs, pruner.needs)
+        except ValueError as error:
+            yield "every law", str(pruner), f"not served: {error}"
+            continue
+        given = pruner, budget, "original", GREEDY, close
+        for law, hold in {
+            "keep all": partial(check_keep_all, model, inputs, pruner, "original", GREEDY),
+            "removed = masked": partial(check_removed_is_masked, model, inputs, *given),
+            "alone = in a batch": partial(check_alone, model, processor, samples, "left", *given),
+        }.items():
+            yield law, str(pruner), _outcome(model, hold)
+
+
+def _bundled() -> list[Image.Image]:
+    folder = Path(bundled("vtcframe:questions"))
+    return [_opened(str(path)) for path in sorted(folder.glob("images/*.png"))[:2]]
+
+
+def _opened(path: str) -> Image.Image:
+    question = Question("check", "", (Path(path),)).loaded()
+    if question.error is not None:
+        raise UsageError(question.error)
+    return question.pictures[0]
+
+
+def _samples(processor: Any, pictures: Sequence[Image.Image]) -> list[Sample]:
+    """Return a ragged batch: each picture with a question, the first ones together, and a question without any."""
+    asked = [(QUESTIONS[n % 2], [picture]) for n, picture in enumerate(pictures)]
+    asked += [(QUESTIONS[1], list(pictures[:2]))] if len(pictures) > 1 else []
+    return [(_prompt(processor, text, len(own)), own) for text, own in [*asked, (QUESTIONS[0], [])]]
+
+
+def _prompt(processor: Any, question: str, pictures: int) -> str:
+    if getattr(processor, "chat_template", None) is None:
+        return " ".join([processor.image_token] * pictures + [question])
+    content = [{"type": "image"}] * pictures + [{"type": "text", "text": question}]
+    return processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+
+
+@torch.no_grad()
+def _bound(model: Any, processor: Any, samples: Sequence[Sample]) -> tuple[float, float]:
+    """Return how far logits may be apart, and how far the untouched model's are apart alone and in a batch.
+
+    Rounding grows with a model's depth and width and with half precision, and no pruning can take it away: beyond
+    the laws' own bound, four times what the checkpoint itself shows is let pass.
+    """
+    together = model(**inputs_for(model, processor, samples)).logits[:, -1]
+    alone = [model(**inputs_for(model, processor, [sample])).logits[0, -1] for sample in samples]
+    noise = (together - torch.stack(alone)).abs().max().item()
+    return max(CLOSE, 4 * noise), noise
+
+
+def _outcome(model: Any, hold: Callable[[], None]) -> str:
+    try:
+        with check_restored(model):
+            hold()
+    except AssertionError as error:
+        return f"broken: {error}"
+    except Exception as error:  # whatever an adapter stumbles over, the laws after it are still told
+        return f"broken: {type(error).__name__}: {error}"
+    return "holds"
