@@ -402,3 +402,24 @@ def test_the_lightning_command_predicts_and_hands_everything_else_on(tmp_path, m
     monkeypatch.setattr(vtcframe_lightning, "entry_points", lambda **_: [Ours()])
     assert vtcframe_lightning.main() == 2
     assert "no installed distribution knows 'login'" in capsys.readouterr().err
+
+
+def test_a_question_with_words_that_the_model_was_never_taught_fails_and_says_what_may_be_asked(tmp_path):
+    told = {"vocabulary": ["what", "color", "is", "the", "ring", "?"], "forms": {"color": "what color is the {shape} ?"}}
+    (tmp_path / "questions.json").write_text(json.dumps(told))
+    language = Backbone(str(tmp_path)).language()
+    assert language.misunderstood("What color is the ring?") is None
+    says = "the model does not know 'dog', '!'; it can be asked: what color is the {shape} ?"
+    assert language.misunderstood("what color is the dog !") == says
+    assert Backbone("llava-hf/llava-1.5-7b-hf").language() is None
+    options = taken(tmp_path, 2)
+    lines = [json.loads(line) for line in (tmp_path / "asked.jsonl").read_text().splitlines()]
+    lines[0]["question"] = "what color is the dog ?"
+    (tmp_path / "asked.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    status, _, err = predict(*options)
+    assert status == 1
+    rows = [row for row in read(tmp_path) if row.id == lines[0]["id"]]
+    assert len(rows) == 1
+    assert "does not know 'dog'; it can be asked: " in rows[0].error
+    assert lines[0]["id"] in err
+    assert any(row.prediction for row in read(tmp_path) if row.id == lines[1]["id"])

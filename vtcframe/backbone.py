@@ -1,5 +1,7 @@
 """Which checkpoint answers, and how it is loaded."""
 
+import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -7,6 +9,21 @@ from typing import Any, Literal
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from vtcframe.config import UsageError, bundled
+
+
+@dataclass(frozen=True)
+class Language:
+    """The few words and forms of question that a tiny model was taught, as its folder says in questions.json."""
+
+    words: frozenset[str]
+    forms: tuple[str, ...]
+
+    def misunderstood(self, question: str) -> str | None:
+        """Say which words of a question are unknown, and what may be asked; None where all are known."""
+        unknown = [word for word in re.findall(r"\w+|[^\w\s]+", question.lower()) if word not in self.words]
+        if not unknown:
+            return None
+        return f"the model does not know {', '.join(map(repr, unknown))}; it can be asked: {'  '.join(self.forms)}"
 
 
 @dataclass(frozen=True)
@@ -36,3 +53,11 @@ class Backbone:
             raise UsageError(f"the backbone {self.path!r} cannot be loaded as a checkpoint: {reason}") from error
         processor.tokenizer.padding_side = "left"  # what is generated follows the prompts' last tokens
         return model, processor
+
+    def language(self) -> Language | None:
+        """Return what may be asked, where the checkpoint is a folder that says so."""
+        path = Path(bundled(self.path)) / "questions.json"
+        if not path.is_file():
+            return None
+        told = json.loads(path.read_text(encoding="utf-8"))
+        return Language(frozenset(told["vocabulary"]), tuple(told["forms"].values()))

@@ -76,6 +76,7 @@ class Predictor(LightningModule):
     def setup(self, stage: str) -> None:
         """Load the backbone. UsageError for what cannot be loaded, has no adapter, or does not know an option."""
         self.model, self.processor = self.backbone.load()
+        self.language = self.backbone.language()
         self.options = copy.deepcopy(self.model.generation_config)
         try:
             unknown = self.options.update(**self.generation)
@@ -87,6 +88,7 @@ class Predictor(LightningModule):
 
     def predict_step(self, batch: list[Sample], batch_idx: int) -> list[Row]:
         """Answer each sample in every run. One that could not be loaded gets a single row, with its error."""
+        batch = [self._understood(sample) for sample in batch]
         loaded = [sample for sample in batch if sample.error is None]
         answers = iter(self._answer(loaded) if loaded else ())
         return [
@@ -94,6 +96,12 @@ class Predictor(LightningModule):
             for sample in batch
             for row in (next(answers) if sample.error is None else [_row(sample, error=sample.error)])
         ]
+
+    def _understood(self, sample: Sample) -> Sample:
+        """Return it with an error where the model knows some of its words not at all: any answer would mean nothing."""
+        if self.language is None or sample.error is not None:
+            return sample
+        return replace(sample, error=self.language.misunderstood(sample.question))
 
     def shown(self, sample: Sample) -> list[Image.Image]:
         """Return the pictures that boxes of views lie in: as the processor crops them where it makes one view of each.
