@@ -6,17 +6,18 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from PIL import Image
 
-from vtcframe import compress
+from vtcframe import Budget, ClsAttention, Even, Mean, Pipeline, RandomPruner, TopK, compress
 from vtcframe.backbone import Backbone
 from vtcframe.cli import main
 from vtcframe.config import bundled
-from vtcframe.data import Sample
+from vtcframe.data import Sample, read_samples
 from vtcframe.methods import VtcCls
 from vtcframe.metrics import Row, accuracy, columns, table
-from vtcframe.predict import Predictor, _views
+from vtcframe.predict import Comparison, Predictor, _views
 from vtcframe.testing.backbones import SAMPLES, make_inputs
 from vtcframe.writer import NOTE
 
@@ -269,7 +270,7 @@ def test_generation_options_reach_generate(tmp_path):
 
 def test_unreadable_images_fail_their_samples_and_no_others(tmp_path):
     (tmp_path / "corrupt.png").write_bytes(b"\x89PNG torn")
-    whole = str(QUESTIONS / "images" / "scene-00.png")
+    whole = str(QUESTIONS / "images" / "scene-000.png")
     lines = [
         {"id": name, "image": image, "question": "what shape is cyan ?", "type": "shape", "answer": "circle"}
         for name, image in (("lost", "lost.png"), ("torn", "corrupt.png"), ("worn", "corrupt.png"), ("whole", whole))
@@ -405,7 +406,10 @@ def test_the_lightning_command_predicts_and_hands_everything_else_on(tmp_path, m
 
 
 def test_a_question_with_words_that_the_model_was_never_taught_fails_and_says_what_may_be_asked(tmp_path):
-    told = {"vocabulary": ["what", "color", "is", "the", "ring", "?"], "forms": {"color": "what color is the {shape} ?"}}
+    told = {
+        "vocabulary": ["what", "color", "is", "the", "ring", "?"],
+        "forms": {"color": "what color is the {shape} ?"},
+    }
     (tmp_path / "questions.json").write_text(json.dumps(told))
     language = Backbone(str(tmp_path)).language()
     assert language.misunderstood("What color is the ring?") is None
@@ -423,3 +427,23 @@ def test_a_question_with_words_that_the_model_was_never_taught_fails_and_says_wh
     assert "does not know 'dog'; it can be asked: " in rows[0].error
     assert lines[0]["id"] in err
     assert any(row.prediction for row in read(tmp_path) if row.id == lines[1]["id"])
+
+
+def test_dropping_what_cls_attends_to_most_hurts_far_more_than_dropping_at_random():
+    class Unattended(ClsAttention):
+        def __call__(self, evidence):
+            return -super().__call__(evidence)
+
+    least = Pipeline((Unattended(last=3),), Mean(), Even(), TopK())  # keeps 108: the 36 most attended go
+    budget = Budget(tokens=108)
+    predictor = Predictor(
+        Backbone("vtcframe:tiny", dtype="float32"),
+        compare=Comparison([least, RandomPruner(seed=0)], [budget]),
+        generation={"max_new_tokens": 4},
+    )
+    predictor.setup("predict")
+    samples = read_samples(QUESTIONS / "questions.jsonl", QUESTIONS)[:200]
+    with torch.no_grad():
+        rows = predictor.predict_step([sample.loaded() for sample in samples], 0)
+    of = {method: accuracy([row for row in rows if row.method == method]) for method in {row.method for row in rows}}
+    assert of[str(RandomPruner(seed=0))] - of[str(least)] >= 0.3

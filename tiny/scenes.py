@@ -32,7 +32,7 @@ FORMS = {
     "exist": "is there a {color} {shape} ?",
     "letter": "which letter is shown ?",
 }
-TRAINING_SEEDS = {"encoder": 101, "reader": 102, "joint": 103, "polish": 104}
+TRAINING_SEEDS = {"encoder": 101, "reader": 102, "joint": 103}
 DEVELOPMENT_SEED, HELD_OUT_SEED = 7001, 20270821
 FONTS = {size: ImageFont.load_default(size) for size in range(14, 27)}
 # corners of a polygon, radii that alternate between them, angle of the first
