@@ -3,9 +3,9 @@
 from itertools import product
 
 import pytest
+
 from conftest import backbone
 from covering import pairs
-
 from vtcframe import Budget, Pipeline, RandomPruner, VtcCls
 from vtcframe.allocators import Even
 from vtcframe.ensemblers import RankFusion

@@ -2,11 +2,11 @@ import threading
 
 import pytest
 import torch
-from conftest import backbone
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from conftest import backbone
 from vtcframe.attention import KeyStates, Row, Tap
 from vtcframe.testing import check_restored, make_inputs
 from vtcframe.testing.backbones import SAMPLES

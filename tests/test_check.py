@@ -1,8 +1,8 @@
 import pytest
-from vtcframe_backbones.llava import Llava
 
 from vtcframe.backbone import Backbone
 from vtcframe.cli import main
+from vtcframe_backbones.llava import Llava
 
 
 @pytest.fixture

@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 import torch
-from conftest import BUILDERS, backbone
 from PIL import Image
 from transformers import CLIPVisionConfig, SiglipVisionConfig
 
+from conftest import BUILDERS, backbone
 from vtcframe import (
     Budget,
     ClassToken,

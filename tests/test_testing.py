@@ -4,7 +4,6 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
-from vtcframe_backbones.llava import Llava, LlavaNext
 
 from conftest import backbone
 from vtcframe import (
@@ -37,6 +36,7 @@ from vtcframe.testing import (
     make_inputs,
 )
 from vtcframe.testing.backbones import SAMPLES
+from vtcframe_backbones.llava import Llava, LlavaNext
 
 
 def wrong(kind, call, **methods):
