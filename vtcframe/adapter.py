@@ -6,8 +6,7 @@ features take the place of the tower's, and ids, mask and positions are shortene
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from hashlib import blake2b
+from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any, ClassVar, Literal
 
@@ -15,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from vtcframe.core import Evidence, Layout, Pruned, Structural, reading
+from vtcframe.arrangement import Arrangement, Prompt, by_column, own_mask
+from vtcframe.core import Evidence, Pruned, reading
 from vtcframe.needs import Need
 from vtcframe.registry import entries
 
@@ -28,36 +28,27 @@ def _require_transformers(found: str) -> None:
 
 
 _require_transformers(version("transformers"))
+Modality = Literal["image", "video"]
 
 
-@dataclass(frozen=True)
-class Prompt:
-    """A batch of prompts by column: the place in a sample's own prompt, batch padding not counted. On the CPU."""
+@dataclass
+class Encoded(BaseModelOutputWithPooling):
+    """What a tower hands out; `deepstack_features` are added to the tokens in the first layers (Qwen3-VL)."""
 
-    ids: Tensor  # [P, C]
-    real: Tensor  # [P, C] bool, False behind a prompt's end
-    visual: Tensor  # [P, C] bool, True at placeholders
-
-    @classmethod
-    def of(cls, inputs: Mapping[str, Any], placeholder: int) -> "Prompt":
-        """Read `input_ids` and `attention_mask` (all ones where there is none), padded on either side."""
-        ids = inputs["input_ids"].cpu()
-        mask = inputs.get("attention_mask")
-        mask = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.cpu().bool()
-        if mask.shape != ids.shape:
-            raise ValueError(f"attention_mask is {list(mask.shape)}, input_ids {list(ids.shape)}: give a 2-D mask")
-        order = (~mask).long().argsort(dim=1, stable=True)[:, : int(mask.sum(1).max())]
-        ids, real = ids.gather(1, order), mask.gather(1, order)
-        return cls(ids, real, real & (ids == placeholder))
+    deepstack_features: list[list[Tensor]] | None = None
 
 
 class Adapter(ABC):
     """Knows one family of backbones."""
 
     reads: ClassVar[tuple[str, ...]]  # the inputs that describe pictures; splice takes them over
+    follows: ClassVar[tuple[str, ...]] = ()  # those of them [P, L] that stay beside the ids, shortened with them
+    modalities: ClassVar[tuple[Modality, ...]] = ("image",)  # each with a placeholder of its own, in packed order
+    stacked: ClassVar[tuple[Modality, ...]] = ()  # of those, the ones whose features the model takes as one tensor
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, processor: Any = None) -> None:
         self.model: Any = model
+        self.processor = processor  # what needs the pictures or the questions themselves asks for it
 
     @classmethod
     @abstractmethod
@@ -65,7 +56,7 @@ class Adapter(ABC):
         """Tell whether this adapter knows `model`."""
 
     @abstractmethod
-    def arrange(self, inputs: Mapping[str, Any], ids: Sequence[object] = ()) -> "Arrangement":
+    def arrange(self, inputs: Mapping[str, Any], ids: Sequence[object] = ()) -> Arrangement:
         """Tell where the visual tokens of `inputs` (what a processor returns) sit; nothing is encoded.
 
         `ids` names the samples, so that randomness does not depend on their pixels; without them it depends on prompt
@@ -73,16 +64,16 @@ class Adapter(ABC):
         """
 
     @abstractmethod
-    def encode(self, inputs: Mapping[str, Any], arrangement: "Arrangement", needs: Iterable[Need] = ()) -> Evidence:
+    def encode(self, inputs: Mapping[str, Any], arrangement: Arrangement, needs: Iterable[Need] = ()) -> Evidence:
         """Encode the pictures and gather exactly `needs`. ValueError for a need that the family cannot serve."""
 
     def observe(self, inputs: Mapping[str, Any], needs: Iterable[Need] = (), ids: Sequence[object] = ()) -> Evidence:
         """Arrange and encode. The evidence may be pruned any number of times."""
         return self.encode(inputs, self.arrange(inputs, ids), needs)
 
-    @abstractmethod
     def llm_layers(self) -> Sequence[nn.Module]:
         """Return the blocks of the language model, in depth order."""
+        return tuple(self.model.base_model.language_model.get_submodule("layers").children())
 
     def prompt(self, inputs: Mapping[str, Any]) -> Prompt:
         """Return the batch of prompts by column."""
@@ -90,7 +81,15 @@ class Adapter(ABC):
             raise ValueError(
                 "inputs hold no input_ids: give what the processor returns (inputs_embeds hide the pictures)"
             )
-        return Prompt.of(inputs, self.model.config.image_token_id)
+        config = self.model.config
+        return Prompt.of(inputs, [getattr(config, f"{modality}_token_id") for modality in self.modalities])
+
+    def positions(self, inputs: Mapping[str, Any], prompt: Prompt) -> Tensor:
+        """[A, P, C] the rotary positions of the full prompts by column, one axis, or those of M-RoPE. On the CPU.
+
+        Where there are several, the first is the place in the text, which is always numbered anew.
+        """
+        return torch.arange(prompt.ids.shape[1]).expand(1, *prompt.ids.shape)
 
     def splice(
         self,
@@ -103,34 +102,74 @@ class Adapter(ABC):
 
         Rows are padded on the left. Prompts are shorter than the caller's: generated ids start behind
         `result["input_ids"].shape[1]`. Make a new dict for every call: `generate` changes what it is given.
+        ValueError for "compact" positions of a model with M-RoPE, whose positions are places in a picture.
         """
         prompt = self.prompt(inputs)
-        keep, feature, position = _plan(prompt, evidence, pruned)
-        if (own := inputs.get("position_ids")) is not None:
-            position = _by_column(own.cpu(), inputs, prompt).gather(1, position)
-        if positions == "compact":
-            position = keep.cumsum(1) - 1
+        place, keep, feature, slot = self._places(inputs, prompt), *_plan(prompt, evidence, pruned)
+        if positions == "compact" and len(place) > 1:
+            raise ValueError(
+                f"{type(self).__name__} has M-RoPE, whose positions say where in a picture: use 'original'"
+            )
+        place = place.gather(2, slot.expand(len(place), *slot.shape))
+        if positions == "compact" or len(place) > 1:
+            place[0] = keep.cumsum(1) - 1
         length = keep.sum(1)
         width = int(length.max())
-        slot = torch.arange(width) - (width - length)[:, None]  # left padding: the last slot is a prompt's last token
-        order = (~keep).long().argsort(dim=1, stable=True)[:, :width].gather(1, slot.clamp(min=0))
+        at = torch.arange(width) - (width - length)[:, None]  # left padding: the last slot is a prompt's last token
+        padding = at < 0
+        order = (~keep).long().argsort(dim=1, stable=True)[:, :width].gather(1, at.clamp(min=0))
         device = inputs["input_ids"].device
-        padding = slot < 0
-        source = pruned.tokens.flatten(0, 1)
+        place = place.gather(2, order.expand(len(place), *order.shape)).masked_fill(padding, 0).to(device)
+        real = own_mask(inputs)
+        follow = {
+            name: by_column(inputs[name].cpu(), real).gather(1, order).masked_fill(padding, 0).to(device)
+            for name in self.follows
+            if inputs.get(name) is not None
+        }
+        passed = {k: v for k, v in inputs.items() if k not in self.reads}
+        return (
+            passed
+            | follow
+            | {
+                "input_ids": prompt.ids.gather(1, order).masked_fill(padding, self._padding()).to(device),
+                # always: position gaps without one read as packed sequences
+                "attention_mask": (~padding).long().to(device),
+                "position_ids": place if len(place) > 1 else place[0],
+                "mm_encoder_outputs": self._encoded(prompt, keep, feature, evidence, pruned),
+            }
+        )
+
+    def _places(self, inputs: Mapping[str, Any], prompt: Prompt) -> Tensor:
+        """[A, P, C] positions by column, the caller's own where there are any."""
+        if (own := inputs.get("position_ids")) is None:
+            return self.positions(inputs, prompt)
+        own, real = own.cpu(), own_mask(inputs)
+        return by_column((own if own.ndim == 3 else own[None]).expand(-1, *real.shape), real)
+
+    def _encoded(
+        self, prompt: Prompt, keep: Tensor, feature: Tensor, evidence: Evidence, pruned: Pruned
+    ) -> dict[str, Encoded]:
+        """Return the features that are left as the towers would hand them out, for each modality that is left."""
+        source, levels = pruned.tokens.flatten(0, 1), evidence.deepstack
         if evidence.structural is not None:
             source = torch.cat([source, evidence.structural.tokens.to(source)])
-        features = source[feature[keep & prompt.visual].to(source.device)]
-        # One tensor a sample: when beams repeat a sample, generate has nothing left to regroup.
-        split = [part for part in features.split((keep & prompt.visual).sum(1).tolist()) if len(part)]
-        passed = {k: v for k, v in inputs.items() if k not in self.reads}
-        return passed | {
-            "input_ids": prompt.ids.gather(1, order).masked_fill(padding, self._padding()).to(device),
-            "attention_mask": (~padding)
-            .long()
-            .to(device),  # always: position gaps without one read as packed sequences
-            "position_ids": position.gather(1, order).masked_fill(padding, 0).to(device),
-            "mm_encoder_outputs": {"image": BaseModelOutputWithPooling(pooler_output=split)},  # pyright: ignore
-        }
+        if levels is not None:
+            own = _rows_of(pruned, evidence).to(levels.device)
+            levels = levels.flatten(1, 2)[:, own.clamp(min=0)]
+        out = {}
+        for kind, modality in enumerate(self.modalities):
+            mine = keep & (prompt.kind == kind)
+            if not mine.any():
+                continue
+            index = feature[mine].to(source.device)
+            # In generate, beams regroup features by sample. They find the bounds of samples where there is one tensor
+            # a sample; where the model takes a single tensor, if each of its rows is one token.
+            counts = [n for n in mine.sum(1).tolist() if n]
+            features = source[index]
+            packed: Any = features[:, None] if modality in self.stacked else list(features.split(counts))
+            deep = None if levels is None else [list(level.split(counts)) for level in levels[:, index]]
+            out[modality] = Encoded(pooler_output=packed, deepstack_features=deep)
+        return out
 
     def _padding(self) -> int:
         for config in (self.model.generation_config, self.model.config.get_text_config()):
@@ -139,15 +178,8 @@ class Adapter(ABC):
         return 0  # masked anyway
 
 
-def _by_column(values: Tensor, inputs: Mapping[str, Any], prompt: Prompt) -> Tensor:
-    mask = inputs.get("attention_mask")
-    mask = torch.ones_like(values, dtype=torch.bool) if mask is None else mask.cpu().bool()
-    order = (~mask).long().argsort(dim=1, stable=True)[:, : prompt.ids.shape[1]]
-    return values.expand(len(order), -1).gather(1, order)
-
-
 def _plan(prompt: Prompt, evidence: Evidence, pruned: Pruned) -> tuple[Tensor, Tensor, Tensor]:
-    """[P, C] each, by column: is it kept, which row of the features it reads, which position it takes."""
+    """[P, C] each, by column: is it kept, which row of the features it reads, whose column's position it takes."""
     column = pruned.column.cpu()  # the one device sync of a splice
     real = column >= 0
     slot, at = reading(column)[real], column[real]
@@ -174,114 +206,28 @@ def _plan(prompt: Prompt, evidence: Evidence, pruned: Pruned) -> tuple[Tensor, T
     return keep, feature, position
 
 
-@dataclass(frozen=True)
-class Picture:
-    """How one picture's packed tokens map to its views, as the model's own packing code laid them out."""
-
-    order: Tensor  # [n] index into the picture's views x N tokens; -1 = structural
-    first: Tensor  # [n] at a structural token, the first of the packed tokens that it serves
-    last: Tensor  # [n] and the last of them; first > last serves none
-    box: Tensor  # [views, 4]
-
-
-def owners(prompt: Prompt, pictures: Sequence[Picture]) -> Tensor:
-    """[pictures] the sample each belongs to. ValueError where a prompt's placeholders are not those of its pictures."""
-    lengths = torch.tensor([len(picture.order) for picture in pictures])
-    bounds, ends = prompt.visual.sum(1).cumsum(0), lengths.cumsum(0)
-    owner = torch.searchsorted(bounds, ends)  # the sample in which a picture's last placeholder lies
-    starts = torch.searchsorted(bounds, ends - lengths, right=True)
-    if not len(ends) or ends[-1] != bounds[-1] or (owner != starts).any():
-        raise ValueError(
-            f"the prompts hold {prompt.visual.sum(1).tolist()} image placeholders, but the pictures make "
-            f"{lengths.tolist()} tokens, in this order: give ids and pixels that one call of the model's own processor "
-            "returned, not truncated"
-        )
-    return owner
+def _rows_of(pruned: Pruned, evidence: Evidence) -> Tensor:
+    """[V x M] for each row of `pruned`, flattened, the row of `evidence`, flattened, whose place it takes."""
+    layout, column = evidence.layout, pruned.column
+    own = layout.sample[:, None].to(column.device).expand(layout.column.shape)
+    rows = column.new_full((len(layout.key), int(layout.column.max()) + 1), -1)
+    valid = layout.valid
+    rows[own[valid], layout.column[valid]] = valid.flatten().nonzero()[:, 0]
+    sample = pruned.layout.sample[:, None].to(column.device).expand(column.shape)
+    return rows[sample, column.clamp(min=0)].masked_fill(column < 0, -1).flatten()
 
 
-def sample_keys(prompt: Prompt, ids: Sequence[object], owner: Tensor, checksums: Sequence[int]) -> Tensor:
-    """[P] 63-bit hashes: of the samples' ids, or without any of their prompts and their pictures' checksums."""
-    if ids and len(ids) != len(prompt.ids):
-        raise ValueError(f"{len(ids)} ids for {len(prompt.ids)} samples: give one a sample")
-    names = [str(name).encode() for name in ids]
-    if not ids:
-        names = [row[real].numpy().tobytes() for row, real in zip(prompt.ids, prompt.real, strict=True)]
-        for p, checksum in zip(owner.tolist(), checksums, strict=True):
-            names[p] += checksum.to_bytes(8, "big", signed=True)
-    return torch.tensor([int.from_bytes(blake2b(name, digest_size=8).digest(), "big") >> 1 for name in names])
+def adapter_for(model: nn.Module, processor: Any = None) -> Adapter:
+    """Return the installed adapter that knows `model`. LookupError, with those installed, if none does.
 
-
-@dataclass(frozen=True)
-class Arrangement:
-    """Where the visual tokens of a batch sit, before anything is encoded. On the CPU."""
-
-    layout: Layout
-    source: Tensor  # [V, N] row of the packed features that a token is, 0 at padding
-    structural: Structural | None  # without tokens as yet
-    extra: Tensor  # [U] rows of the packed features that structural tokens are
-
-    @classmethod
-    def of(
-        cls, prompt: Prompt, pictures: Sequence[Picture], owner: Tensor, side: tuple[int, int], key: Tensor
-    ) -> "Arrangement":
-        """Lay views of `side` (rows, columns) tokens out over the placeholders."""
-        sample, column = prompt.visual.nonzero(as_tuple=True)
-        views, n = torch.tensor([len(picture.box) for picture in pictures]), side[0] * side[1]
-        offset = (views.cumsum(0) - views).tolist()
-        token = torch.cat(
-            [torch.where(p.order < 0, -1, p.order + v * n) for p, v in zip(pictures, offset, strict=True)]
-        )
-        candidate = token >= 0
-        columns, source = torch.full((int(views.sum()) * n,), -1), torch.zeros(int(views.sum()) * n, dtype=torch.long)
-        columns[token[candidate]] = column[candidate]
-        source[token[candidate]] = candidate.nonzero()[:, 0]
-        columns, source, at = columns.view(-1, n), source.view(-1, n), torch.arange(n)
-        grid = torch.stack([at // side[1], at % side[1]], -1).expand(*columns.shape, 2)
-        picture = torch.arange(len(views)).repeat_interleave(views)
-        nth = torch.arange(len(owner)) - torch.searchsorted(owner, owner)  # pictures come sample by sample
-        layout = Layout(
-            sample=owner[picture],
-            key=key,
-            image=nth[picture],
-            frame=torch.zeros_like(picture),
-            box=torch.cat([picture.box for picture in pictures]),
-            grid=grid,
-            column=columns,
-            untouched=torch.bincount(sample[candidate], minlength=len(key)),
-        )
-        extra = (~candidate).nonzero()[:, 0]
-        if not len(extra):
-            return cls(layout, source, None, extra)
-        lengths = torch.tensor([len(picture.order) for picture in pictures])
-        start = column[(lengths.cumsum(0) - lengths).repeat_interleave(lengths)[extra]]  # a picture's columns run on
-        first, last = (torch.cat([getattr(p, end) for p in pictures])[extra] + start for end in ("first", "last"))
-        structural = Structural(torch.zeros(len(extra), 0), sample[extra], column[extra], first, last)
-        return cls(layout, source, structural, extra)
-
-    def evidence(self, features: Sequence[Tensor]) -> Evidence:
-        """Cut packed features, [n, D] for each picture, into views."""
-        packed, layout, structural = torch.cat(list(features)), self.layout, self.structural
-        if len(packed) != int(layout.untouched.sum()) + len(self.extra):
-            raise ValueError(f"the model made {len(packed)} visual tokens of {int(layout.untouched.sum())} laid out")
-        column = layout.column.to(packed.device)
-        tokens = packed[self.source.to(packed.device)].masked_fill((column < 0)[..., None], 0)
-        if structural is not None:
-            structural = replace(structural, tokens=packed[self.extra.to(packed.device)])
-        layout = replace(
-            layout, grid=layout.grid.to(packed.device), column=column, centre=layout.centre.to(packed.device)
-        )
-        vars(layout)["count"] = self.layout.count  # known already: counting on the device would wait for it
-        return Evidence(tokens, layout, structural=structural)
-
-
-def adapter_for(model: nn.Module) -> Adapter:
-    """Return the installed adapter that knows `model`. LookupError, with those installed, if none does."""
+    The model's processor is asked for by evidence about the pictures or questions themselves.
+    """
     known = []
     for entry in entries():
         if entry.kind != "adapter":
             continue
         if (kind := entry.load()).matches(model):
-            return kind(model)
+            return kind(model, processor)
         known.append(f"{entry.name} ({entry.distribution} {entry.version})")
     family = getattr(getattr(model, "config", None), "model_type", None)
     raise LookupError(

@@ -1,21 +1,22 @@
 """The tap: what chosen attention modules show, while the model keeps its own kernel.
 
-transformers looks its kernel up by name in ALL_ATTENTION_FUNCTIONS at every call, with query and key after RoPE and
-qk-norm. While a tap is open a gate stands over the names in use; it hands query and key to the taps and calls the
-kernel. No implementation is switched, no N x N matrix made, and nothing is left behind.
+While a tap is open, gates (see vtcframe.gates) hand it query and key of every call, after RoPE and qk-norm, and the
+kernel is called as ever. Readers make of them what was asked for, in float32. No implementation is switched, no N x N
+matrix made, and nothing is left behind.
 """
 
-import inspect
-import sys
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from vtcframe.gates import listening
+
+_LOWEST = torch.finfo(torch.float32).min
+_NEVER = -1e4  # an additive mask that adds no more than this hides: exp of it is 0 in float32
+_ELEMENTS = 2**21  # of attention that `Received` holds at a time
 
 
 @dataclass(frozen=True)
@@ -29,75 +30,211 @@ class Call:
     causal: bool  # the kernel masks what comes after a query by itself
     window: int | None  # and what lies that many places or more before it
 
-    def hidden(self, row: int) -> Tensor | None:
-        """Additive mask [..., K] of one query row, float32; None if it sees every key."""
-        count, length = self.query.shape[2], self.key.shape[2]
+    def hidden(self, rows: slice) -> Tensor | None:
+        """Additive mask [B or 1, 1 or H, rows, K] of some query rows, float32; None if they see every key."""
+        count, length, device = self.query.shape[2], self.key.shape[2], self.key.device
         if self.mask is not None and self.mask.ndim == 4:
-            mask = self.mask[:, :, row, :length]
-            return torch.zeros_like(mask, dtype=torch.float32).masked_fill(~mask, _LOWEST) if _is_bool(mask) else mask
-        seen = torch.ones(1, 1, length, dtype=torch.bool, device=self.key.device)
-        own, at = length - count + row, torch.arange(length, device=self.key.device)
+            mask = self.mask.expand(-1, -1, count, -1)[:, :, rows, :length].to(device)
+            if mask.dtype == torch.bool:
+                return torch.zeros(mask.shape, device=device).masked_fill(~mask, _LOWEST)
+            return mask.float().clamp(min=_LOWEST)
+        if self.mask is None and not self.causal:
+            return None
+        at = torch.arange(length, device=device)
+        own = at[length - count :][rows, None]
+        seen = torch.ones(1, 1, len(own), length, dtype=torch.bool, device=device)
         if self.causal:
             seen = seen & (at <= own)
         if self.causal and self.window is not None:
             seen = seen & (at > own - self.window)
         if self.mask is not None:
-            seen = seen & self.mask[:, None, -length:].bool()
-        elif not self.causal:
+            seen = seen & self.mask[:, None, None, -length:].bool().to(device)
+        return torch.zeros(seen.shape, device=device).masked_fill(~seen, _LOWEST)
+
+    def present(self) -> Tensor | None:
+        """[B or 1, K] bool: which keys are tokens and not padding; None if all are.
+
+        A token sees itself. Where not every key has its query here (a cache), some query must see it.
+        """
+        if self.mask is None:
             return None
-        return torch.zeros(seen.shape, device=seen.device).masked_fill(~seen, _LOWEST)
+        length = self.key.shape[2]
+        if self.mask.ndim == 2:
+            return self.mask[:, -length:].bool().to(self.key.device)
+        mask = self.mask[..., :length]
+        own = mask.diagonal(dim1=2, dim2=3) if mask.shape[2] == length else mask.amax(2)
+        return (own if own.dtype == torch.bool else own > _NEVER).any(1).to(self.key.device)
+
+    def asking(self) -> Tensor | None:
+        """[B or 1, Q] bool: which queries are of tokens and not of padding; None if all are."""
+        count, present = self.query.shape[2], self.present()
+        own = self.causal or count == self.key.shape[2]  # else they are no tokens of this sequence
+        return None if present is None or not own else present[:, -count:]
+
+    def first(self, skip: int) -> int:
+        """Return the first query row of a patch, the first `skip` keys being class tokens."""
+        return max(0, skip + self.query.shape[2] - self.key.shape[2])
+
+    def parts(self, size: int) -> Iterator["Call"]:
+        """Yield calls of at most `size` samples each."""
+        for at in range(0, len(self.query), size):
+            samples = slice(at, at + size)
+            mask = self.mask if self.mask is None or len(self.mask) == 1 else self.mask[samples]
+            yield replace(self, query=self.query[samples], key=self.key[samples], mask=mask)
 
 
-_LOWEST = torch.finfo(torch.float32).min
 Reader = Callable[[Call], Tensor]
+Pool = Callable[[Tensor], Tensor]  # [..., K, C] -> [..., T, C], means of patches; hashable, as it is part of a reader
+Heads = Literal["split", "mean", "joined"]
 
 
-def _is_bool(mask: Tensor) -> bool:
-    return mask.dtype == torch.bool
+@dataclass(frozen=True)
+class Groups:
+    """[..., K, C] -> [..., K / size, C]: the mean of each `size` consecutive patches (Qwen-VL's order)."""
+
+    size: int
+
+    def __call__(self, patches: Tensor) -> Tensor:
+        if patches.shape[-2] % self.size:
+            raise ValueError(
+                f"{patches.shape[-2]} patches make no groups of {self.size}: pool by the model's own merge"
+            )
+        return patches.unflatten(-2, (-1, self.size)).mean(-2)
 
 
 @dataclass(frozen=True)
 class Row:
-    """[B, H, K] float32: attention of one query row, softmax over all keys, autocast off.
+    """[B, H, T] float32: attention of one query row, softmax over all keys, autocast off.
 
-    `heads="mean"` averages the heads to [B, 1, K]; "joined" takes all heads as one of full width, scaled by its own
-    width, also [B, 1, K]. `logits` leaves the softmax out.
+    `heads="mean"` averages the heads to [B, 1, T]; "joined" takes all heads as one of full width, scaled by its own
+    width, also [B, 1, T]. `logits` leaves the softmax out. At the end the `skip` class tokens in front are left out,
+    and `pool` averages patches to tokens.
     """
 
     index: int = 0
     logits: bool = False
-    heads: Literal["split", "mean", "joined"] = "split"
+    heads: Heads = "split"
+    skip: int = 0
+    pool: Pool | None = None
 
     def __call__(self, call: Call) -> Tensor:
         row = self.index % call.query.shape[2]
-        query = call.query[:, :, row].float()
-        # Contiguous: keys are strided views over heads, and the product would copy them transposed, ten times as slow.
-        key = call.key.to(torch.float32, memory_format=torch.contiguous_format).contiguous()
-        groups, share = key.shape[1], query.shape[1] // key.shape[1]
-        paid = (query.unflatten(1, (groups, share)) @ key.transpose(-1, -2)).flatten(1, 2)
-        if self.heads == "joined":
-            paid = paid.sum(1, keepdim=True) * (query.shape[1] * query.shape[2]) ** -0.5
+        rows = slice(row, row + 1)
+        paid = _logits(call.query[:, :, rows], _float(call.key), call.scaling, self.heads)
+        if (hidden := call.hidden(rows)) is not None:
+            paid = paid + hidden
+        return _finished((paid if self.logits else paid.softmax(-1))[:, :, 0], self.heads, self.skip, self.pool)
+
+
+@dataclass(frozen=True)
+class MeanQuery:
+    """[B, H, T] float32: attention that the mean of the patch queries pays, in time and memory linear in K.
+
+    The pseudo [CLS] of FastVID (arXiv 2503.11187) for towers without one. `pool` averages the keys of patches to keys
+    of tokens first, and the softmax runs over tokens. Class tokens (the first `skip`) and padding neither ask nor
+    answer. The mean query has no place of its own: it sees all patches, whatever causality, window and biases of the
+    mask say of single queries. `logits` and `heads` are those of `Row`.
+    """
+
+    logits: bool = False
+    heads: Heads = "split"
+    skip: int = 0
+    pool: Pool | None = None
+
+    def __call__(self, call: Call) -> Tensor:
+        first, asking, present = call.first(self.skip), call.asking(), call.present()
+        query, key = call.query[:, :, first:].float(), call.key[:, :, self.skip :].float()
+        if asking is None:
+            query = query.mean(2, keepdim=True)
         else:
-            paid = paid * call.scaling
-        if (hidden := call.hidden(row)) is not None:
-            paid = paid + hidden.to(paid.device, torch.float32)
-        paid = paid if self.logits else paid.softmax(-1)
-        return paid.mean(1, keepdim=True) if self.heads == "mean" else paid
+            asking = asking[:, None, first:, None]
+            query = query.masked_fill(~asking, 0).sum(2, keepdim=True) / asking.sum(2, keepdim=True).clamp(min=1)
+        if present is None:
+            paid = _logits(query, _float(self.pool(key) if self.pool else key), call.scaling, self.heads)
+        else:
+            present = present[:, None, self.skip :, None]
+            key, share = key.masked_fill(~present, 0), present.float()
+            if self.pool:  # a token's key is the mean of those of its patches that are none of padding
+                share = self.pool(share)
+                key = self.pool(key) / share.where(share > 0, 1)
+            hidden = (share == 0).transpose(2, 3)
+            paid = _logits(query, _float(key), call.scaling, self.heads).masked_fill(hidden, _LOWEST)
+        return _finished((paid if self.logits else paid.softmax(-1))[:, :, 0], self.heads)
+
+
+@dataclass(frozen=True)
+class Received:
+    """[B, H, T] float32: mean over the patch queries of the attention that they pay, softmax over all keys they see.
+
+    The stand-in for [CLS] of VScan (arXiv 2505.22654) and others: exact, at about the cost of the attention itself,
+    computed for some queries at a time, so that memory stays linear in K. Class tokens (the first `skip`) do not ask
+    and are left out at the end, padding does not ask, and `pool` averages what patches received to tokens.
+    `heads="mean"` averages the heads to [B, 1, T].
+    """
+
+    heads: Literal["split", "mean"] = "split"
+    skip: int = 0
+    pool: Pool | None = None
+
+    def __call__(self, call: Call) -> Tensor:
+        wide = call.query.shape[1] * call.key.shape[2]
+        rows = max(1, min(_ELEMENTS // wide, call.query.shape[2] // 2))  # never the whole matrix, small as it may be
+        parts = [self._received(part, rows) for part in call.parts(max(1, _ELEMENTS // (wide * rows)))]
+        return _finished(torch.cat(parts), self.heads, self.skip, self.pool)
+
+    def _received(self, call: Call, rows: int) -> Tensor:
+        first, count, asking, key = call.first(self.skip), call.query.shape[2], call.asking(), _float(call.key)
+        total = torch.zeros(*call.query.shape[:2], key.shape[2], device=key.device)
+        for start in range(first, count, rows):
+            some = slice(start, start + rows)
+            paid = _logits(call.query[:, :, some], key, call.scaling)
+            if (hidden := call.hidden(some)) is not None:
+                paid += hidden
+            paid = paid.softmax(-1)
+            if asking is not None:
+                paid = paid.masked_fill(~asking[:, None, some, None], 0)
+            total += paid.sum(2)
+        asked = count - first if asking is None else asking[:, first:].sum(1).clamp(min=1)[:, None, None]
+        return total / asked
 
 
 @dataclass(frozen=True)
 class KeyStates:
-    """[B, G, K, d]: the keys as the kernel gets them."""
+    """[B, G, T, d] float32: the keys as the kernel gets them, class tokens (the first `skip`) left out, then pooled."""
+
+    skip: int = 0
+    pool: Pool | None = None
 
     def __call__(self, call: Call) -> Tensor:
-        return call.key
+        key = call.key[:, :, self.skip :].float()
+        return self.pool(key) if self.pool else key
+
+
+def _float(key: Tensor) -> Tensor:
+    # Contiguous: keys are strided views over heads, and the product would copy them transposed, ten times as slow.
+    return key.to(torch.float32, memory_format=torch.contiguous_format).contiguous()
+
+
+def _logits(query: Tensor, key: Tensor, scaling: float, heads: Heads = "split") -> Tensor:
+    """[B, H, R, K], or [B, 1, R, K] of heads joined, from query [B, H, R, d] and key [B, G, K, d]."""
+    (_, count, rows, width), groups = query.shape, key.shape[1]
+    scaling = (count * width) ** -0.5 if heads == "joined" else scaling
+    query = (query.float() * scaling).unflatten(1, (groups, count // groups)).flatten(2, 3)
+    paid = (query @ key.transpose(-1, -2)).unflatten(2, (-1, rows)).flatten(1, 2)
+    return paid.sum(1, keepdim=True) if heads == "joined" else paid
+
+
+def _finished(paid: Tensor, heads: Heads, skip: int = 0, pool: Pool | None = None) -> Tensor:
+    paid = paid.mean(1, keepdim=True) if heads == "mean" else paid
+    return pool(paid[..., skip:, None])[..., 0] if pool else paid[..., skip:]
 
 
 class Tap:
     """`with Tap({module: [reader, ...]}) as tap:` and, after the forward, `tap[module, reader]`.
 
-    Taps nest, also over the same modules, and are gone after the `with` whatever happens in it. Another thread's
-    forward is not seen.
+    Modules are attention modules of transformers, timm and open_clip, or torch.nn.MultiheadAttention. Taps nest, also
+    over the same modules, and are gone after the `with` whatever happens in it. Another thread's forward is not seen.
+    Entering raises TypeError for a module that is no attention module, ValueError for one that calls no kernel.
     """
 
     def __init__(self, readers: Mapping[nn.Module, Sequence[Reader]]) -> None:
@@ -109,24 +246,22 @@ class Tap:
         if at in self._seen:
             return self._seen[at]
         raise LookupError(
-            f"{type(at[0]).__name__} was not seen: it was not run inside the `with`, or it does not call its kernel "
-            "through transformers' ALL_ATTENTION_FUNCTIONS"
+            f"{type(at[0]).__name__} was not seen by {at[1]}: it was not asked for, was not run inside the `with`, or "
+            "does not call its kernel through ALL_ATTENTION_FUNCTIONS or scaled_dot_product_attention"
         )
 
     def __enter__(self) -> "Tap":
-        self._names = {_kernel(module) for module in self.readers}
-        for name in self._names:
-            _gate(name)
-        self._token = _OPEN.set((*_OPEN.get(), self))
+        self._gates = listening(self.readers.keys(), self.see)
+        self._gates.__enter__()
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        _OPEN.reset(self._token)
-        for name in self._names:
-            _ungate(name)
+    def __exit__(self, *exception: Any) -> None:
+        self._gates.__exit__(*exception)
 
     @torch.no_grad()
-    def see(self, module: nn.Module, query: Tensor, key: Tensor, mask: Tensor | None, options: dict[str, Any]) -> None:
+    def see(
+        self, module: nn.Module, query: Tensor, key: Tensor, mask: Tensor | None, options: Mapping[str, Any]
+    ) -> None:
         """Hand one kernel call to the readers of its module."""
         with torch.autocast(query.device.type, enabled=False):
             for call in _calls(module, query, key, mask, options):
@@ -135,7 +270,7 @@ class Tap:
 
 
 def _calls(
-    module: nn.Module, query: Tensor, key: Tensor, mask: Tensor | None, options: dict[str, Any]
+    module: nn.Module, query: Tensor, key: Tensor, mask: Tensor | None, options: Mapping[str, Any]
 ) -> Iterator[Call]:
     scaling = options.get("scaling")
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
@@ -148,58 +283,3 @@ def _calls(
     lengths = bounds.diff().tolist()  # several sequences packed behind one another, as FlashAttention takes them
     for q, k in zip(query.split(lengths, 2), key.split(lengths, 2), strict=True):
         yield Call(q, k, None, scaling, causal, options.get("sliding_window"))
-
-
-def _kernel(module: nn.Module) -> str:
-    name = getattr(getattr(module, "config", None), "_attn_implementation", None)
-    if name is None:
-        raise TypeError(f"{type(module).__name__} is no attention module of transformers: its config names no kernel")
-    return name
-
-
-# What stands in the registry is shared by the process, who listens is not: gates are counted, taps lie in a ContextVar.
-_OPEN: ContextVar[tuple[Tap, ...]] = ContextVar("open taps", default=())
-_GATES: dict[str, tuple[int, Callable | None]] = {}  # kernel name -> open gates, what stood in the registry before
-_LOCK = threading.Lock()
-
-
-def _gate(name: str) -> None:
-    with _LOCK:
-        count, before = _GATES.get(name, (0, None))
-        if count == 0:
-            before = ALL_ATTENTION_FUNCTIONS._local_mapping.get(name)
-            ALL_ATTENTION_FUNCTIONS[name] = _listening(ALL_ATTENTION_FUNCTIONS.get(name))
-        _GATES[name] = count + 1, before
-
-
-def _ungate(name: str) -> None:
-    with _LOCK:
-        count, before = _GATES[name]
-        if count > 1:
-            _GATES[name] = count - 1, before
-            return
-        del _GATES[name]
-        if before is None:
-            del ALL_ATTENTION_FUNCTIONS[name]
-        else:
-            ALL_ATTENTION_FUNCTIONS[name] = before
-
-
-def _listening(kernel: Callable | None) -> Callable:
-    def attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *args, **options):
-        for tap in _OPEN.get():
-            if module in tap.readers:
-                tap.see(module, query, key, mask, options)
-        return (kernel or _eager(module))(module, query, key, value, mask, *args, **options)
-
-    return attention
-
-
-def _eager(module: nn.Module) -> Callable:
-    """Find the eager kernel of a module: it is in no registry, each modeling file has its own."""
-    for kind in inspect.getmro(type(module)):
-        if found := getattr(sys.modules[kind.__module__], "eager_attention_forward", None):
-            return found
-    raise LookupError(
-        f"{type(module).__module__} has no eager_attention_forward: {type(module).__name__} cannot be tapped"
-    )

@@ -47,12 +47,14 @@ def compress(
     tokens: int | None = None,
     ratio: float | None = None,
     stages: Sequence[Stage] | None = None,
+    processor: Any = None,
 ) -> "Compressed":
     """Return an object whose `generate` lets the language model read fewer visual tokens.
 
     Give a pruner with `tokens` (how many stay in each sample) or `ratio` (the fraction that stays); without either
     the pruner must be adaptive. Or give `stages`, which say budget and positions by themselves. The model itself is
-    not changed. LookupError if no installed adapter knows it.
+    not changed. Evidence about the pictures or questions themselves (a witness, their similarity) needs the model's
+    `processor`. LookupError if no installed adapter knows the model.
     """
     if (pruner is None) == (stages is None):
         raise ValueError("give a pruner or stages, exactly one of them")
@@ -60,16 +62,16 @@ def compress(
         stages = pruner.stages(None if tokens is None and ratio is None else Budget(tokens, ratio))
     elif tokens is not None or ratio is not None:
         raise ValueError("stages say their budgets themselves: give tokens or ratio with a pruner only")
-    return Compressed(model, only_stage(stages or ()))
+    return Compressed(model, only_stage(stages or ()), processor)
 
 
 class Compressed:
     """A model whose `generate` reads fewer visual tokens; see `compress`."""
 
-    def __init__(self, model: nn.Module, stage: Stage) -> None:
+    def __init__(self, model: nn.Module, stage: Stage, processor: Any = None) -> None:
         self.model: Any = model
         self.stage = stage
-        self.adapter = adapter_for(model)
+        self.adapter = adapter_for(model, processor)
         self.last: Result | None = None  # of the latest generate
 
     @torch.no_grad()

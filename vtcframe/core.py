@@ -93,6 +93,7 @@ class Evidence:
     found: Mapping[Need, Tensor] = field(default_factory=dict)
     project: Callable[[Tensor], Tensor] | None = None  # encoder features [..., C] -> tokens [..., D]; None once loaded
     structural: Structural | None = None
+    deepstack: Tensor | None = None  # [K, V, N, D] what is added to each token in the first K layers (Qwen3-VL)
 
     def __getitem__(self, need: Need) -> Tensor:
         """Return what was gathered, shaped as `need.axes` says. LookupError for what was not."""
@@ -147,11 +148,14 @@ class Evidence:
             centre=regroup(self.layout.centre, "VNC", torch.nan),
         )
         found = {need: regroup(x, need.axes) for need, x in self.found.items()}
-        return replace(self, tokens=regroup(self.tokens, "VNC"), layout=rows, found=found)
+        deepstack = None if self.deepstack is None else regroup(self.deepstack, "LVNC")
+        return replace(self, tokens=regroup(self.tokens, "VNC"), layout=rows, found=found, deepstack=deepstack)
 
     def save(self, path: str | Path) -> None:
         """Write a safetensors file from which scorers can be studied without a model. `project` is not saved."""
         tensors, asked = {"tokens": self.tokens}, []
+        if self.deepstack is not None:
+            tensors["deepstack"] = self.deepstack
         for name, part in (("layout", self.layout), ("structural", self.structural)):
             if part is not None:
                 tensors |= {f"{name}.{f.name}": getattr(part, f.name) for f in fields(part)}
@@ -174,7 +178,7 @@ class Evidence:
 
         structural = part(Structural, "structural") if "structural.tokens" in tensors else None
         found = {_ask(need): tensors[f"found.{i}"] for i, need in enumerate(json.loads(asked))}
-        return cls(tensors["tokens"], part(Layout, "layout"), found, None, structural)
+        return cls(tensors["tokens"], part(Layout, "layout"), found, None, structural, tensors.get("deepstack"))
 
 
 def _describe(need: Need) -> dict:

@@ -7,7 +7,13 @@ A check raises AssertionError saying which law is broken and where. Nothing is d
 """
 
 from vtcframe.testing.adapters import check_adapter, check_restored
-from vtcframe.testing.backbones import make_inputs, tiny_llava, tiny_llava_next
+from vtcframe.testing.backbones import (
+    tiny_llava,
+    tiny_llava_next,
+    tiny_llava_next_video,
+    tiny_llava_onevision,
+    tiny_video_llava,
+)
 from vtcframe.testing.components import (
     check_allocator,
     check_ensembler,
@@ -17,8 +23,25 @@ from vtcframe.testing.components import (
     check_selector,
 )
 from vtcframe.testing.evidence import make_evidence, make_layout
+from vtcframe.testing.families import (
+    BACKBONES,
+    samples_of,
+    tiny_gemma3,
+    tiny_glm4v,
+    tiny_idefics3,
+    tiny_internvl,
+    tiny_mistral3,
+    tiny_qwen2_5_vl,
+    tiny_qwen2_vl,
+    tiny_qwen3_vl,
+)
+from vtcframe.testing.flash import emulated_flash
+from vtcframe.testing.published import PUBLISHED, on_meta
+from vtcframe.testing.samples import make_inputs
 
 __all__ = [
+    "BACKBONES",
+    "PUBLISHED",
     "check_adapter",
     "check_allocator",
     "check_ensembler",
@@ -27,9 +50,23 @@ __all__ = [
     "check_restored",
     "check_scorer",
     "check_selector",
+    "emulated_flash",
     "make_evidence",
     "make_inputs",
     "make_layout",
+    "on_meta",
+    "samples_of",
+    "tiny_gemma3",
+    "tiny_glm4v",
+    "tiny_idefics3",
+    "tiny_internvl",
     "tiny_llava",
     "tiny_llava_next",
+    "tiny_llava_next_video",
+    "tiny_llava_onevision",
+    "tiny_mistral3",
+    "tiny_qwen2_5_vl",
+    "tiny_qwen2_vl",
+    "tiny_qwen3_vl",
+    "tiny_video_llava",
 ]

@@ -56,7 +56,7 @@ def check_keep_all(
     adapter = adapter_for(model)
     evidence = adapter.observe(inputs, pruner.needs)
     pruned = pruner(evidence, Budget(ratio=1.0))
-    left = left_padded(inputs)
+    left = left_padded(model, inputs)
     spliced = adapter.splice(inputs, evidence, pruned, positions)
     for name in ("input_ids", "attention_mask", "position_ids"):
         _hold(torch.equal(spliced[name], left[name]), f"keep all: splice changed {name}")
@@ -84,9 +84,7 @@ def check_removed_is_masked(
     pruned = pruner(evidence, budget)
     reference = masked(adapter, inputs, evidence, pruned, positions)
     kept = reference["attention_mask"].bool()
-    _hold(
-        (kept.sum(1) < left_padded(inputs)["attention_mask"].sum(1)).any(), f"{budget} drops nothing of these samples"
-    )
+    _hold((kept.sum(1) < inputs["attention_mask"].sum(1)).any(), f"{budget} drops nothing of these samples")
     spliced = adapter.splice(inputs, evidence, pruned, positions)
     _hold(
         torch.equal(spliced["attention_mask"].sum(1), kept.sum(1)), "removed = masked: another number of tokens is left"
@@ -205,18 +203,23 @@ def inputs_for(
     return {k: v.to(model.device, model.dtype if v.is_floating_point() else None) for k, v in inputs.items()}
 
 
-def left_padded(inputs: Mapping[str, Any]) -> dict[str, Any]:
+def left_padded(model: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
     """Return the same batch padded on the left, with the positions that generate would use."""
-    ids, mask = inputs["input_ids"], inputs["attention_mask"]
-    rows, width = [row[real.bool()].tolist() for row, real in zip(ids, mask, strict=True)], ids.shape[1]
-    return {k: v for k, v in inputs.items() if k not in ("input_ids", "attention_mask")} | {
-        name: torch.tensor(values, device=ids.device)
-        for name, values in {
-            "input_ids": [[0] * (width - len(row)) + row for row in rows],
-            "attention_mask": [[0] * (width - len(row)) + [1] * len(row) for row in rows],
-            "position_ids": [[0] * (width - len(row)) + list(range(len(row))) for row in rows],
-        }.items()
-    }
+    mask = inputs["attention_mask"].bool()
+
+    def left(values: Tensor) -> Tensor:
+        rows = [row[real] for row, real in zip(values, mask, strict=True)]
+        return torch.stack([torch.cat([row.new_zeros(mask.shape[1] - len(row)), row]) for row in rows])
+
+    alike = {k: v for k, v in inputs.items() if isinstance(v, Tensor) and v.shape == mask.shape}
+    full = {**inputs, **{k: left(v) for k, v in alike.items()}}
+    text = left(mask.cumsum(1) - 1)
+    if not hasattr(model.base_model, "get_rope_index"):
+        return full | {"position_ids": text}
+    names = ("image_grid_thw", "video_grid_thw", "second_per_grid_ts", "mm_token_type_ids")
+    grids = {name: full[name] for name in names if name in full}
+    axes, _ = model.base_model.get_rope_index(full["input_ids"], attention_mask=full["attention_mask"], **grids)
+    return full | {"position_ids": torch.cat([text[None], axes])}
 
 
 def masked(
@@ -226,8 +229,9 @@ def masked(
 
     Written token by token, apart from splice's own code.
     """
-    full = left_padded(inputs)
-    placeholder, extra = adapter.model.config.image_token_id, evidence.structural
+    full = left_padded(adapter.model, inputs)
+    placeholders = [getattr(adapter.model.config, f"{modality}_token_id") for modality in adapter.modalities]
+    extra = evidence.structural
     for p, ids in enumerate(full["input_ids"]):
         begin = int((full["attention_mask"][p] == 0).sum())
         kept = set(pruned.sequence(p)[1].tolist())
@@ -236,12 +240,17 @@ def masked(
         if extra is not None:
             for u in (extra.sample == p).nonzero()[:, 0].tolist():
                 served[int(extra.column[u])] = range(int(extra.first[u]), int(extra.last[u]) + 1)
-        for at in (ids == placeholder).nonzero()[:, 0].tolist():
+        for at, token in enumerate(ids.tolist()):
+            if token not in placeholders:
+                continue
             column = at - begin
             stays = column in kept if column in candidates else not served[column] or kept & set(served[column])
             full["attention_mask"][p, at] = int(bool(stays))
-    if positions == "compact":
-        full["position_ids"] = (full["attention_mask"].cumsum(1) - 1).clamp(min=0)
+    text = (full["attention_mask"].cumsum(1) - 1).clamp(min=0)
+    if full["position_ids"].ndim == 3:
+        full["position_ids"][0] = text  # a place in the text, by which causality is told, no rotary position
+    elif positions == "compact":
+        full["position_ids"] = text
     return full
 
 

@@ -1,11 +1,11 @@
-"""Tiny random models with real processors, built from configurations, offline."""
+"""Tiny random models with real processors, built from configurations, offline: the LLaVA families.
 
-from collections.abc import Sequence
-from typing import Any, Literal
+`families` has the others and the table of all.
+"""
 
-import numpy as np
+from typing import Any
+
 import torch
-from PIL import Image
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
@@ -19,80 +19,166 @@ from transformers import (
     LlavaNextForConditionalGeneration,
     LlavaNextImageProcessor,
     LlavaNextProcessor,
+    LlavaNextVideoConfig,
+    LlavaNextVideoForConditionalGeneration,
+    LlavaNextVideoProcessor,
+    LlavaNextVideoVideoProcessor,
+    LlavaOnevisionConfig,
+    LlavaOnevisionForConditionalGeneration,
+    LlavaOnevisionImageProcessor,
+    LlavaOnevisionProcessor,
+    LlavaOnevisionVideoProcessor,
     LlavaProcessor,
     PreTrainedTokenizerFast,
+    Qwen2Config,
+    SiglipVisionConfig,
+    VideoLlavaConfig,
+    VideoLlavaForConditionalGeneration,
+    VideoLlavaImageProcessor,
+    VideoLlavaProcessor,
+    VideoLlavaVideoProcessor,
 )
 
+from vtcframe.testing.samples import SAMPLES, Sample, Visual, draw, film, make_inputs
+
+__all__ = [
+    "CANVASES",
+    "PATCH",
+    "SAMPLES",
+    "SIDE",
+    "SQUARE",
+    "TEXT",
+    "VISION",
+    "WORDS",
+    "Sample",
+    "Visual",
+    "draw",
+    "film",
+    "id_of",
+    "make_inputs",
+    "randomised",
+    "tiny_llava",
+    "tiny_llava_next",
+    "tiny_llava_next_video",
+    "tiny_llava_onevision",
+    "tiny_video_llava",
+    "tokenizer_of",
+]
+
 WORDS = "USER ASSISTANT : ? what is in the image which of two pictures shows a dog and where are they".split()
+MORE_WORDS = "video seconds 0 1 2 3 4 5 6 7 8 9 . Frame1 Frame2 Frame3 Frame4 Frame5 Frame6".split()
 SIDE, PATCH = 56, 14  # 4 x 4 patches
-Sample = tuple[str, Sequence[Image.Image]]  # a text with one "<image>" for each picture
+CANVASES = [[SIDE, 2 * SIDE], [2 * SIDE, SIDE], [2 * SIDE, 2 * SIDE]]
+SQUARE = {"height": SIDE, "width": SIDE}
+CROPPED: dict[str, Any] = {"size": {"shortest_edge": SIDE}, "crop_size": SQUARE}
+VISION: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4}
+TEXT: dict[str, Any] = VISION | {
+    "num_key_value_heads": 2,
+    "vocab_size": 200,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 199,
+}
+IMAGE = {"image_token": "<image>"}
+IMAGE_AND_VIDEO = IMAGE | {"video_token": "<video>"}
 
 
 def tiny_llava(attention: str = "sdpa", seed: int = 0) -> tuple[Any, LlavaProcessor]:
     """Return a LLaVA-1.5 of 4 + 4 blocks with random weights and 16 tokens a picture, and its processor."""
-    tokenizer = _tokenizer()
+    tokenizer = tokenizer_of(IMAGE)
     config = LlavaConfig(
-        vision_config=_vision(),
-        text_config=_text(),
-        image_token_index=_placeholder(tokenizer),
+        vision_config=_clip(),
+        text_config=LlamaConfig(**TEXT),
+        image_token_index=id_of(tokenizer, "<image>"),
         vision_feature_layer=-2,
     )
     model = LlavaForConditionalGeneration._from_config(config, attn_implementation=attention)
-    pictures = CLIPImageProcessor(size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE})
-    return _randomised(model, seed), _processor(LlavaProcessor, pictures, tokenizer)
+    pictures = CLIPImageProcessor(**CROPPED)
+    return randomised(model, seed), LlavaProcessor(pictures, tokenizer, **_counting())
 
 
 def tiny_llava_next(attention: str = "sdpa", seed: int = 0) -> tuple[Any, LlavaNextProcessor]:
     """Return a LLaVA-NeXT of the same size with canvases of 1 x 2, 2 x 1 and 2 x 2 tiles, and its processor."""
-    tokenizer = _tokenizer()
-    canvases = [[SIDE, 2 * SIDE], [2 * SIDE, SIDE], [2 * SIDE, 2 * SIDE]]
+    tokenizer = tokenizer_of(IMAGE)
     config = LlavaNextConfig(
-        vision_config=_vision(),
-        text_config=_text(),
-        image_token_index=_placeholder(tokenizer),
-        image_grid_pinpoints=canvases,
+        vision_config=_clip(),
+        text_config=LlamaConfig(**TEXT),
+        image_token_index=id_of(tokenizer, "<image>"),
+        image_grid_pinpoints=CANVASES,
         vision_feature_layer=-2,
     )
     model = LlavaNextForConditionalGeneration._from_config(config, attn_implementation=attention)
-    pictures = LlavaNextImageProcessor(
-        size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE}, image_grid_pinpoints=canvases
+    pictures = LlavaNextImageProcessor(**CROPPED, image_grid_pinpoints=CANVASES)
+    return randomised(model, seed), LlavaNextProcessor(pictures, tokenizer, **_counting())
+
+
+def tiny_llava_next_video(attention: str = "sdpa", seed: int = 0) -> tuple[Any, LlavaNextVideoProcessor]:
+    """Return a LLaVA-NeXT-Video: pictures as in LLaVA-NeXT, 4 tokens a frame (2 x 2 mean pooling)."""
+    tokenizer = tokenizer_of(IMAGE_AND_VIDEO)
+    config = LlavaNextVideoConfig(
+        vision_config=_clip(),
+        text_config=LlamaConfig(**TEXT),
+        image_token_index=id_of(tokenizer, "<image>"),
+        video_token_index=id_of(tokenizer, "<video>"),
+        image_grid_pinpoints=CANVASES,
+        vision_feature_layer=-2,
     )
-    return _randomised(model, seed), _processor(LlavaNextProcessor, pictures, tokenizer)
+    model = LlavaNextVideoForConditionalGeneration._from_config(config, attn_implementation=attention)
+    pictures = LlavaNextImageProcessor(**CROPPED, image_grid_pinpoints=CANVASES)
+    processor = LlavaNextVideoProcessor(LlavaNextVideoVideoProcessor(**CROPPED), pictures, tokenizer, **_counting())
+    return randomised(model, seed), processor
 
 
-def make_inputs(processor: Any, samples: Sequence[Sample], side: Literal["left", "right"] = "left") -> dict[str, Any]:
-    """Return what the processor makes of `samples`, as a plain dict, padded on `side`."""
-    processor.tokenizer.padding_side = side
-    texts = [text.replace("<image>", processor.image_token) for text, _ in samples]
-    images = [list(pictures) for _, pictures in samples if pictures]
-    return dict(processor(text=texts, images=images or None, padding=True, return_tensors="pt"))
+def tiny_llava_onevision(attention: str = "sdpa", seed: int = 0) -> tuple[Any, LlavaOnevisionProcessor]:
+    """Return a LLaVA-OneVision on SigLIP and Qwen2, and its processor.
+
+    A canvas of 2 x 2 tiles has more than the two tiles' tokens that "anyres_max_2" allows: its packing shrinks
+    bilinearly, that of 1 x 2 and 2 x 1 does not. Frames have 4 tokens, a video a newline behind its last.
+    """
+    tokenizer = tokenizer_of(IMAGE_AND_VIDEO)
+    most = "anyres_max_2"
+    config = LlavaOnevisionConfig(
+        vision_config=SiglipVisionConfig(**VISION, image_size=SIDE, patch_size=PATCH, vision_use_head=False),
+        text_config=Qwen2Config(**TEXT),
+        image_token_index=id_of(tokenizer, "<image>"),
+        video_token_index=id_of(tokenizer, "<video>"),
+        image_grid_pinpoints=CANVASES,
+        vision_aspect_ratio=most,
+    )
+    model = LlavaOnevisionForConditionalGeneration._from_config(config, attn_implementation=attention)
+    processor = LlavaOnevisionProcessor(
+        LlavaOnevisionImageProcessor(size=SQUARE, image_grid_pinpoints=CANVASES),
+        tokenizer,
+        LlavaOnevisionVideoProcessor(size=SQUARE),
+        num_image_tokens=(SIDE // PATCH) ** 2,
+        vision_feature_select_strategy="full",
+        vision_aspect_ratio=most,
+    )
+    return randomised(model, seed), processor
 
 
-def draw(height: int, width: int, seed: int = 0) -> Image.Image:
-    """Return a picture of noise."""
-    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    return Image.fromarray(pixels)
+def tiny_video_llava(attention: str = "sdpa", seed: int = 0) -> tuple[Any, VideoLlavaProcessor]:
+    """Return a Video-LLaVA of two towers, 16 tokens a picture and 17 a frame (class token first), and its processor."""
+    tokenizer = tokenizer_of(IMAGE_AND_VIDEO)
+    config = VideoLlavaConfig(
+        vision_config=_clip(),
+        text_config=LlamaConfig(**TEXT),
+        image_token_index=id_of(tokenizer, "<image>"),
+        video_token_index=id_of(tokenizer, "<video>"),
+        vision_feature_layer=-2,
+    )
+    model = VideoLlavaForConditionalGeneration._from_config(config, attn_implementation=attention)
+    processor = VideoLlavaProcessor(
+        VideoLlavaImageProcessor(**CROPPED), VideoLlavaVideoProcessor(**CROPPED), tokenizer, **_counting()
+    )
+    return randomised(model, seed), processor
 
 
-SAMPLES: dict[str, list[Sample]] = {
-    "one": [("USER : <image> what is in the image ? ASSISTANT :", [draw(70, 150, 1)])],
-    "several": [("USER : <image> and <image> which of the two ? ASSISTANT :", [draw(60, 60, 2), draw(160, 80, 3)])],
-    "ragged one": [
-        ("USER : <image> what is in the image ? ASSISTANT :", [draw(70, 150, 1)]),
-        ("USER : where are they ? ASSISTANT :", []),
-        ("USER : <image> what ? ASSISTANT :", [draw(60, 64, 4)]),
-    ],
-    "ragged several": [
-        ("USER : <image> and <image> which of the two ? ASSISTANT :", [draw(60, 60, 2), draw(160, 80, 3)]),
-        ("USER : <image> what ? ASSISTANT :", [draw(60, 64, 4)]),
-        ("USER : where are they ? ASSISTANT :", []),
-    ],
-}
-
-
-def _tokenizer() -> PreTrainedTokenizerFast:
-    vocabulary = {word: i for i, word in enumerate(["<pad>", "<s>", "</s>", "<unk>", *dict.fromkeys(WORDS), "<image>"])}
-    core = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
+def tokenizer_of(named: dict[str, str], *more: str) -> PreTrainedTokenizerFast:
+    """Return a tokenizer that splits at spaces; special tokens are `named` attributes (those ask for) and `more`."""
+    special = [*dict.fromkeys((*named.values(), *more))]
+    words = dict.fromkeys(["<pad>", "<s>", "</s>", "<unk>", *WORDS, *special, *MORE_WORDS])
+    core = Tokenizer(WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
     core.pre_tokenizer = Whitespace()  # pyright: ignore[reportAttributeAccessIssue] (a property of the Rust object)
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=core,
@@ -100,55 +186,30 @@ def _tokenizer() -> PreTrainedTokenizerFast:
         bos_token="<s>",
         eos_token="</s>",
         unk_token="<unk>",
-        extra_special_tokens={"image_token": "<image>"},
+        extra_special_tokens=named,
     )
-    tokenizer.add_tokens(["<image>"], special_tokens=True)
+    tokenizer.add_tokens(special, special_tokens=True)
     return tokenizer
 
 
-def _placeholder(tokenizer: PreTrainedTokenizerFast) -> int:
-    return tokenizer.get_vocab()["<image>"]
-
-
-def _processor(kind: Any, pictures: Any, tokenizer: PreTrainedTokenizerFast) -> Any:
-    return kind(
-        image_processor=pictures,
-        tokenizer=tokenizer,
-        patch_size=PATCH,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
-    )
-
-
-def _vision() -> CLIPVisionConfig:
-    return CLIPVisionConfig(
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        image_size=SIDE,
-        patch_size=PATCH,
-    )
-
-
-def _text() -> LlamaConfig:
-    return LlamaConfig(
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        vocab_size=200,
-        pad_token_id=0,
-        bos_token_id=1,
-        eos_token_id=199,
-    )
-
-
-def _randomised(model: Any, seed: int) -> Any:
+def randomised(model: Any, seed: int) -> Any:
     """Draw weights large enough for answers to depend on every token."""
     generator = torch.Generator().manual_seed(seed)
     for name, weight in model.named_parameters():
         if weight.ndim > 1 or name.endswith(("class_embedding", "image_newline")):
             weight.data.copy_(torch.randn(weight.shape, generator=generator) * 0.2)
     return model.eval()
+
+
+def id_of(tokenizer: PreTrainedTokenizerFast, token: str) -> int:
+    """Return the id of a token that the tokenizer has."""
+    return tokenizer.get_vocab()[token]
+
+
+def _clip() -> CLIPVisionConfig:
+    return CLIPVisionConfig(**VISION, image_size=SIDE, patch_size=PATCH)
+
+
+def _counting() -> dict[str, Any]:
+    """What a LLaVA processor needs to know to count the tokens of a CLIP tower with a class token."""
+    return {"patch_size": PATCH, "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1}

@@ -1,24 +1,34 @@
-"""LLaVA-1.5 (one grid a picture) and LLaVA-NeXT (an overview, tiles, newlines), as transformers has them."""
+"""LLaVA-1.5 (one grid a picture), LLaVA-NeXT (an overview, tiles, newlines) and LLaVA-OneVision (and videos)."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from math import ceil
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape, image_size_to_num_patches
-from transformers.utils.output_capturing import maybe_install_capturing_hooks
 
-from vtcframe.adapter import Adapter, Arrangement, Picture, owners, sample_keys
-from vtcframe.attention import KeyStates, Reader, Row, Tap
-from vtcframe.core import Evidence
-from vtcframe.needs import ClassToken, Features, Keys, Need, Rows
-
-WHOLE = torch.tensor([[0.0, 0.0, 1.0, 1.0]])
+from vtcframe.adapter import Modality
+from vtcframe.arrangement import WHOLE, Picture
+from vtcframe.tower import Tower, TowerAdapter
 
 
-class Llava(Adapter):
+def clip_tower(module: Any, read: Sequence[int]) -> Tower:
+    """Return a CLIP or SigLIP tower of transformers."""
+    blocks = module.get_submodule("encoder.layers").children()
+    classes = int(hasattr(module.embeddings, "class_embedding"))
+    attention = [block.get_submodule("self_attn") for block in blocks]
+    return Tower(module, attention, read, classes, head=getattr(getattr(module, "head", None), "attention", None))
+
+
+def hidden_states_read(layers: int | Sequence[int], depth: int) -> list[int]:
+    """Return `vision_feature_layer` as numbers of hidden states, counted from the embedding's, 0."""
+    return [i if i >= 0 else depth + 1 + i for i in ([layers] if isinstance(layers, int) else layers)]
+
+
+class Llava(TowerAdapter):
     """LLaVA-1.5 and its like: a CLIP or SigLIP tower at one resolution, each patch a token.
 
     A view is what the processor made of a picture, so boxes are of the picture after its resizing and cropping.
@@ -39,114 +49,49 @@ class Llava(Adapter):
     def matches(cls, model: nn.Module) -> bool:
         """Tell by the configuration; towers without a fixed grid (Pixtral) are another family."""
         config: Any = getattr(model, "config", None)
-        if getattr(config, "model_type", None) != cls.family:
-            return False
-        return config.vision_config.model_type in ("clip_vision_model", "siglip_vision_model")
+        return super().matches(model) and config.vision_config.model_type in (
+            "clip_vision_model",
+            "siglip_vision_model",
+        )
 
-    def llm_layers(self) -> Sequence[nn.Module]:
-        """Return the blocks of the language model, in depth order."""
-        return tuple(self.model.base_model.language_model.get_submodule("layers").children())
-
-    def arrange(self, inputs: Mapping[str, Any], ids: Sequence[object] = ()) -> Arrangement:
-        """Tell where the visual tokens sit (see Adapter.arrange)."""
-        pixels = inputs.get("pixel_values")
-        if pixels is None:
-            raise ValueError("inputs hold no pixel_values, so there is nothing to prune: call the model itself")
-        prompt, pictures = self.prompt(inputs), self._pictures(inputs)
-        owner = owners(prompt, pictures)
-        key = sample_keys(prompt, ids, owner, [] if ids else _checksums(pixels))
-        return Arrangement.of(prompt, pictures, owner, (self._side, self._side), key)
-
-    @torch.no_grad()
-    def encode(self, inputs: Mapping[str, Any], arrangement: Arrangement, needs: Iterable[Need] = ()) -> Evidence:
-        """Encode the pictures and gather `needs`: [CLS] rows, keys, features and class token of the vision tower."""
-        read = self._hidden_states_read(inputs)
-        asked = {need: self._readers(need, max(read)) for need in needs}
-        readers: dict[nn.Module, list[Reader]] = {}
-        for pairs in asked.values():
-            for module, reader in pairs:
-                readers.setdefault(module, []).append(reader)
-        deepest = max([*read, *(i + 1 for i, module in enumerate(self._attention()) if module in readers)])
-        with Tap(readers) as tap, _first_blocks(self._tower, deepest):
-            encoded = self.model.base_model.get_image_features(
-                pixel_values=inputs["pixel_values"],
-                vision_feature_layer=read if len(read) > 1 else read[0],
-                vision_feature_select_strategy=self._strategy(inputs),
-                return_dict=True,
-                **self._geometry(inputs),
-            )
-        found = {}
-        for need, pairs in asked.items():
-            if pairs:
-                found[need] = torch.stack([torch.cat(tap[pair])[:, :, self._class_tokens :] for pair in pairs])
-            else:
-                hidden = torch.cat([encoded.hidden_states[i] for i in read], -1)
-                found[need] = hidden[:, 0] if isinstance(need, ClassToken) else hidden[:, self._class_tokens :]
-        evidence = arrangement.evidence(encoded.pooler_output)
-        return replace(evidence, found=found, project=self.model.base_model.multi_modal_projector)
-
-    @property
-    def _tower(self) -> Any:
-        return self.model.base_model.vision_tower
-
-    @property
-    def _side(self) -> int:
-        vision = self.model.config.vision_config
-        return vision.image_size // vision.patch_size
-
-    @property
-    def _class_tokens(self) -> int:
-        return int(hasattr(self._tower.embeddings, "class_embedding"))
-
-    def _attention(self) -> list[nn.Module]:
-        blocks = self._tower.get_submodule("encoder.layers").children()
-        return [block.get_submodule("self_attn") for block in blocks]
-
-    def _readers(self, need: Need, feeding: int) -> list[tuple[nn.Module, Reader]]:
-        """Return the attention modules that serve a need, in the order asked for; none where hidden states do."""
-        match need:
-            case Rows(query="cls", tower="vision", over="mean") if self._class_tokens:
-                reader: Reader = Row(0, need.logits, need.heads)
-            case Keys(tower="vision"):
-                reader = KeyStates()
-            case Features(layer=-1, tower="vision"):
-                return []
-            case ClassToken() if self._class_tokens:
-                return []
-            case _:
-                raise ValueError(f"{type(self).__name__} cannot gather {need} from {type(self._tower).__name__}")
-        modules = self._attention()
-        modules = modules[:feeding] if need.of == "feeding" else modules
-        if not all(-len(modules) <= layer < len(modules) for layer in need.layers):
-            raise ValueError(
-                f"{need} asks for a block beyond the {len(modules)} ({need.of}) of {type(self._tower).__name__}"
-            )
-        return [(modules[layer], reader) for layer in need.layers]
-
-    def _hidden_states_read(self, inputs: Mapping[str, Any]) -> list[int]:
-        """Return the hidden states that the projector reads; K is the output of the first K blocks."""
+    def tower(self, modality: Modality, inputs: Mapping[str, Any]) -> Tower:
+        """Return the vision tower."""
+        module = self.model.base_model.vision_tower
         layers = inputs.get("vision_feature_layer")
         layers = self.model.config.vision_feature_layer if layers is None else layers
-        depth = len(self._attention())
-        return [i if i >= 0 else depth + 1 + i for i in ([layers] if isinstance(layers, int) else layers)]
-
-    def _strategy(self, inputs: Mapping[str, Any]) -> str:
+        tower = clip_tower(module, hidden_states_read(layers, len(module.encoder.layers)))
         strategy = inputs.get("vision_feature_select_strategy") or self.model.config.vision_feature_select_strategy
-        fits = "default" if self._class_tokens else "full"
+        fits = "default" if tower.classes else "full"
         if strategy != fits:
             raise ValueError(
                 f"vision_feature_select_strategy {strategy!r} makes [CLS] a token or drops a patch of "
-                f"{type(self._tower).__name__}: use {fits!r}"
+                f"{type(module).__name__}: use {fits!r}"
             )
-        return strategy
+        return tower
 
-    def _geometry(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    def features(self, modality: Modality, inputs: Mapping[str, Any], tower: Tower) -> Any:
+        """Encode images."""
+        return self.model.base_model.get_image_features(
+            pixel_values=inputs["pixel_values"],
+            vision_feature_layer=list(tower.read) if len(tower.read) > 1 else tower.read[0],
+            vision_feature_select_strategy="default" if tower.classes else "full",
+            return_dict=True,
+            **self.geometry(inputs),
+        )
+
+    def geometry(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """Return what get_image_features needs beside the pixels."""
         return {}
 
-    def _pictures(self, inputs: Mapping[str, Any]) -> list[Picture]:
-        order = torch.arange(self._side**2)
-        return [Picture(order, order, order, WHOLE)] * len(inputs["pixel_values"])
+    def pictures(self, modality: Modality, inputs: Mapping[str, Any]) -> list[Picture]:
+        """One view a picture."""
+        return [Picture.grids((self.side, self.side))] * len(inputs["pixel_values"])
+
+    @property
+    def side(self) -> int:
+        """Patches along an edge of the tower's grid."""
+        vision = self.model.config.vision_config
+        return vision.image_size // vision.patch_size
 
 
 class LlavaNext(Llava):
@@ -158,33 +103,53 @@ class LlavaNext(Llava):
 
     family = "llava_next"
 
-    def _geometry(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    def geometry(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the sizes by which pictures are un-padded."""
         if inputs.get("image_sizes") is None:
-            raise ValueError("inputs hold no image_sizes: LLaVA-NeXT un-pads by them, and its processor returns them")
-        return {"image_sizes": inputs["image_sizes"]}
+            raise ValueError(
+                f"inputs hold no image_sizes: {self.family} un-pads by them, and its processor returns them"
+            )
+        return {"image_sizes": torch.as_tensor(inputs["image_sizes"])}
 
-    def _pictures(self, inputs: Mapping[str, Any]) -> list[Picture]:
-        return [self._picture(size) for size in torch.as_tensor(self._geometry(inputs)["image_sizes"]).cpu()]
+    def pictures(self, modality: Modality, inputs: Mapping[str, Any]) -> list[Picture]:
+        """An overview and tiles; the overview alone where the packing takes no more."""
+        return [self.picture(size, n, inputs) for size, n in zip(self._sizes(inputs), self.tiles(inputs), strict=True)]
 
-    def _picture(self, size: Tensor) -> Picture:
-        config, n = self.model.config, self._side**2
-        resolution = config.vision_config.image_size
-        views = image_size_to_num_patches(size, config.image_grid_pinpoints, resolution)
+    def tiles(self, inputs: Mapping[str, Any]) -> list[int]:
+        """Return how many tiles, the overview among them, each picture has."""
+        config = self.model.config
+        pinpoints, resolution = config.image_grid_pinpoints, config.vision_config.image_size
+        return [image_size_to_num_patches(size, pinpoints, resolution) for size in self._sizes(inputs)]
+
+    def pack(self, modality: Modality, inputs: Mapping[str, Any], maps: Tensor) -> Tensor:
+        """Send the maps the way of the features."""
+        parts, sizes = maps.split(self.tiles(inputs)), self._sizes(inputs)
+        newline = torch.zeros(maps.shape[2], dtype=maps.dtype, device=maps.device)
+        return torch.cat([self.packed(part, size, newline, inputs) for part, size in zip(parts, sizes, strict=True)])
+
+    def packed(self, tiles: Tensor, size: Tensor, newline: Tensor, inputs: Mapping[str, Any]) -> Tensor:
+        """[tiles, T, C] of one picture -> [n, C], by the model's own packing."""
+        options = {"vision_feature_select_strategy": "default"}
+        packed, _ = self.model.base_model.pack_image_features([tiles], size[None], image_newline=newline, **options)
+        return packed[0]
+
+    def _sizes(self, inputs: Mapping[str, Any]) -> Tensor:
+        return self.geometry(inputs)["image_sizes"].cpu()
+
+    def picture(self, size: Tensor, views: int, inputs: Mapping[str, Any]) -> Picture:
+        """Tell what one picture of `size` (height, width) becomes."""
+        n = self.side**2
         index = torch.arange(views * n, dtype=torch.float32).view(views, n, 1)  # exact up to 2^24 tokens
-        packed, _ = self.model.base_model.pack_image_features(
-            [index], size[None], vision_feature_select_strategy="default", image_newline=torch.full((1,), torch.nan)
-        )
-        newline = packed[0][:, 0].isnan()
-        order = packed[0][:, 0].nan_to_num(-1).long()
-        at = torch.arange(len(order))
-        ends = torch.where(newline, at, -1).cummax(0).values  # the last newline so far
-        first = torch.cat([torch.tensor([-1]), ends[:-1]]).maximum(torch.tensor(n - 1 if views > 1 else -1)) + 1
-        box = WHOLE if views == 1 else torch.cat([WHOLE, self._tiles(order[order >= n] - n, size)])
-        return Picture(order, first, at - 1, box)
+        packed = self.packed(index, size, torch.full((1,), torch.nan), inputs)[:, 0]
+        newline, order = packed.isnan(), packed.nan_to_num(-1).long()
+        box = WHOLE if views == 1 else torch.cat([WHOLE, self._boxes(order[order >= n] - n, size)])
+        frame = torch.zeros(views, dtype=torch.long)
+        served = rows_ended(newline, n if views > 1 else 0)
+        return Picture(torch.full((views, 2), self.side), order, box, frame, *served)
 
-    def _tiles(self, order: Tensor, size: Tensor) -> Tensor:
-        """[tiles, 4] boxes relative to the rectangle of the canvas that un-padding left."""
-        config, side = self.model.config, self._side
+    def _boxes(self, order: Tensor, size: Tensor) -> Tensor:
+        """[tiles, 4] relative to the rectangle of the canvas that un-padding left."""
+        config, side = self.model.config, self.side
         down, across = get_anyres_image_grid_shape(size, config.image_grid_pinpoints, config.vision_config.image_size)
         tile, token = order // side**2, order % side**2
         row, column = tile // across * side + token // side, tile % across * side + token % side
@@ -194,23 +159,90 @@ class LlavaNext(Llava):
         return torch.cat([(corner - low) / extent, (corner + side - low) / extent], 1)
 
 
-def _checksums(pixels: Tensor) -> list[int]:
-    """One integer a picture, exact and so the same in any batch; all-zero padding tiles do not count."""
-    width = {2: torch.int16, 4: torch.int32, 8: torch.int64}[pixels.element_size()]
-    bits = pixels.contiguous().view(width).flatten(1).long()
-    weight = torch.arange(bits.shape[1], device=bits.device) * 0x9E3779B1 + 1
-    return (bits * weight).sum(1).tolist()
+class LlavaOnevision(LlavaNext):
+    """LLaVA-OneVision: an overview and the stitched map of all tiles, which its packing may shrink bilinearly.
+
+    The stitched map is one view: a shrunk token is made of several tiles' patches, so no tile owns it, and evidence of
+    patches goes through the same resampling (`project` of such features is not exactly their token). Pictures of a
+    sample with several have an overview only. Frames of a video are views of 2 x 2-pooled tokens; the newline behind
+    the last one always stays.
+    """
+
+    family = "llava_onevision"
+    modalities = ("image", "video")
+    stacked = ("video",)
+    pixels: ClassVar[Mapping[Modality, str]] = {"image": "pixel_values", "video": "pixel_values_videos"}
+    reads = (
+        *Llava.reads,
+        "pixel_values_videos",
+        "batch_num_images",
+        "vision_aspect_ratio",
+    )
+
+    def features(self, modality: Modality, inputs: Mapping[str, Any], tower: Tower) -> Any:
+        """Encode images or videos."""
+        if modality == "image":
+            return super().features(modality, inputs, tower)
+        return self.model.base_model.get_video_features(
+            pixel_values_videos=inputs["pixel_values_videos"],
+            vision_feature_layer=tower.read[0] if len(tower.read) == 1 else list(tower.read),
+            vision_feature_select_strategy="default" if tower.classes else "full",
+            return_dict=True,
+        )
+
+    def geometry(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the sizes, how many pictures each sample has, and how much is kept of a large one."""
+        more = {name: inputs.get(name) for name in ("batch_num_images", "vision_aspect_ratio")}
+        return super().geometry(inputs) | {name: given for name, given in more.items() if given is not None}
+
+    def tiles(self, inputs: Mapping[str, Any]) -> list[int]:
+        """Return how many tiles each picture has; those of samples with several have one."""
+        counts = inputs.get("batch_num_images")
+        every = super().tiles(inputs)
+        if counts is None:
+            return every
+        single = [n == 1 for n in torch.as_tensor(counts).tolist() for _ in range(n)]
+        return [n if alone else 1 for n, alone in zip(every, single, strict=True)]
+
+    def packed(self, tiles: Tensor, size: Tensor, newline: Tensor, inputs: Mapping[str, Any]) -> Tensor:
+        """[tiles, T, C] of one picture -> [n, C], by the model's own packing."""
+        options = {"vision_aspect_ratio": inputs.get("vision_aspect_ratio") or self.model.config.vision_aspect_ratio}
+        packed, _ = self.model.base_model.pack_image_features([tiles], size[None], image_newline=newline, **options)
+        return packed[0]
+
+    def picture(self, size: Tensor, views: int, inputs: Mapping[str, Any]) -> Picture:
+        """Tell what one picture of `size` (height, width) becomes: the overview and, of tiles, the stitched map."""
+        n = self.side**2
+        packed = self.packed(torch.zeros(views, n, 1), size, torch.full((1,), torch.nan), inputs)[:, 0]
+        newline = packed.isnan()
+        order = (~newline).cumsum(0) - 1
+        side = [[self.side, self.side]]
+        if views > 1:
+            rows = int(newline.sum())
+            side.append([rows, (len(packed) - n) // rows - 1])
+        frame, box = torch.zeros(len(side), dtype=torch.long), WHOLE.expand(len(side), 4)
+        served = rows_ended(newline, n if views > 1 else 0)
+        return Picture(torch.tensor(side), order.masked_fill(newline, -1), box, frame, *served)
+
+    def pictures(self, modality: Modality, inputs: Mapping[str, Any]) -> list[Picture]:
+        """An image has one view or two, a video one a frame."""
+        if modality == "image":
+            return super().pictures(modality, inputs)
+        videos, frames = inputs["pixel_values_videos"].shape[:2]
+        grids = Picture.grids((ceil(self.side / 2), ceil(self.side / 2)), frames)
+        order = pad(grids.order, (0, 1), value=-1)  # a newline that serves no token behind them all
+        return [replace(grids, order=order, first=order + 1, last=order * 0 - 1)] * videos
+
+    def pack(self, modality: Modality, inputs: Mapping[str, Any], maps: Tensor) -> Tensor:
+        """Send the maps the way of the features."""
+        if modality == "image":
+            return super().pack(modality, inputs, maps)
+        pooled = self.model.base_model.apply_pooling(maps.contiguous())
+        return pad(pooled.view(len(inputs["pixel_values_videos"]), -1, maps.shape[2]), (0, 0, 0, 1)).flatten(0, 1)
 
 
-@contextmanager
-def _first_blocks(tower: Any, count: int) -> Iterator[None]:
-    """Run only the first `count` blocks of a tower: what lies behind them nobody reads."""
-    encoder = tower.get_submodule("encoder")
-    whole = encoder.layers
-    # transformers hooks the blocks it finds once and for all: let it see all of them first.
-    maybe_install_capturing_hooks(tower)
-    encoder.layers = nn.ModuleList(list(whole)[:count])
-    try:
-        yield
-    finally:
-        encoder.layers = whole
+def rows_ended(newline: Tensor, begin: int) -> tuple[Tensor, Tensor]:
+    """[n] bool, True at newlines; from `begin` on, each serves the tokens since the one before -> first, last [n]."""
+    at = torch.arange(len(newline))
+    ends = torch.where(newline, at, -1).cummax(0).values  # the last newline so far
+    return torch.cat([torch.tensor([-1]), ends[:-1]]).clamp(min=begin - 1) + 1, at - 1

@@ -1,0 +1,137 @@
+"""Qwen2-VL, Qwen2.5-VL and Qwen3-VL: any resolution, 2 x 2 patches a token, M-RoPE, no class token."""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from transformers.vision_utils import get_vision_window_index
+
+from vtcframe.adapter import Modality
+from vtcframe.arrangement import Picture, Prompt, by_column, own_mask
+from vtcframe.attention import Groups
+from vtcframe.tower import Tower, TowerAdapter
+
+
+class Qwen2Vl(TowerAdapter):
+    """Qwen2-VL: every block sees the whole picture; a view of a video is a temporal slice, two frames.
+
+    Layers of `Rows` and `Keys` count the blocks that see whole pictures (of="feeding"); where some attend within
+    windows only (Qwen2.5-VL), those are not among them.
+    """
+
+    family = "qwen2_vl"
+    modalities = ("image", "video")
+    pixels: ClassVar[Mapping[Modality, str]] = {"image": "pixel_values", "video": "pixel_values_videos"}
+    reads = (
+        "input_ids",
+        "attention_mask",
+        "position_ids",
+        "pixel_values",
+        "pixel_values_videos",
+        "image_grid_thw",
+        "video_grid_thw",
+        "second_per_grid_ts",
+        "mm_token_type_ids",
+    )
+
+    @classmethod
+    def matches(cls, model: nn.Module) -> bool:
+        """Tell by the configuration. LookupError, naming the converted families, for Qwen-VL's own remote code."""
+        config: Any = getattr(model, "config", None)
+        if getattr(config, "model_type", None) == "qwen" and hasattr(config, "visual"):
+            raise LookupError(
+                f"{type(model).__name__} is the first Qwen-VL, which runs code of its own and has no converted "
+                "checkpoint: use Qwen2-VL, Qwen2.5-VL or Qwen3-VL as transformers has them"
+            )
+        return super().matches(model)
+
+    def tower(self, modality: Modality, inputs: Mapping[str, Any]) -> Tower:
+        """Return the vision tower: one packed sequence of patches, the four of a token behind one another."""
+        module = self.model.base_model.visual
+        attention = [block.get_submodule("attn") for block in module.blocks]
+        return Tower(module, attention, [len(attention)], pool=Groups(self._merge**2), packed=True, whole=self.whole())
+
+    def whole(self) -> list[int] | None:
+        """Return the blocks whose attention spans a whole picture, or None for all."""
+        return None
+
+    def features(self, modality: Modality, inputs: Mapping[str, Any], tower: Tower) -> Any:
+        """Encode images or videos."""
+        encode = getattr(self.model.base_model, f"get_{modality}_features")
+        return encode(inputs[self.pixels[modality]], self._grids(modality, inputs), return_dict=True)
+
+    def hidden(self, encoded: Any, tower: Tower) -> Tensor:
+        """[1, patches, C] what the merger reads."""
+        return encoded.last_hidden_state[None]
+
+    def merged(self, hidden: Tensor, tower: Tower) -> Tensor:
+        """[1, patches, C] -> [1, T, 4 C]."""
+        return hidden.unflatten(1, (-1, self._merge**2)).flatten(2)
+
+    def project(self, features: Tensor) -> Tensor:
+        """[..., 4 C] -> [..., D]."""
+        merger = self.model.base_model.visual.merger
+        return merger(features.unflatten(-1, (self._merge**2, -1)).flatten(0, -2)).view(*features.shape[:-1], -1)
+
+    def pictures(self, modality: Modality, inputs: Mapping[str, Any]) -> list[Picture]:
+        """A view for an image, or for each temporal slice of a video."""
+        return [
+            Picture.grids((h // self._merge, w // self._merge), t, rows=t * h * w)
+            for t, h, w in self._grids(modality, inputs).tolist()
+        ]
+
+    def positions(self, inputs: Mapping[str, Any], prompt: Prompt) -> Tensor:
+        """[4, P, C] place in the text, then time, height and width, as the model counts them."""
+        types = inputs.get("mm_token_type_ids")
+        if types is None:
+            raise ValueError(
+                "inputs hold no mm_token_type_ids, by which M-RoPE is laid out: its processor returns them"
+            )
+        real, names = own_mask(inputs), ("image_grid_thw", "video_grid_thw", "second_per_grid_ts")
+        more = {name: torch.as_tensor(inputs[name]).cpu() for name in names if inputs.get(name) is not None}
+        axes, _ = self.model.base_model.get_rope_index(
+            inputs["input_ids"].cpu(), mm_token_type_ids=types.cpu(), attention_mask=real.long(), **more
+        )
+        return torch.cat([super().positions(inputs, prompt), by_column(axes, real)])
+
+    @property
+    def _merge(self) -> int:
+        return self.model.config.vision_config.spatial_merge_size
+
+    def _grids(self, modality: Modality, inputs: Mapping[str, Any]) -> Tensor:
+        name = f"{modality}_grid_thw"
+        if inputs.get(name) is None:
+            raise ValueError(f"inputs hold no {name}: {self.family} cuts pictures by it, and its processor returns it")
+        return inputs[name]
+
+
+class Qwen25Vl(Qwen2Vl):
+    """Qwen2.5-VL: most blocks attend within windows, in whose order the tower runs; tokens come back in raster order."""
+
+    family = "qwen2_5_vl"
+
+    def whole(self) -> list[int]:
+        """Return the blocks whose attention spans a whole picture."""
+        return sorted(self.model.base_model.visual.fullatt_block_indexes)
+
+    def pack(self, modality: Modality, inputs: Mapping[str, Any], maps: Tensor) -> Tensor:
+        """Undo the order of windows."""
+        tower = self.model.base_model.visual
+        order, _ = get_vision_window_index(
+            self._grids(modality, inputs).cpu(),
+            spatial_merge_size=tower.spatial_merge_size,
+            window_size=tower.window_size,
+            patch_size=tower.patch_size,
+        )
+        return maps[0, order.argsort().to(maps.device)]
+
+
+class Qwen3Vl(Qwen2Vl):
+    """Qwen3-VL: as Qwen2-VL, and features of inner blocks are added in the first layers of the language model.
+
+    A token that a merger made takes those of the token whose place it takes. Slices of a video stand between
+    timestamps in the prompt.
+    """
+
+    family = "qwen3_vl"

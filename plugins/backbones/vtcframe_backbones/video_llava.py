@@ -1,0 +1,78 @@
+"""Video-LLaVA: images and videos, each with a tower of its own."""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from vtcframe.adapter import Modality
+from vtcframe.arrangement import WHOLE, Picture
+from vtcframe.tower import Tower, TowerAdapter
+from vtcframe_backbones.llava import clip_tower, hidden_states_read
+
+
+class VideoLlava(TowerAdapter):
+    """Video-LLaVA: an image is a view, and so is each frame of a video.
+
+    The language model reads the class token of each frame, which stands before the frame's patches. It is structural:
+    it stays while any token of its frame does.
+    """
+
+    family = "video_llava"
+    modalities = ("image", "video")
+    stacked = ("image", "video")
+    pixels: ClassVar[Mapping[Modality, str]] = {"image": "pixel_values", "video": "pixel_values_videos"}
+    reads = (
+        "input_ids",
+        "attention_mask",
+        "position_ids",
+        "pixel_values",
+        "pixel_values_images",
+        "pixel_values_videos",
+        "vision_feature_layer",
+        "vision_feature_select_strategy",
+    )
+
+    def given(self, modality: Modality, inputs: Mapping[str, Any]) -> Any:
+        """Return the pixels; those of images have two names, of which the processor uses the older."""
+        pixels = super().given(modality, inputs)
+        return inputs.get("pixel_values_images") if pixels is None and modality == "image" else pixels
+
+    def tower(self, modality: Modality, inputs: Mapping[str, Any]) -> Tower:
+        """Return the tower of images or that of videos."""
+        module = getattr(self.model.base_model, f"{modality}_tower")
+        layers = inputs.get("vision_feature_layer")
+        layers = self.model.config.vision_feature_layer if layers is None else layers
+        strategy = inputs.get("vision_feature_select_strategy") or self.model.config.vision_feature_select_strategy
+        if strategy != "default":
+            raise ValueError(
+                f"vision_feature_select_strategy {strategy!r} makes [CLS] of images a token: use 'default'"
+            )
+        return clip_tower(module, hidden_states_read(layers, len(module.encoder.layers)))
+
+    def features(self, modality: Modality, inputs: Mapping[str, Any], tower: Tower) -> Any:
+        """Encode images or videos."""
+        read = list(tower.read) if len(tower.read) > 1 else tower.read[0]
+        encode = getattr(self.model.base_model, f"get_{modality}_features")
+        return encode(self.given(modality, inputs), vision_feature_layer=read, return_dict=True)
+
+    def pictures(self, modality: Modality, inputs: Mapping[str, Any]) -> list[Picture]:
+        """One view an image or frame."""
+        vision, pixels = self.model.config.vision_config, self.given(modality, inputs)
+        side = vision.image_size // vision.patch_size
+        if modality == "image":
+            return [Picture.grids((side, side))] * len(pixels)
+        videos, frames = pixels.shape[:2]
+        each = torch.arange(side**2 + 1) - 1  # [CLS] first
+        order = (torch.arange(frames)[:, None] * side**2 + each).masked_fill(each < 0, -1).flatten()
+        at = torch.arange(len(order))
+        one = Picture(
+            torch.full((frames, 2), side), order, WHOLE.expand(frames, 4), torch.arange(frames), at + 1, at + side**2
+        )
+        return [one] * videos
+
+    def pack(self, modality: Modality, inputs: Mapping[str, Any], maps: Tensor) -> Tensor:
+        """Leave room for the class token of each frame."""
+        return (pad(maps, (0, 0, 1, 0)) if modality == "video" else maps).flatten(0, 1)

@@ -1,0 +1,215 @@
+"""What the adapters to transformers' models share: vision towers that are tapped, and packing that is followed.
+
+A family says which tower encodes a modality, how many tokens each picture makes and in which order they are packed;
+arranging, tapping and gathering are the same for all.
+"""
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from transformers.utils.output_capturing import maybe_install_capturing_hooks
+
+from vtcframe.adapter import Adapter, Modality
+from vtcframe.arrangement import Arrangement, Picture, checksums, owners, sample_keys
+from vtcframe.attention import KeyStates, MeanQuery, Reader, Received, Row, Tap
+from vtcframe.core import Evidence
+from vtcframe.needs import ClassToken, Features, Keys, Need, Rows
+
+
+@dataclass(frozen=True)
+class Tower:
+    """The vision encoder of one modality, as far as it is read."""
+
+    module: Any
+    attention: Sequence[nn.Module]  # of every block, in depth order
+    read: Sequence[int]  # the hidden states that the projector reads; K is the output of the first K blocks
+    classes: int = 0  # class tokens in front of the patches
+    pool: Callable[[Tensor], Tensor] | None = None  # [..., patches, C] -> [..., tokens, C], mean over a token's patches
+    packed: bool = False  # all pictures lie behind one another in one sequence
+    whole: Sequence[int] | None = None  # the blocks whose attention spans a whole picture; None = all
+    head: nn.MultiheadAttention | None = None  # attention pooling over the patches, by a learned query
+
+    @property
+    def feeding(self) -> list[nn.Module]:
+        """The attention that feeds the projector and spans whole pictures, in depth order."""
+        depth = max(self.read)
+        return [self.attention[i] for i in (range(depth) if self.whole is None else self.whole) if i < depth]
+
+
+class TowerAdapter(Adapter):
+    """An adapter to a model of transformers whose towers are tapped. A family fills in what differs."""
+
+    family: ClassVar[str]  # model_type of the configuration
+    pixels: ClassVar[Mapping[Modality, str]] = {"image": "pixel_values"}  # the input that holds a modality's pixels
+
+    @classmethod
+    def matches(cls, model: nn.Module) -> bool:
+        """Tell by the configuration."""
+        return getattr(getattr(model, "config", None), "model_type", None) == cls.family
+
+    @abstractmethod
+    def tower(self, modality: Modality, inputs: Mapping[str, Any]) -> Tower:
+        """Return the tower that encodes a modality. ValueError where inputs ask it for what cannot be served."""
+
+    @abstractmethod
+    def pictures(self, modality: Modality, inputs: Mapping[str, Any]) -> list[Picture]:
+        """Tell what each image or video of the batch becomes, in the order of the pixels."""
+
+    @abstractmethod
+    def features(self, modality: Modality, inputs: Mapping[str, Any], tower: Tower) -> Any:
+        """Call the model's own encoding; its `pooler_output` is what the language model reads."""
+
+    def pack(self, modality: Modality, inputs: Mapping[str, Any], maps: Tensor) -> Tensor:
+        """[rows, T, C] maps over the tower's tokens -> [n, C], packed as features are; structural tokens get 0."""
+        return maps.flatten(0, 1)
+
+    def hidden(self, encoded: Any, tower: Tower) -> Tensor:
+        """[rows, patches, C] the hidden states that the projector reads, class tokens in front."""
+        return torch.cat([encoded.hidden_states[i] for i in tower.read], -1)
+
+    def merged(self, hidden: Tensor, tower: Tower) -> Tensor:
+        """[rows, patches, C] -> [rows, T, C'], the patches of a token behind one another in C'."""
+        return hidden
+
+    def project(self, features: Tensor) -> Tensor:
+        """[..., C'] what the projector reads -> [..., D] tokens, before any packing that resamples."""
+        return self.model.base_model.multi_modal_projector(features)
+
+    def given(self, modality: Modality, inputs: Mapping[str, Any]) -> Any:
+        """Return the pixels of a modality, None where there are none."""
+        return inputs.get(self.pixels[modality])
+
+    def present(self, inputs: Mapping[str, Any]) -> list[Modality]:
+        """Return the modalities that the inputs hold pixels of, in packed order. ValueError where there are none."""
+        found = [modality for modality in self.modalities if self.given(modality, inputs) is not None]
+        if not found:
+            names = " or ".join(self.pixels.values())
+            raise ValueError(f"inputs hold no {names}, so there is nothing to prune: call the model itself")
+        return found
+
+    def arrange(self, inputs: Mapping[str, Any], ids: Sequence[object] = ()) -> Arrangement:
+        """Tell where the visual tokens sit (see Adapter.arrange)."""
+        present, prompt = self.present(inputs), self.prompt(inputs)
+        pictures = [self.pictures(m, inputs) if m in present else [] for m in self.modalities]
+        owner = [owners(prompt, kind, own) for kind, own in enumerate(pictures)]
+        sums = []
+        for modality, own in zip(self.modalities, pictures, strict=True):
+            if own and not ids:
+                sums += checksums(self.given(modality, inputs), [picture.rows for picture in own])
+        return Arrangement.of(prompt, pictures, owner, sample_keys(prompt, ids, torch.cat(owner), sums))
+
+    @torch.no_grad()
+    def encode(self, inputs: Mapping[str, Any], arrangement: Arrangement, needs: Iterable[Need] = ()) -> Evidence:
+        """Encode the pictures and gather `needs`: attention, keys, features and class tokens of the vision towers."""
+        needs, packed, deepstack = tuple(needs), [], []
+        found: dict[Need, list[Tensor]] = {need: [] for need in needs}
+        for modality in self.present(inputs):
+            tower = self.tower(modality, inputs)
+            asked = {need: self._readers(need, tower) for need in needs}
+            readers: dict[nn.Module, list[Reader]] = {}
+            for pairs in asked.values():
+                for module, reader in pairs:
+                    readers.setdefault(module, []).append(reader)
+            deepest = max([*tower.read, *(i + 1 for i, module in enumerate(tower.attention) if module in readers)])
+            with Tap(readers) as tap, first_blocks(tower, deepest):
+                encoded = self.features(modality, inputs, tower)
+            out = encoded.pooler_output
+            packed.append(out.flatten(0, -2) if isinstance(out, Tensor) else torch.cat(list(out)))
+            levels = getattr(encoded, "deepstack_features", None) or ()
+            deepstack.append([torch.cat(list(level)) for level in levels])
+            for need, pairs in asked.items():
+                found[need].append(
+                    self._gathered(need, modality, inputs, tower, encoded, [tap[pair] for pair in pairs])
+                )
+        views = {need: self._arranged(need, torch.cat(parts), arrangement) for need, parts in found.items()}
+        levels = [torch.cat(level) for level in zip(*deepstack, strict=True)]
+        return replace(arrangement.evidence(torch.cat(packed), views, levels), project=self.project)
+
+    def _gathered(
+        self,
+        need: Need,
+        modality: Modality,
+        inputs: Mapping[str, Any],
+        tower: Tower,
+        encoded: Any,
+        seen: Sequence[Sequence[Tensor]],
+    ) -> Tensor:
+        """Return what a need is served with: [n, L, H(, C)], [n, C], or for a class token [rows, C]."""
+        if isinstance(need, ClassToken):
+            return self.hidden(encoded, tower)[:, 0]
+        if isinstance(need, Features):
+            return self.pack(modality, inputs, self.merged(self.hidden(encoded, tower)[:, tower.classes :], tower))
+        # [L, rows, H, T(, C)] -> [rows, T, L, H(, C)]
+        maps = torch.stack([torch.cat(list(calls), 2 if tower.packed else 0) for calls in seen]).movedim((1, 3), (0, 1))
+        return self.pack(modality, inputs, maps.flatten(2)).unflatten(1, maps.shape[2:])
+
+    def _arranged(self, need: Need, packed: Tensor, arrangement: Arrangement) -> Tensor:
+        if isinstance(need, ClassToken):
+            return packed[arrangement.origin.to(packed.device)]
+        views = arrangement.views(packed)  # [V, N, ...]
+        return views if isinstance(need, Features) else views.movedim((2, 3), (0, 2)).contiguous()
+
+    def _readers(self, need: Need, tower: Tower) -> list[tuple[nn.Module, Reader]]:
+        """Return the attention modules that serve a need, in the order asked for; none where hidden states do."""
+        match need:
+            case Rows(query="cls", tower="vision", over="mean") if tower.classes:
+                reader: Reader = Row(0, need.logits, need.heads, tower.classes, tower.pool)
+            case Rows(query="mean", tower="vision", over="mean"):
+                reader = MeanQuery(need.logits, need.heads, tower.classes, tower.pool)
+            case Rows(query="received", tower="vision", over="mean", logits=False, heads="split" | "mean"):
+                reader = Received(need.heads, tower.classes, tower.pool)
+            case Rows(query="head", layers=(-1,), tower="vision", over="mean") if tower.head is not None:
+                return [(tower.head, Row(0, need.logits, need.heads, tower.classes, tower.pool))]
+            case Keys(tower="vision"):
+                reader = KeyStates(tower.classes, tower.pool)
+            case Features(layer=-1, tower="vision"):
+                return []
+            case ClassToken() if tower.classes:
+                return []
+            case _:
+                raise ValueError(
+                    f"{type(self).__name__} cannot gather {need} from {type(tower.module).__name__}{_cure(need)}"
+                )
+        modules = tower.feeding if need.of == "feeding" else list(tower.attention)
+        if not all(-len(modules) <= layer < len(modules) for layer in need.layers):
+            raise ValueError(
+                f"{need} asks for a block beyond the {len(modules)} ({need.of}) of {type(tower.module).__name__}"
+            )
+        modules = [modules[layer] for layer in need.layers]
+        spanning = [tower.attention[i] for i in tower.whole or ()]
+        if tower.whole is not None and isinstance(need, Rows) and not all(m in spanning for m in modules):
+            raise ValueError(
+                f"{need} asks for a block of {type(tower.module).__name__} that attends within windows only, where "
+                "weights of different windows do not compare: use of='feeding', which counts the others"
+            )
+        return [(module, reader) for module in modules]
+
+
+def _cure(need: Need) -> str:
+    if isinstance(need, ClassToken) or (isinstance(need, Rows) and need.query == "cls" and need.tower == "vision"):
+        return ": it has no class token. Use a proxy, query='mean' or 'received', or the class token of a witness"
+    if isinstance(need, Rows) and need.query == "head":
+        return ": it has no attention-pooling head, or layers is not (-1,)"
+    return ""
+
+
+@contextmanager
+def first_blocks(tower: Tower, count: int) -> Iterator[None]:
+    """Run only the first `count` blocks of a tower: what lies behind them nobody reads."""
+    if count >= len(tower.attention):
+        yield
+        return
+    encoder = tower.module.get_submodule("encoder")
+    whole = encoder.layers
+    # transformers hooks the blocks it finds once and for all: let it see all of them first.
+    maybe_install_capturing_hooks(tower.module)
+    encoder.layers = nn.ModuleList(list(whole)[:count])
+    try:
+        yield
+    finally:
+        encoder.layers = whole
