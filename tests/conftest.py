@@ -6,16 +6,17 @@ import pytest
 import torch
 
 from vtcframe.testing.backbones import SAMPLES, make_inputs, tiny_llava, tiny_llava_next
+from vtcframe.testing.families import BACKBONES
 
 torch.set_num_threads(1)  # the tensors are tiny: threads cost more than they give
-BUILDERS = {"llava": tiny_llava, "llava_next": tiny_llava_next}
+BUILDERS = {"llava": tiny_llava, "llava_next": tiny_llava_next}  # whose every detail test_llava knows
 _built = {}
 
 
 def backbone(family: str, attention: str = "sdpa"):
     """A tiny model that has run once, and its processor; shared by all tests."""
     if (family, attention) not in _built:
-        model, processor = BUILDERS[family](attention)
+        model, processor = BACKBONES[family](attention)
         model.generate(**make_inputs(processor, SAMPLES["one"]), max_new_tokens=1)
         _built[family, attention] = model, processor
     return _built[family, attention]

@@ -1,5 +1,6 @@
 from .adapter import Adapter as Adapter, adapter_for as adapter_for
 from .allocators import Even as Even
+from .arrangement import Arrangement as Arrangement, Picture as Picture, Prompt as Prompt
 from .compress import Compressed as Compressed, Result as Result, compress as compress
 from .core import (
     Budget as Budget,
@@ -36,5 +37,12 @@ from .pipeline import (
     Selector as Selector,
     Stage as Stage,
 )
-from .scorers import ClsAttention as ClsAttention, Random as Random, TokenNorm as TokenNorm
+from .scorers import (
+    ClsAttention as ClsAttention,
+    QuestionSimilarity as QuestionSimilarity,
+    Random as Random,
+    TokenNorm as TokenNorm,
+    WitnessAttention as WitnessAttention,
+)
 from .selectors import Grid as Grid, TopK as TopK
+from .tower import Tower as Tower, TowerAdapter as TowerAdapter

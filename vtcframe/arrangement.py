@@ -129,6 +129,7 @@ class Arrangement:
     origin: Tensor  # [V] the view's number in the order in which the towers encode
     structural: Structural | None  # without tokens as yet
     extra: Tensor  # [U] the packed features that structural tokens are
+    questions: tuple[str, ...] = ()  # [P] as asked, for those who compare pictures with them
 
     @classmethod
     def of(

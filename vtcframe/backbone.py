@@ -1,14 +1,20 @@
-"""Which checkpoint answers, and how it is loaded."""
+"""Which checkpoint answers, how it is loaded, how it is asked, and what it is shown of a picture."""
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from vtcframe.config import UsageError, bundled
+from vtcframe.data import Sample
+
+FPS = 2.0  # of videos, which are given as frames: the rate at which Qwen's processors sample one
+Box = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True)
@@ -51,6 +57,11 @@ class Backbone:
         except (OSError, ValueError, ImportError) as error:
             reason = str(error).strip().partition("\n")[0]
             raise UsageError(f"the backbone {self.path!r} cannot be loaded as a checkpoint: {reason}") from error
+        if getattr(processor, "tokenizer", None) is None or getattr(processor, "image_processor", None) is None:
+            raise UsageError(
+                f"the backbone {self.path!r} has no processor of pictures and text, only a {type(processor).__name__}: "
+                "put the files of the model's own processor beside its weights"
+            )
         processor.tokenizer.padding_side = "left"  # what is generated follows the prompts' last tokens
         return model, processor
 
@@ -61,3 +72,92 @@ class Backbone:
             return None
         told = json.loads(path.read_text(encoding="utf-8"))
         return Language(frozenset(told["vocabulary"]), tuple(told["forms"].values()))
+
+
+def device_for(name: str) -> torch.device:
+    """Return the device of that name. UsageError where there is none."""
+    kind, count = torch.accelerator.current_accelerator(check_available=True), torch.accelerator.device_count()
+    names = ["cpu", *(f"{kind}:{i}" for i in range(count))]
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    if device is None or f"{device.type}:{device.index or 0}" not in ("cpu:0", *names):
+        raise UsageError(f"there is no device {name!r} here: use {', '.join(names)}")
+    return device
+
+
+def asked(processor: Any, samples: Sequence[Sample]) -> Any:
+    """Return what the processor makes of loaded samples: each question behind its pictures, these before its video.
+
+    Frames are taken as they are given. ValueError for a video where the processor takes none.
+    """
+    videos = [list(frames) for sample in samples for frames in sample.videos]
+    if videos and getattr(processor, "video_processor", None) is None:
+        raise ValueError(f"{type(processor).__name__} takes no videos: give the frames as `images`")
+    prompts = [prompt(processor, sample.question, len(sample.pictures), len(sample.videos)) for sample in samples]
+    given: dict[str, Any] = {}
+    if any(sample.pictures for sample in samples):
+        given["images"] = [list(sample.pictures) for sample in samples]
+    if videos:
+        given |= {"videos": videos, "do_sample_frames": False, "video_metadata": [_metadata(len(v)) for v in videos]}
+    start = processor.tokenizer.bos_token
+    return processor(
+        text=prompts,
+        add_special_tokens=start is None or not prompts[0].startswith(start),  # some templates write it themselves
+        padding=True,
+        return_tensors="pt",
+        **given,
+    )
+
+
+def _metadata(frames: int) -> dict[str, Any]:
+    return {"fps": FPS, "total_num_frames": frames, "frames_indices": list(range(frames))}
+
+
+def prompt(processor: Any, question: str, pictures: int, videos: int = 0) -> str:
+    """Write a question in the checkpoint's own chat template, or bare behind its placeholders where there is none."""
+    if getattr(processor, "chat_template", None) is None:
+        visuals = [processor.image_token] * pictures + ([processor.video_token] * videos if videos else [])
+        return " ".join([*visuals, question])
+    content = [{"type": "image"}] * pictures + [{"type": "video"}] * videos + [{"type": "text", "text": question}]
+    return processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+
+
+def shown(processor: Any, size: tuple[int, int], video: bool = False) -> Box:
+    """Return which part of a picture of `size` (height, width), or of a video's frames, the model is shown.
+
+    That is a rectangle (top, left, bottom, right) in the picture's own 0..1, and boxes of views lie in it. It goes
+    beyond 0..1 where the processor pads; it is the whole picture where that is resized, be it squashed, or cut into
+    tiles (what pads these is no part of their boxes).
+    """
+    made = processor.video_processor if video else processor.image_processor
+    height, width = size
+    top = left = 0
+    if getattr(made, "do_pad", False) and hasattr(made, "pad_to_square"):
+        side = max(size)
+        top, left = -((side - height) // 2), -((side - width) // 2)
+        height = width = side
+    crop = getattr(made, "crop_size", None)
+    if getattr(made, "do_center_crop", False) and crop and not getattr(made, "image_grid_pinpoints", None):
+        down, across = _resized(made, height, width)
+        top, left = (
+            top + _offset(down, crop["height"]) * height / down,
+            left + _offset(across, crop["width"]) * width / across,
+        )
+        height, width = crop["height"] * height / down, crop["width"] * width / across
+    return top / size[0], left / size[1], (top + height) / size[0], (left + width) / size[1]
+
+
+def _resized(made: Any, height: int, width: int) -> tuple[int, int]:
+    """Return height and width before the crop: the shortest edge at the size asked for, or both edges."""
+    size = dict(made.size) if getattr(made, "do_resize", False) else {"height": height, "width": width}
+    if "height" in size:
+        return size["height"], size["width"]
+    short, long = size["shortest_edge"], int(size["shortest_edge"] * max(height, width) / min(height, width))
+    return (short, long) if height <= width else (long, short)
+
+
+def _offset(edge: int, crop: int) -> int:
+    """Return where a centre crop begins; negative where it pads."""
+    return (edge - crop) // 2 if edge >= crop else -((crop - edge) // 2)

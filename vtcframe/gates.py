@@ -38,9 +38,12 @@ def listening(modules: Collection[nn.Module], listener: Listener) -> Iterator[No
         for place in places:
             _close(place)
             stack.callback(_open, place)
-        token = _LISTENERS.set((*_LISTENERS.get(), (frozenset(modules), listener)))
-        stack.callback(_LISTENERS.reset, token)
-        yield
+        mine = frozenset(modules), listener
+        _LISTENERS.set((*_LISTENERS.get(), mine))
+        try:
+            yield
+        finally:  # no reset by token: it would silence those who came later and stay longer
+            _LISTENERS.set(tuple(other for other in _LISTENERS.get() if other is not mine))
 
 
 def _show(module: nn.Module, query: Tensor, key: Tensor, mask: Tensor | None, options: dict[str, Any]) -> None:
@@ -112,9 +115,11 @@ def _open(place: Place) -> None:
 def _kernel_gate(name: str) -> Callable[..., Any]:
     kernel = ALL_ATTENTION_FUNCTIONS.get(name)
 
-    def attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *args, **options):
-        _show(module, query, key, mask, options)
-        return (kernel or _eager(module))(module, query, key, value, mask, *args, **options)
+    def attention(
+        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, *args, **options
+    ):  # Qwen's towers name the mask
+        _show(module, query, key, attention_mask, options)
+        return (kernel or _eager(module))(module, query, key, value, attention_mask, *args, **options)
 
     return attention
 

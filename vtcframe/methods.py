@@ -1,6 +1,7 @@
 """Published methods and baselines: their own few fields and the parts they are made of."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from vtcframe.allocators import Even
 from vtcframe.ensemblers import Mean
@@ -15,13 +16,15 @@ class VtcCls(Method):
 
     The authors' code sums layers where the paper averages (the same ranking), numbers positions anew ("compact" here)
     and leaves its layer to the command line. last=3 reproduces the paper's tables according to third parties; the
-    code's default, start layer 16 of CLIP-L, is last=7.
+    code's default, start layer 16 of CLIP-L, is last=7. `query` names what stands in for a missing [CLS] (see
+    ClsAttention); that is no part of the paper.
     """
 
     last: int = 3
+    query: Literal["cls", "mean", "received", "head", "proxy"] = "cls"
 
     def pipeline(self) -> Pipeline:
-        return Pipeline((ClsAttention(self.last),), Mean(), Even(), TopK())
+        return Pipeline((ClsAttention(self.last, self.query),), Mean(), Even(), TopK())
 
 
 @dataclass(frozen=True)
@@ -29,11 +32,14 @@ class FasterVlm(Method):
     """FasterVLM (arXiv 2412.01818): the most attended by [CLS] in the last block that feeds the projector.
 
     The paper counts tokens for each crop: Budget(tokens, per="view"). Its code drops un-padding and newlines from
-    LLaVA-NeXT prompts; here padding is no candidate and newlines stay with their rows.
+    LLaVA-NeXT prompts; here padding is no candidate and newlines stay with their rows. `query` names what stands in for
+    a missing [CLS] (see ClsAttention); that is no part of the paper.
     """
 
+    query: Literal["cls", "mean", "received", "head", "proxy"] = "cls"
+
     def pipeline(self) -> Pipeline:
-        return Pipeline((ClsAttention(last=1),), Mean(), Even(), TopK())
+        return Pipeline((ClsAttention(1, self.query),), Mean(), Even(), TopK())
 
 
 @dataclass(frozen=True)

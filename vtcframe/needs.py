@@ -7,16 +7,23 @@ count from the end of `of`. The kinds share no base class: jsonargparse would th
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-Tower = Literal["vision", "llm"]
-Query = Literal["cls", "mean", "received", "last", "text", "rated", "after"]
+Tower = str  # "vision", "llm", or a witness: "timm:NAME", "open_clip:NAME/WEIGHTS" (see vtcframe.witness)
+Query = Literal["cls", "mean", "received", "head", "proxy", "last", "text", "rated", "after"]
 
 
 @dataclass(frozen=True)
 class Rows:
     """Attention that visual tokens get from a query: softmax over all keys, in float32.
 
+    Of encoders: "cls" is the class token. Where there is none, "received" is the mean over all patches' queries
+    (VScan), "mean" the mean query against the mean key of each token's patches (FastVID; linear in N), "head" the
+    learned query of an attention-pooling head, with layers=(-1,) (SigLIP); "proxy" is "cls" where there is a class
+    token and "mean" where there is none. A token made of several patches gets their mean. Of a witness there is "cls"
+    only, read bilinearly where the tokens' centres lie.
+
     `of="feeding"` counts only the blocks whose output reaches the projector: LLaVA reads `hidden_states[-2]`, so its
-    last block is no part of it. Methods that publish scores of that unused block say `of="tower"`.
+    last block is no part of it. Methods that publish scores of that unused block say `of="tower"`. Blocks that attend
+    within windows (Qwen2.5-VL) are not counted either: their weights do not compare across a picture.
     """
 
     axes: ClassVar[str] = "LVHN"
@@ -65,7 +72,13 @@ class Text:
 
 @dataclass(frozen=True)
 class Similarity:
-    """Cosine of each token and the question in a space they share, mean over the question's segments."""
+    """Cosine of each token and the question in a space they share, mean over the question's segments.
+
+    `model` is "clip:PATH", the CLIP that the backbone's own tower was taken from, whose features are compared
+    (CDPruner, arXiv 2506.10967); "clip", the same where the tower is of a published shape (OpenAI's CLIP-L/14 and L/14-336); or
+    "open_clip:NAME/WEIGHTS", which looks at the picture itself. A question longer than the text tower's context (77
+    tokens) is cut into segments.
+    """
 
     axes: ClassVar[str] = "VN"
     model: str = "clip"

@@ -48,7 +48,10 @@ class Core:
     def vtcframe_components() -> dict[str, list[str]]:
         """Return what this distribution brings."""
         return {
-            "scorer": [f"vtcframe.scorers:{name}" for name in ("ClsAttention", "Random", "TokenNorm")],
+            "scorer": [
+                f"vtcframe.scorers:{name}"
+                for name in ("ClsAttention", "QuestionSimilarity", "Random", "TokenNorm", "WitnessAttention")
+            ],
             "ensembler": [f"vtcframe.ensemblers:{name}" for name in ("Mean", "RankFusion", "Weighted")],
             "allocator": ["vtcframe.allocators:Even"],
             "selector": [f"vtcframe.selectors:{name}" for name in ("Grid", "TopK")],

@@ -1,12 +1,13 @@
 """Scorers: (evidence) -> scores [S, V, N] float32."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from vtcframe.core import Evidence
-from vtcframe.needs import Need, Rows
+from vtcframe.needs import Need, Rows, Similarity
 from vtcframe.pipeline import Scorer
 
 
@@ -15,10 +16,38 @@ class ClsAttention(Scorer):
     """[last, V, N]: attention that [CLS] pays to each token, one map for each of the `last` blocks, mean over heads.
 
     VTC-CLS (arXiv 2412.05819). Softmax runs over all keys, [CLS] itself included, and is not normalised again. Only
-    blocks that feed the projector are counted.
+    blocks that feed the projector are counted. For towers without a class token `query` names what stands in for it:
+    "mean", "received" or "head", or "proxy", which is [CLS] where there is one and "mean" where there is none (see
+    Rows). Proxies are shares of the attention within a picture: those of large pictures are smaller.
     """
 
     last: int = 3
+    query: Literal["cls", "mean", "received", "head", "proxy"] = "cls"
+
+    def __post_init__(self) -> None:
+        if self.last < 1:
+            raise ValueError(f"last counts blocks and must be at least 1, got {self.last}")
+        if self.query not in ("cls", "mean", "received", "head", "proxy"):
+            raise ValueError(f"query must be 'cls', 'mean', 'received', 'head' or 'proxy', got {self.query!r}")
+
+    @property
+    def needs(self) -> tuple[Need, ...]:
+        return (Rows(self.query, tuple(range(-self.last, 0))),)
+
+    def __call__(self, evidence: Evidence) -> Tensor:
+        return evidence[self.needs[0]].mean(2)
+
+
+@dataclass(frozen=True)
+class WitnessAttention(Scorer):
+    """[last, V, N]: as ClsAttention, of another encoder that looks at the same picture.
+
+    `model` is "timm:NAME" or "open_clip:NAME/WEIGHTS" (see vtcframe.witness); the pictures are asked of the backbone's
+    processor. The last blocks of the whole encoder are counted.
+    """
+
+    model: str
+    last: int = 1
 
     def __post_init__(self) -> None:
         if self.last < 1:
@@ -26,10 +55,24 @@ class ClsAttention(Scorer):
 
     @property
     def needs(self) -> tuple[Need, ...]:
-        return (Rows("cls", tuple(range(-self.last, 0))),)
+        return (Rows("cls", tuple(range(-self.last, 0)), tower=self.model),)
 
     def __call__(self, evidence: Evidence) -> Tensor:
         return evidence[self.needs[0]].mean(2)
+
+
+@dataclass(frozen=True)
+class QuestionSimilarity(Scorer):
+    """[1, V, N]: cosine of each token and the question in a space they share (see Similarity)."""
+
+    model: str
+
+    @property
+    def needs(self) -> tuple[Need, ...]:
+        return (Similarity(self.model),)
+
+    def __call__(self, evidence: Evidence) -> Tensor:
+        return evidence[self.needs[0]][None]
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,8 @@ from vtcframe.adapter import Adapter, Modality
 from vtcframe.arrangement import Arrangement, Picture, checksums, owners, sample_keys
 from vtcframe.attention import KeyStates, MeanQuery, Reader, Received, Row, Tap
 from vtcframe.core import Evidence
-from vtcframe.needs import ClassToken, Features, Keys, Need, Rows
+from vtcframe.needs import ClassToken, Features, Keys, Need, Rows, Similarity
+from vtcframe.testimony import is_testimony, testimony
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,10 @@ class TowerAdapter(Adapter):
         """[rows, patches, C] -> [rows, T, C'], the patches of a token behind one another in C'."""
         return hidden
 
+    def portraits(self, modality: Modality, inputs: Mapping[str, Any]) -> Sequence[Tensor]:
+        """Return [3, h, w], as the processor normalised it, of each image or frame whole: what a witness is shown."""
+        raise ValueError(f"{type(self).__name__} cannot show its pictures to a witness")
+
     def project(self, features: Tensor) -> Tensor:
         """[..., C'] what the projector reads -> [..., D] tokens, before any packing that resamples."""
         return self.model.base_model.multi_modal_projector(features)
@@ -86,7 +91,7 @@ class TowerAdapter(Adapter):
 
     def present(self, inputs: Mapping[str, Any]) -> list[Modality]:
         """Return the modalities that the inputs hold pixels of, in packed order. ValueError where there are none."""
-        found = [modality for modality in self.modalities if self.given(modality, inputs) is not None]
+        found: list[Modality] = [modality for modality in self.modalities if self.given(modality, inputs) is not None]
         if not found:
             names = " or ".join(self.pixels.values())
             raise ValueError(f"inputs hold no {names}, so there is nothing to prune: call the model itself")
@@ -96,6 +101,9 @@ class TowerAdapter(Adapter):
         """Tell where the visual tokens sit (see Adapter.arrange)."""
         present, prompt = self.present(inputs), self.prompt(inputs)
         pictures = [self.pictures(m, inputs) if m in present else [] for m in self.modalities]
+        for modality, own in zip(self.modalities, pictures, strict=True):
+            if empty := [i for i, picture in enumerate(own) if not len(picture.box)]:
+                raise ValueError(f"{modality}s {empty} have no frames: leave them out, or give them at least one")
         owner = [owners(prompt, kind, own) for kind, own in enumerate(pictures)]
         sums = []
         for modality, own in zip(self.modalities, pictures, strict=True):
@@ -106,7 +114,12 @@ class TowerAdapter(Adapter):
     @torch.no_grad()
     def encode(self, inputs: Mapping[str, Any], arrangement: Arrangement, needs: Iterable[Need] = ()) -> Evidence:
         """Encode the pictures and gather `needs`: attention, keys, features and class tokens of the vision towers."""
-        needs, packed, deepstack = tuple(needs), [], []
+        asked_for, packed, deepstack = tuple(dict.fromkeys(needs)), [], []
+        needs = [need for need in asked_for if not is_testimony(need)]
+        if own := [
+            need for need in asked_for if isinstance(need, Similarity) and need.model.partition(":")[0] == "clip"
+        ]:
+            needs = [*dict.fromkeys([*needs, Features()])]
         found: dict[Need, list[Tensor]] = {need: [] for need in needs}
         for modality in self.present(inputs):
             tower = self.tower(modality, inputs)
@@ -127,6 +140,11 @@ class TowerAdapter(Adapter):
                     self._gathered(need, modality, inputs, tower, encoded, [tap[pair] for pair in pairs])
                 )
         views = {need: self._arranged(need, torch.cat(parts), arrangement) for need, parts in found.items()}
+        for need in asked_for:
+            if is_testimony(need):
+                features = views[Features()] if need in own else None
+                views[need] = testimony(need, self, inputs, arrangement, features)
+        views = {need: views[need] for need in asked_for}
         levels = [torch.cat(level) for level in zip(*deepstack, strict=True)]
         return replace(arrangement.evidence(torch.cat(packed), views, levels), project=self.project)
 
@@ -157,12 +175,12 @@ class TowerAdapter(Adapter):
     def _readers(self, need: Need, tower: Tower) -> list[tuple[nn.Module, Reader]]:
         """Return the attention modules that serve a need, in the order asked for; none where hidden states do."""
         match need:
-            case Rows(query="cls", tower="vision", over="mean") if tower.classes:
+            case Rows(query="cls" | "proxy", tower="vision", over="mean") if tower.classes:
                 reader: Reader = Row(0, need.logits, need.heads, tower.classes, tower.pool)
-            case Rows(query="mean", tower="vision", over="mean"):
+            case Rows(query="mean" | "proxy", tower="vision", over="mean"):
                 reader = MeanQuery(need.logits, need.heads, tower.classes, tower.pool)
-            case Rows(query="received", tower="vision", over="mean", logits=False, heads="split" | "mean"):
-                reader = Received(need.heads, tower.classes, tower.pool)
+            case Rows(query="received", tower="vision", over="mean", logits=False, heads=("split" | "mean") as heads):
+                reader = Received(heads, tower.classes, tower.pool)
             case Rows(query="head", layers=(-1,), tower="vision", over="mean") if tower.head is not None:
                 return [(tower.head, Row(0, need.logits, need.heads, tower.classes, tower.pool))]
             case Keys(tower="vision"):

@@ -198,6 +198,8 @@ def randomised(model: Any, seed: int) -> Any:
     for name, weight in model.named_parameters():
         if weight.ndim > 1 or name.endswith(("class_embedding", "image_newline")):
             weight.data.copy_(torch.randn(weight.shape, generator=generator) * 0.2)
+        elif name.endswith("bias"):
+            weight.data.zero_()  # SigLIP draws its own, from no seed of ours
     return model.eval()
 
 

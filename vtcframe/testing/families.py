@@ -153,20 +153,19 @@ def tiny_qwen3_vl(attention: str = "sdpa", seed: int = 0) -> tuple[Any, Qwen3VLP
 
 def tiny_glm4v(attention: str = "sdpa", seed: int = 0) -> tuple[Any, Glm4vProcessor]:
     """Return a GLM-4.1V: M-RoPE, one token for 2 x 2 patches, the frames of a video as pictures with timestamps."""
-    tokenizer = tokenizer_of(
-        {"image_token": "<|image|>", "video_token": "<|video|>"},
-        *(f"<|{edge}_of_{kind}|>" for kind in ("image", "video") for edge in ("begin", "end")),
-    )
+    edges = {
+        f"{kind}_{name}_token_id": f"<|{edge}_of_{kind}|>"
+        for kind in ("image", "video")
+        for name, edge in (("start", "begin"), ("end", "end"))
+    }
+    tokenizer = tokenizer_of({"image_token": "<|image|>", "video_token": "<|video|>"}, *edges.values())
+    ids: dict[str, Any] = {name: id_of(tokenizer, token) for name, token in edges.items()}
     config = Glm4vConfig(
         text_config=_mrope([1, 1, 2]),
         vision_config={**_TOWER, "image_size": 2 * SIDE},
         image_token_id=id_of(tokenizer, "<|image|>"),
         video_token_id=id_of(tokenizer, "<|video|>"),
-        **{
-            f"{kind}_{name}_token_id": id_of(tokenizer, f"<|{edge}_of_{kind}|>")
-            for kind in ("image", "video")
-            for name, edge in (("start", "begin"), ("end", "end"))
-        },
+        **ids,
     )
     model = Glm4vForConditionalGeneration._from_config(config, attn_implementation=attention)
     processor = Glm4vProcessor(Glm4vImageProcessor(**_RESIZING), tokenizer, Glm4vVideoProcessor(**_RESIZING))
@@ -259,7 +258,7 @@ def _mrope(section: list[int], **more: Any) -> dict[str, Any]:
     return TEXT | {"rope_parameters": rope | more}
 
 
-def _qwen_ids(tokenizer: PreTrainedTokenizerFast) -> dict[str, int]:
+def _qwen_ids(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
     return {f"{name}_id": id_of(tokenizer, token) for name, token in QWEN.items()}
 
 

@@ -1,6 +1,7 @@
 """Questions about pictures and videos, and what a family's processor makes of them."""
 
 import re
+import warnings
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -26,8 +27,9 @@ def make_inputs(processor: Any, samples: Sequence[Sample], side: Literal["left",
     ValueError where a text and its visuals do not match, or where the family takes no videos.
     """
     for text, visuals in samples:
-        if text.count("<image>") + text.count("<video>") != len(visuals):
-            raise ValueError(f"{text!r} has {len(visuals)} visuals: give one for each <image> and <video>")
+        given = ["<image>" if isinstance(visual, Image.Image) else "<video>" for visual in visuals]
+        if re.findall("<image>|<video>", text) != given:
+            raise ValueError(f"{text!r} comes with {given}: give one visual for each marker, in their order")
     image, video = str(processor.image_token), getattr(processor, "video_token", None)
     images = [[visual for visual in visuals if isinstance(visual, Image.Image)] for _, visuals in samples]
     videos = [_stacked(visual) for _, visuals in samples for visual in visuals if not isinstance(visual, Image.Image)]
@@ -45,14 +47,17 @@ def make_inputs(processor: Any, samples: Sequence[Sample], side: Literal["left",
                 for frames in videos
             ],
         }
-    made = processor(
-        text=texts,
-        images=images if any(images) else None,
-        padding=True,
-        padding_side=side,
-        return_tensors="pt",
-        **options,
-    )
+    with warnings.catch_warnings():
+        # GLM-4.1V's processor makes numpy arrays of tensors, which numpy 2 deprecates.
+        warnings.filterwarnings("ignore", "__array__ implementation", DeprecationWarning)
+        made = processor(
+            text=texts,
+            images=images if any(images) else None,
+            padding=True,
+            padding_side=side,
+            return_tensors="pt",
+            **options,
+        )
     return {name: value for name, value in made.items() if isinstance(value, Tensor)}
 
 

@@ -11,10 +11,15 @@ def vtcframe_components() -> dict[str, list[str]]:
             "vtcframe_backbones.llava:Llava",
             "vtcframe_backbones.llava:LlavaNext",
             "vtcframe_backbones.llava:LlavaOnevision",
+            "vtcframe_backbones.llava_next_video:LlavaNextVideo",
             "vtcframe_backbones.internvl:InternVl",
             "vtcframe_backbones.qwen_vl:Qwen2Vl",
             "vtcframe_backbones.qwen_vl:Qwen25Vl",
             "vtcframe_backbones.qwen_vl:Qwen3Vl",
             "vtcframe_backbones.video_llava:VideoLlava",
+            "vtcframe_backbones.glm4v:Glm4v",
+            "vtcframe_backbones.gemma3:Gemma3",
+            "vtcframe_backbones.idefics3:Idefics3",
+            "vtcframe_backbones.idefics3:SmolVlm",
         ]
     }

@@ -50,8 +50,8 @@ class TimmVit(Vit):
         kind = type(module).__name__
         if not _is(module, "timm.models.vision_transformer", "VisionTransformer"):
             raise ValueError(
-                f"timm's {kind} cannot be pruned: only VisionTransformer has one sequence of tokens that blocks of full "
-                "attention read one by one, and not windows, convolutions or rotary positions"
+                f"timm's {kind} cannot be pruned: only VisionTransformer has one sequence of tokens, read block "
+                "by block with full attention, and no windows, convolutions or rotary positions"
             )
         if not module.global_pool:
             raise ValueError(
@@ -150,6 +150,10 @@ class Encoder(Adapter):
     def part(model: Any) -> Vit:
         """Return the ViT of a model. ValueError, with the reason, for what cannot be pruned."""
 
+    @abstractmethod
+    def untouched(self, pixels: Tensor) -> Tensor:
+        """[P, 3, h, w] -> [P, D], by the model itself."""
+
     def arrange(self, inputs: Mapping[str, Any], ids: Sequence[object] = ()) -> Arrangement:
         """Tell where the patches of "pixel_values" [P, 3, h, w] sit (see Adapter.arrange)."""
         pixels = inputs.get("pixel_values")
@@ -203,7 +207,9 @@ class Encoder(Adapter):
     def features(self, evidence: Evidence, pruned: Pruned) -> Tensor:
         """[P, D] what the model makes of a picture when the last blocks, pooling and head see only what is left.
 
-        With everything left it is the model's own output. ValueError for a picture of which nothing is left.
+        With everything left it is the model's own output, bit for bit unless it averages patches that no class token
+        or register stands in front of: then they lie otherwise in memory and are summed in another order.
+        ValueError for a picture of which nothing is left.
         """
         count = (pruned.place >= 0).sum(1).cpu()
         if len(pruned.place) != len(evidence.layout.key) or not torch.equal(pruned.layout.key, evidence.layout.key):
@@ -250,8 +256,8 @@ class Encoder(Adapter):
                 reader: Reader = Row(0, need.logits, need.heads, k)
             case Rows(query="mean", tower="vision", over="mean"):
                 reader = MeanQuery(need.logits, need.heads, k)
-            case Rows(query="received", tower="vision", over="mean", logits=False, heads="split" | "mean"):
-                reader = Received(need.heads, k)
+            case Rows(query="received", tower="vision", over="mean", logits=False, heads="split" | "mean" as heads):
+                reader = Received(heads, k)
             case Keys(tower="vision"):
                 reader = KeyStates(k)
             case Features(layer=-1, tower="vision"):
@@ -282,6 +288,10 @@ class Timm(Encoder):
         """Return the model itself."""
         return TimmVit(model)
 
+    def untouched(self, pixels: Tensor) -> Tensor:
+        """Call the model."""
+        return self.model(pixels)
+
 
 class OpenClip(Encoder):
     """The image tower of an open_clip model; `features` are those of `encode_image`."""
@@ -300,7 +310,12 @@ class OpenClip(Encoder):
             )
         return OpenClipTrunk(model.visual) if hasattr(model.visual, "trunk") else OpenClipVit(model.visual)
 
+    def untouched(self, pixels: Tensor) -> Tensor:
+        """Call `encode_image`."""
+        return self.model.encode_image(pixels)
 
+
+@torch.no_grad()
 def extract(
     model: nn.Module, pixels: Tensor, pruner: Pruner, tokens: int | None = None, ratio: float | None = None
 ) -> Tensor:
@@ -318,8 +333,11 @@ def extract(
     if kind is None:
         raise ValueError(f"{type(model).__name__} is neither a model of timm nor of open_clip")
     adapter, budget = kind(model), None if tokens is None and ratio is None else Budget(tokens, ratio)
-    stage = only_stage(pruner.stages(budget))
-    evidence = adapter.observe({"pixel_values": pixels}, stage.pruner.needs)
+    stage, inputs = only_stage(pruner.stages(budget)), {"pixel_values": pixels}
+    arrangement = adapter.arrange(inputs)
+    if stage.budget is not None and stage.budget.covers(arrangement.layout):
+        return adapter.untouched(pixels)
+    evidence = adapter.encode(inputs, arrangement, stage.pruner.needs)
     return adapter.features(evidence, stage.pruner(evidence, stage.budget))
 
 

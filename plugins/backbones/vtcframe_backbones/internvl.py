@@ -1,6 +1,6 @@
 """InternVL as transformers has it (checkpoints ending in "-hf"): tiles and a thumbnail, 2 x 2 patches a token."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,6 +84,11 @@ class InternVl(TowerAdapter):
             Picture.grids((side[0], side[1]), len(own), rows=len(own), box=_boxes(own))
             for own in looks.split([run // tokens for run in runs])
         ]
+
+    def portraits(self, modality: Modality, inputs: Mapping[str, Any]) -> Sequence[Tensor]:
+        """Return the thumbnails, or the tile where there is only one."""
+        ends = torch.tensor([picture.rows for picture in self.pictures(modality, inputs)]).cumsum(0) - 1
+        return list(inputs["pixel_values"][ends.to(inputs["pixel_values"].device)])
 
     @property
     def _merge(self) -> int:

@@ -87,6 +87,10 @@ class Llava(TowerAdapter):
         """One view a picture."""
         return [Picture.grids((self.side, self.side))] * len(inputs["pixel_values"])
 
+    def portraits(self, modality: Modality, inputs: Mapping[str, Any]) -> Sequence[Tensor]:
+        """Return the pictures as the tower sees them."""
+        return list(inputs["pixel_values"])
+
     @property
     def side(self) -> int:
         """Patches along an edge of the tower's grid."""
@@ -114,6 +118,10 @@ class LlavaNext(Llava):
     def pictures(self, modality: Modality, inputs: Mapping[str, Any]) -> list[Picture]:
         """An overview and tiles; the overview alone where the packing takes no more."""
         return [self.picture(size, n, inputs) for size, n in zip(self._sizes(inputs), self.tiles(inputs), strict=True)]
+
+    def portraits(self, modality: Modality, inputs: Mapping[str, Any]) -> Sequence[Tensor]:
+        """Return the overviews."""
+        return [tiles[0] for tiles in inputs["pixel_values"]]
 
     def tiles(self, inputs: Mapping[str, Any]) -> list[int]:
         """Return how many tiles, the overview among them, each picture has."""
@@ -233,12 +241,18 @@ class LlavaOnevision(LlavaNext):
         order = pad(grids.order, (0, 1), value=-1)  # a newline that serves no token behind them all
         return [replace(grids, order=order, first=order + 1, last=order * 0 - 1)] * videos
 
+    def portraits(self, modality: Modality, inputs: Mapping[str, Any]) -> Sequence[Tensor]:
+        """Return the overviews, or the frames."""
+        if modality == "image":
+            return super().portraits(modality, inputs)
+        return list(inputs["pixel_values_videos"].flatten(0, 1))
+
     def pack(self, modality: Modality, inputs: Mapping[str, Any], maps: Tensor) -> Tensor:
         """Send the maps the way of the features."""
         if modality == "image":
             return super().pack(modality, inputs, maps)
         pooled = self.model.base_model.apply_pooling(maps.contiguous())
-        return pad(pooled.view(len(inputs["pixel_values_videos"]), -1, maps.shape[2]), (0, 0, 0, 1)).flatten(0, 1)
+        return pad(pooled.reshape(len(inputs["pixel_values_videos"]), -1, maps.shape[2]), (0, 0, 0, 1)).flatten(0, 1)
 
 
 def rows_ended(newline: Tensor, begin: int) -> tuple[Tensor, Tensor]:

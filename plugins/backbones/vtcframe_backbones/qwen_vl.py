@@ -1,6 +1,6 @@
 """Qwen2-VL, Qwen2.5-VL and Qwen3-VL: any resolution, 2 x 2 patches a token, M-RoPE, no class token."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -95,6 +95,16 @@ class Qwen2Vl(TowerAdapter):
         )
         return torch.cat([super().positions(inputs, prompt), by_column(axes, real)])
 
+    def portraits(self, modality: Modality, inputs: Mapping[str, Any]) -> Sequence[Tensor]:
+        """Return the images, or the mean of the frames of each temporal slice, put together from their patches."""
+        vision, pixels, m = self.model.config.vision_config, self.given(modality, inputs), self._merge
+        edge, grids = vision.patch_size, self._grids(modality, inputs).tolist()
+        pictures = []
+        for patches, (t, h, w) in zip(pixels.split([t * h * w for t, h, w in grids]), grids, strict=True):
+            cut = patches.view(t, h // m, w // m, m, m, -1, vision.temporal_patch_size, edge, edge).mean(6)
+            pictures += list(cut.permute(0, 5, 1, 3, 6, 2, 4, 7).reshape(t, -1, h * edge, w * edge))
+        return pictures
+
     @property
     def _merge(self) -> int:
         return self.model.config.vision_config.spatial_merge_size
@@ -107,7 +117,7 @@ class Qwen2Vl(TowerAdapter):
 
 
 class Qwen25Vl(Qwen2Vl):
-    """Qwen2.5-VL: most blocks attend within windows, in whose order the tower runs; tokens come back in raster order."""
+    """Qwen2.5-VL: most blocks attend within windows, in whose order the tower runs."""
 
     family = "qwen2_5_vl"
 

@@ -1,6 +1,6 @@
 """Video-LLaVA: images and videos, each with a tower of its own."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -72,6 +72,11 @@ class VideoLlava(TowerAdapter):
             torch.full((frames, 2), side), order, WHOLE.expand(frames, 4), torch.arange(frames), at + 1, at + side**2
         )
         return [one] * videos
+
+    def portraits(self, modality: Modality, inputs: Mapping[str, Any]) -> Sequence[Tensor]:
+        """Return the images or frames as the towers see them."""
+        pixels = self.given(modality, inputs)
+        return list(pixels if modality == "image" else pixels.flatten(0, 1))
 
     def pack(self, modality: Modality, inputs: Mapping[str, Any], maps: Tensor) -> Tensor:
         """Leave room for the class token of each frame."""

@@ -1,0 +1,87 @@
+"""Idefics3 and SmolVLM: tiles and a thumbnail, squares of patches shuffled to a token."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import adaptive_avg_pool2d, pad
+
+from vtcframe.adapter import Modality
+from vtcframe.arrangement import Picture
+from vtcframe.tower import Tower, TowerAdapter
+from vtcframe_backbones.internvl import LOOK, Squares, _boxes
+from vtcframe_backbones.llava import clip_tower
+
+
+class Idefics3(TowerAdapter):
+    """Idefics3: a view is a tile; the last one of a picture is a thumbnail of the whole, or all there is of it.
+
+    The processor does not tell how a picture was cut, so tiles are laid out in the grid that looks most like the
+    thumbnail. Padded patches (`pixel_attention_mask`) neither ask nor answer in evidence of attention; their tokens
+    are candidates as the language model reads them.
+    """
+
+    family = "idefics3"
+    reads = ("input_ids", "attention_mask", "position_ids", "pixel_values", "pixel_attention_mask")
+
+    def given(self, modality: Modality, inputs: Mapping[str, Any]) -> Any:
+        """[tiles, 3, height, width] without those of zeros, which fill samples up."""
+        if (pixels := inputs.get("pixel_values")) is None:
+            return None
+        tiles = pixels.flatten(0, 1)
+        return tiles[tiles.flatten(1).any(1)]
+
+    def llm_layers(self) -> Sequence[nn.Module]:
+        """Return the blocks of the language model, in depth order."""
+        return tuple(self.model.base_model.text_model.layers)
+
+    def tower(self, modality: Modality, inputs: Mapping[str, Any]) -> Tower:
+        """Return the vision tower."""
+        module, vision = self.model.base_model.vision_model, self.model.config.vision_config
+        attention = clip_tower(module, [len(module.encoder.layers)])
+        pool = Squares(vision.image_size // vision.patch_size, self.model.config.scale_factor)
+        return Tower(module, attention.attention, attention.read, pool=pool)
+
+    def features(self, modality: Modality, inputs: Mapping[str, Any], tower: Tower) -> Any:
+        """Encode tiles."""
+        mask = inputs.get("pixel_attention_mask")
+        return self.model.base_model.get_image_features(inputs["pixel_values"], mask, return_dict=True)
+
+    def hidden(self, encoded: Any, tower: Tower) -> Tensor:
+        """[tiles, patches, C] the last hidden state, normalised."""
+        return encoded.last_hidden_state
+
+    def merged(self, hidden: Tensor, tower: Tower) -> Tensor:
+        """[tiles, patches, C] -> [tiles, T, C x patches of a token] by the model's own shuffle."""
+        return self.model.base_model.connector.pixel_shuffle(hidden, self.model.config.scale_factor)
+
+    def project(self, features: Tensor) -> Tensor:
+        """[..., C'] -> [..., D]."""
+        return self.model.base_model.connector.modality_projection(features)
+
+    def pictures(self, modality: Modality, inputs: Mapping[str, Any]) -> list[Picture]:
+        """Group tiles into pictures by the tags before them in the prompts: a picture ends with a thumbnail."""
+        vision, tiles, prompt = self.model.config.vision_config, self.given(modality, inputs), self.prompt(inputs)
+        side = vision.image_size // vision.patch_size // self.model.config.scale_factor
+        edge = pad(prompt.visual.long(), (1, 1)).diff(dim=1)  # 1 where a run of placeholders begins, -1 behind it
+        (sample, begin), (_, end) = ((edge == way).nonzero(as_tuple=True) for way in (1, -1))
+        if len(begin) != len(tiles) or (end - begin != side**2).any():
+            raise ValueError(
+                f"the prompts hold runs of {(end - begin).tolist()} image placeholders, but the pictures make "
+                f"{len(tiles)} tiles of {side**2} tokens: give ids and pixels that one call of the model's own "
+                "processor returned, not truncated"
+            )
+        tag = prompt.ids[sample, (begin - 1).clamp(min=0)]
+        last = (tag == tag[-1]).nonzero()[:, 0]  # what comes last of all is a thumbnail
+        looks = adaptive_avg_pool2d(tiles.float(), LOOK).cpu()
+        return [
+            Picture.grids((side, side), len(own), rows=len(own), box=_boxes(own))
+            for own in looks.split(pad(last, (1, 0), value=-1).diff().tolist())
+        ]
+
+
+class SmolVlm(Idefics3):
+    """SmolVLM: as Idefics3. Frames of a video come as pictures of one tile, and are told as such."""
+
+    family = "smolvlm"

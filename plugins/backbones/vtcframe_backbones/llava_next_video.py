@@ -1,0 +1,58 @@
+"""LLaVA-NeXT-Video: pictures as in LLaVA-NeXT, and videos whose frames are pooled."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from vtcframe.adapter import Modality
+from vtcframe.arrangement import Picture
+from vtcframe.tower import Tower
+from vtcframe_backbones.internvl import Squares
+from vtcframe_backbones.llava import Llava, LlavaNext
+
+
+class LlavaNextVideo(LlavaNext):
+    """LLaVA-NeXT-Video: a frame of a video is a view, whose tokens are squares of patches (2 x 2 as published).
+
+    Evidence of patches is averaged over a token's square, however the model itself pools (mean, max or convolution).
+    """
+
+    family = "llava_next_video"
+    modalities = ("image", "video")
+    pixels: ClassVar[Mapping[Modality, str]] = {"image": "pixel_values", "video": "pixel_values_videos"}
+    reads = (*Llava.reads, "pixel_values_videos")
+
+    def tower(self, modality: Modality, inputs: Mapping[str, Any]) -> Tower:
+        """Return the vision tower, the same for images and videos."""
+        tower = super().tower(modality, inputs)
+        pool = Squares(self.side, self.model.config.spatial_pool_stride)
+        return replace(tower, pool=pool) if modality == "video" else tower
+
+    def features(self, modality: Modality, inputs: Mapping[str, Any], tower: Tower) -> Any:
+        """Encode images or videos."""
+        if modality == "image":
+            return super().features(modality, inputs, tower)
+        return self.model.base_model.get_video_features(
+            pixel_values_videos=inputs["pixel_values_videos"],
+            vision_feature_layer=list(tower.read) if len(tower.read) > 1 else tower.read[0],
+            vision_feature_select_strategy="default" if tower.classes else "full",
+            return_dict=True,
+        )
+
+    def merged(self, hidden: Tensor, tower: Tower) -> Tensor:
+        """[rows, patches, C] -> [rows, T, C'], of frames by the model's own pooling."""
+        return self.model.base_model.vision_resampler(hidden) if tower.pool else hidden
+
+    def pictures(self, modality: Modality, inputs: Mapping[str, Any]) -> list[Picture]:
+        """An overview and tiles of an image, a view for each frame of a video."""
+        if modality == "image":
+            return super().pictures(modality, inputs)
+        videos, frames = inputs["pixel_values_videos"].shape[:2]
+        side = self.side // self.model.config.spatial_pool_stride
+        return [Picture.grids((side, side), frames)] * videos
+
+    def pack(self, modality: Modality, inputs: Mapping[str, Any], maps: Tensor) -> Tensor:
+        """Send the maps the way of the features: those of frames lie behind one another."""
+        return super().pack(modality, inputs, maps) if modality == "image" else maps.flatten(0, 1)

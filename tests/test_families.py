@@ -1,0 +1,559 @@
+"""Every family of backbones: the laws over a matrix, alignment, published sizes, bad input."""
+
+import copy
+import sys
+from contextlib import nullcontext
+from dataclasses import replace
+
+import pytest
+import torch
+
+from conftest import backbone
+from covering import cases, pairs
+from vtcframe import (
+    Budget,
+    ClassToken,
+    Even,
+    Evidence,
+    Features,
+    Keys,
+    Pipeline,
+    RandomPruner,
+    RankFusion,
+    Rows,
+    TopK,
+    VtcCls,
+    adapter_for,
+    compress,
+)
+from vtcframe.arrangement import Arrangement
+from vtcframe.registry import entries
+from vtcframe.scorers import ClsAttention, Random
+from vtcframe.testing import check_adapter, check_restored
+from vtcframe.testing.adapters import inputs_for
+from vtcframe.testing.alignment import check_aligned
+from vtcframe.testing.families import BACKBONES, FLASH, samples_of
+from vtcframe.testing.flash import emulated_flash
+from vtcframe.testing.published import PUBLISHED, on_meta
+from vtcframe.testing.samples import SAMPLES
+
+FAMILIES = {getattr(entry.load(), "family", None) for entry in entries() if entry.kind == "adapter"}
+SERVED = [name for name in BACKBONES if name in FAMILIES]
+MROPE = {name for name in SERVED if hasattr(backbone(name)[0].base_model, "get_rope_index")}
+GREEDY = {"do_sample": False, "max_new_tokens": 5}
+AXES = {
+    "family": SERVED,
+    "attention": ["sdpa", "eager", "flash"],
+    "samples": list(SAMPLES),
+    "side": ["left", "right"],
+    "positions": ["original", "compact"],
+    "options": [GREEDY, GREEDY | {"num_beams": 3}, GREEDY | {"num_beams": 3, "num_return_sequences": 2}],
+}
+JOINED = Pipeline((ClsAttention(1, "proxy"), Random(2)), RankFusion(), Even(), TopK(), across="sample")
+
+
+def possible(case):
+    if case["positions"] == "compact" and case["family"] in MROPE:
+        return False
+    if case["attention"] == "flash" and case["family"] not in FLASH:
+        return False
+    return case["samples"] in samples_of(case["family"])
+
+
+def hold(case, pruners):
+    attention = "sdpa" if case["attention"] == "flash" else case["attention"]
+    model, processor = backbone(case["family"], attention)
+    given = SAMPLES[case["samples"]], pruners, Budget(tokens=3), case["positions"], case["side"], case["options"]
+    if case["attention"] != "flash":
+        return check_adapter(model, processor, *given)
+    with emulated_flash(model):
+        check_adapter(model, processor, *given)
+
+
+def name(case):
+    return "-".join(str(value).replace(" ", "_") for value in case.values() if not isinstance(value, dict))
+
+
+@pytest.mark.parametrize("case", pairs(AXES, possible), ids=name)
+def test_laws_hold_for_every_pair_of_axis_values(case):
+    hold(case, (VtcCls(2, "proxy"), JOINED))
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize("family", SERVED)
+def test_laws_hold_over_the_full_product(family):
+    for case in cases(AXES | {"family": [family]}, possible):
+        hold(case, (VtcCls(2, "proxy"),))
+
+
+def test_every_tiny_backbone_with_an_adapter_is_in_the_matrix():
+    assert {"llava", "llava_next", "llava_onevision", "internvl", "video_llava"} <= set(SERVED)
+    assert {"qwen2_vl", "qwen2_5_vl", "qwen3_vl"} == MROPE - {"glm4v"}
+    covered = {(c["family"], c["samples"]) for c in pairs(AXES, possible)}
+    assert covered == {(family, samples) for family in SERVED for samples in samples_of(family)}
+
+
+ALIGNED = {  # size of a picture (height, width), or of the frames of a video
+    "llava": [((56, 56), 0), ((80, 160), 0), ((160, 80), 0), ((30, 100), 0)],
+    "llava_next": [((112, 112), 0), ((112, 90), 0), ((70, 150), 0), ((160, 80), 0), ((60, 60), 0)],
+    "llava_onevision": [((56, 112), 0), ((112, 112), 0), ((112, 90), 0), ((300, 280), 0), ((56, 56), 4)],
+    "internvl": [((56, 112), 0), ((112, 56), 0), ((112, 112), 0), ((90, 200), 0), ((56, 168), 0), ((56, 56), 3)],
+    "video_llava": [((56, 56), 0), ((80, 160), 0), ((56, 56), 4), ((80, 120), 3)],
+    "qwen2_vl": [((56, 112), 0), ((140, 84), 0), ((90, 200), 0), ((56, 84), 4)],
+    "qwen2_5_vl": [((56, 112), 0), ((140, 84), 0), ((168, 140), 0), ((84, 140), 4)],
+    "qwen3_vl": [((56, 112), 0), ((140, 84), 0), ((90, 200), 0), ((56, 84), 4)],
+}
+
+
+@pytest.mark.parametrize("family", ALIGNED)
+def test_a_bright_patch_lights_up_exactly_the_tokens_that_cover_it(family):
+    model, processor = backbone(family)
+    for size, frames in ALIGNED[family]:
+        check_aligned(model, processor, size, frames, reach=int(family == "llava_onevision" and size != (56, 112)))
+
+
+@pytest.mark.parametrize(
+    ("family", "wrong"), [("qwen2_5_vl", "columns"), ("llava_next", "columns"), ("internvl", "box")]
+)
+def test_alignment_fails_where_tokens_are_told_to_lie_elsewhere(family, wrong, monkeypatch):
+    model, processor = backbone(family)
+    right = Arrangement.of.__func__
+
+    def turned(cls, *given):
+        arrangement = right(cls, *given)
+        layout = arrangement.layout
+        if wrong == "box":
+            moved = replace(layout, box=layout.box.roll(1, 0), centre=None)
+        else:
+            moved = replace(layout, centre=layout.centre.flip(-1))
+        return replace(arrangement, layout=moved)
+
+    monkeypatch.setattr(Arrangement, "of", classmethod(turned))
+    with pytest.raises(AssertionError, match="was lit"):
+        check_aligned(model, processor, (56, 112) if family == "internvl" else (112, 84))
+
+
+def recorded(family, samples):
+    """Run an eager tower and record each call of its attention: {module: [(query, key, weights)]}, and the inputs."""
+    model, processor = backbone(family, "eager")
+    inputs, calls = inputs_for(model, processor, SAMPLES[samples]), {}
+    adapter = adapter_for(model)
+    files = {
+        sys.modules[type(module).__module__]
+        for m in adapter.present(inputs)
+        for module in adapter.tower(m, inputs).attention
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for file in files:
+            original = file.eager_attention_forward
+
+            def attention(module, query, key, *args, original=original, **options):
+                out, weights = original(module, query, key, *args, **options)
+                calls.setdefault(module, []).append((query, key, weights))
+                return out, weights
+
+            patch.setattr(file, "eager_attention_forward", attention)
+        adapter.observe(inputs)
+    return adapter, inputs, calls
+
+
+def raster(grid, window):
+    """Places of the merged tokens of (t, rows, columns) in the order of Qwen2.5's windows."""
+    t, rows, columns = grid
+    tokens = [(f, y, x) for f in range(t) for y in range(rows) for x in range(columns)]
+    ordered = sorted(tokens, key=lambda at: (at[0], at[1] // window, at[2] // window, at[1] % window, at[2] % window))
+    return [tokens.index(token) for token in ordered]
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "flash"])
+@pytest.mark.parametrize("samples", ["ragged several", "videos"])
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
+def test_proxies_of_qwen_equal_a_twin_from_eager_weights(family, samples, attention):
+    adapter, inputs, calls = recorded(family, samples)
+    modality = "video" if samples == "videos" else "image"
+    tower = adapter.tower(modality, inputs)
+    module, layers = tower.feeding[-1], (-1,)
+    grids = [(t, h // 2, w // 2) for t, h, w in inputs[f"{modality}_grid_thw"].tolist()]
+    received, mean = [], []
+    for query, key, weights in calls[module]:  # one call a picture or slice
+        received += weights[0].double().mean(1).unflatten(-1, (-1, 4)).mean(-1).T.tolist()  # [tokens][heads]
+        pooled = key[0].double().unflatten(1, (-1, 4)).mean(2)
+        logits = (query[0].double().mean(1)[:, None] * pooled).sum(-1) * query.shape[-1] ** -0.5
+        mean += logits.softmax(-1).T.tolist()
+    if family == "qwen2_5_vl":
+        window, at = 2, 0
+        assert tower.module.window_size == window * 2 * tower.module.patch_size
+        for t, h, w in grids:
+            for rows in (received, mean):
+                part = rows[at : at + t * h * w]
+                for place, row in zip(raster((t, h, w), window), part, strict=True):
+                    rows[at + place] = row
+            at += t * h * w
+    model, _ = backbone(family)
+    needs = Rows("received", layers), Rows("mean", layers), Rows("proxy", layers)
+    with emulated_flash(model) if attention == "flash" else nullcontext():
+        evidence = adapter_for(model).observe(inputs, needs)
+    valid = evidence.layout.valid
+    for need, want in zip(needs, (received, mean, mean), strict=True):
+        got = evidence[need][0].transpose(1, 2)[valid]  # views come in the order of their pictures
+        torch.testing.assert_close(got.double(), torch.tensor(want, dtype=torch.float64), atol=2e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("query", ["cls", "received"])
+def test_rows_of_internvl_are_the_mean_over_squares_of_patches(query):
+    adapter, inputs, calls = recorded("internvl", "ragged several")
+    weights = calls[adapter.tower("image", inputs).attention[-2]][0][2].double()  # [tiles, H, 17, 17]
+    row = weights[:, :, 0] if query == "cls" else weights[:, :, 1:].mean(2)
+    want = torch.zeros(*row.shape[:2], 4, dtype=torch.float64)
+    for y in range(4):
+        for x in range(4):
+            want[..., y // 2 * 2 + x // 2] += row[..., 1 + y * 4 + x] / 4
+    model, _ = backbone("internvl")
+    need = Rows(query, (-2,))
+    torch.testing.assert_close(
+        adapter_for(model).observe(inputs, (need,))[need][0].double(), want, atol=1e-6, rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize("family", ["video_llava", "llava_onevision"])
+def test_rows_of_video_frames_go_the_way_of_their_features(family):
+    adapter, inputs, calls = recorded(family, "videos")
+    tower = adapter.tower("video", inputs)
+    weights = calls[tower.feeding[-1]][0][2].double()  # [frames, H, K, K]
+    query = "cls" if family == "video_llava" else "received"
+    want = weights[:, :, 0, 1:] if query == "cls" else weights.mean(2)
+    if family == "llava_onevision":  # 4 x 4 patches become 2 x 2 tokens, each the mean of four
+        want = want.unflatten(-1, (2, 2, 2, 2)).mean((-1, -3)).flatten(-2)
+    model, _ = backbone(family)
+    need = Rows(query, (-1,))
+    evidence = adapter_for(model).observe(inputs, (need,))
+    torch.testing.assert_close(evidence[need][0].double(), want, atol=1e-6, rtol=1e-5)
+    assert evidence.layout.frame.tolist() == [0, 1, 2, 3] * 2
+    extra = evidence.structural
+    assert len(extra.sample) == (8 if family == "video_llava" else 2)
+    if family == "video_llava":  # a frame's [CLS] goes with its frame
+        pruned = VtcCls(1)(evidence, Budget(1))
+        spliced = adapter_for(model).splice(inputs, evidence, pruned)
+        assert spliced["mm_encoder_outputs"]["video"].pooler_output.shape[:2] == (4, 1)  # two tokens and their [CLS]
+
+
+def test_siglip_pooling_heads_are_read_where_the_checkpoint_has_one():
+    from transformers import LlavaConfig, LlavaForConditionalGeneration, SiglipVisionConfig
+
+    llava, processor = backbone("llava")
+    sizes = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4)
+    vision = SiglipVisionConfig(**sizes, image_size=56, patch_size=14)
+    config = LlavaConfig(
+        vision_config=vision,
+        text_config=llava.config.text_config,
+        image_token_index=llava.config.image_token_id,
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="full",
+    )
+    model = LlavaForConditionalGeneration(config).eval()
+    inputs, seen = inputs_for(model, processor, SAMPLES["several"]), []
+    head = model.base_model.vision_tower.head
+    hook = head.attention.register_forward_pre_hook(lambda module, given: seen.append(given))
+    need = Rows("head", (-1,))
+    evidence = adapter_for(model).observe(inputs, (need,))
+    hook.remove()
+    with torch.no_grad():
+        _, want = head.attention(*seen[0], need_weights=True, average_attn_weights=False)
+    torch.testing.assert_close(evidence[need][0], want[:, :, 0], atol=1e-6, rtol=1e-5)
+    clip, _ = backbone("llava")
+    with pytest.raises(ValueError, match="no attention-pooling head"):
+        adapter_for(clip).observe(inputs, (need,))
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("samples", ["ragged several", "ragged video", "image and video"])
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
+def test_m_rope_positions_are_the_full_ones_at_the_kept_columns(family, samples, side):
+    model, processor = backbone(family)
+    inputs = inputs_for(model, processor, SAMPLES[samples], side)
+    names = ("image_grid_thw", "video_grid_thw", "second_per_grid_ts", "mm_token_type_ids")
+    grids = {name: inputs[name] for name in names if name in inputs}
+    full, _ = model.base_model.get_rope_index(inputs["input_ids"], attention_mask=inputs["attention_mask"], **grids)
+    adapter = adapter_for(model)
+    evidence = adapter.observe(inputs)
+    pruned = RandomPruner()(evidence, Budget(4))
+    spliced = adapter.splice(inputs, evidence, pruned)
+    visual = adapter.prompt(inputs).visual
+    for p in range(len(visual)):
+        real = inputs["attention_mask"][p].bool()
+        kept = set(pruned.sequence(p)[1].tolist())
+        columns = [c for c in range(int(real.sum())) if not visual[p, c] or c in kept]
+        got = spliced["position_ids"][:, p, spliced["attention_mask"][p].bool()]
+        assert torch.equal(got[1:], full[:, p, real][:, columns])
+        assert got[0].tolist() == list(range(len(columns)))  # a place in the text, as generate counts it
+    with pytest.raises(ValueError, match=r"M-RoPE.*use 'original'"):
+        adapter.splice(inputs, evidence, pruned, "compact")
+
+
+def test_qwen3_adds_to_each_kept_token_what_deepstack_adds_to_it():
+    model, processor = backbone("qwen3_vl")
+    adapter, inputs = adapter_for(model), inputs_for(model, processor, SAMPLES["image and video"])
+    evidence = adapter.observe(inputs)
+    assert evidence.deepstack.shape == (2, *evidence.tokens.shape)
+    with torch.no_grad():
+        own = model.base_model.get_image_features(inputs["pixel_values"], inputs["image_grid_thw"]).deepstack_features
+    views = [v for v in range(len(evidence.layout.sample)) if evidence.layout.count[v] == len(own[0][0])]
+    assert any(torch.equal(evidence.deepstack[0, v][evidence.layout.valid[v]], own[0][0]) for v in views)
+    joined = evidence.joined()
+    at = evidence.layout.column[0, 1]
+    row = joined.layout.column[evidence.layout.sample[0]] == at
+    assert torch.equal(joined.deepstack[:, evidence.layout.sample[0], row][:, 0], evidence.deepstack[:, 0, 1])
+
+
+def test_beams_over_ragged_counts_are_right_where_the_model_wants_one_tensor():
+    """Sample by sample and in a batch, for the models whose features of one tensor beams would mix up."""
+    for family, samples in (
+        ("internvl", "ragged several"),
+        ("video_llava", "image and video"),
+        ("llava_onevision", "videos"),
+    ):
+        model, processor = backbone(family)
+        compressed = compress(model, RandomPruner(), ratio=0.4)
+        options = {"num_beams": 4, "num_return_sequences": 2, "do_sample": False, "max_new_tokens": 5}
+        inputs = inputs_for(model, processor, SAMPLES[samples])
+        together = compressed.generate(**inputs, **options)[:, inputs["input_ids"].shape[1] :]
+        counts = [n for n in compressed.last.after.tolist() if n]
+        assert len(set(counts)) > 1 or family == "llava_onevision"
+        for p, sample in enumerate(SAMPLES[samples]):
+            if not sample[1]:
+                continue
+            single = inputs_for(model, processor, [sample])
+            alone = compressed.generate(**single, **options)[:, single["input_ids"].shape[1] :]
+            assert torch.equal(together[2 * p : 2 * p + 2, : alone.shape[1]], alone)
+
+
+def test_windowed_blocks_are_refused_where_weights_must_compare():
+    model, processor = backbone("qwen2_5_vl")
+    inputs = inputs_for(model, processor, SAMPLES["one"])
+    with pytest.raises(ValueError, match=r"attends within windows only.*use of='feeding'"):
+        adapter_for(model).observe(inputs, (Rows("received", (0,), of="tower"),))
+    adapter_for(model).observe(inputs, (Keys((0,), of="tower"),))
+    with pytest.raises(ValueError, match="it has no class token"):
+        adapter_for(model).observe(inputs, (Rows("cls", (-1,)),))
+    with pytest.raises(ValueError, match="it has no class token"):
+        adapter_for(model).observe(inputs, (ClassToken(),))
+
+
+@pytest.mark.parametrize("family", SERVED)
+def test_features_are_what_the_projector_reads(family):
+    model, processor = backbone(family)
+    for samples in ("several", "video"):
+        if samples not in samples_of(family) or family in ("llava_onevision", "llava_next_video"):
+            continue  # their packing resamples behind the projector
+        evidence = adapter_for(model).observe(inputs_for(model, processor, SAMPLES[samples]), (Features(),))
+        with torch.no_grad():
+            projected = evidence.project(evidence[Features()])
+        valid = evidence.layout.valid
+        torch.testing.assert_close(projected[valid], evidence.tokens[valid], atol=1e-5, rtol=1e-5)
+
+
+def ids_of(*runs):
+    """A prompt: text, then runs of (placeholder, length), text between them."""
+    row = [1]
+    for placeholder, length in runs:
+        row += [placeholder] * length + [5]
+    return torch.tensor([row])
+
+
+PIXELS = torch.zeros
+PICTURED = {  # checkpoint -> inputs of one sample; blocks, blocks that feed; LLM layers; (rows, columns) of each view
+    "llava-hf/llava-1.5-7b-hf": (
+        {"pixel_values": PIXELS(1, 3, 336, 336)},
+        [("image", 576)],
+        (24, 23, 32),
+        [(24, 24)],
+    ),
+    "llava-hf/llava-v1.6-vicuna-7b-hf": (
+        {"pixel_values": PIXELS(1, 5, 3, 336, 336), "image_sizes": torch.tensor([[672, 672]])},
+        [("image", 576 + 48 * 49)],
+        (24, 23, 32),
+        [(24, 24)] * 5,
+    ),
+    "llava-hf/llava-onevision-qwen2-7b-ov-hf": (
+        {
+            "pixel_values": PIXELS(1, 37, 3, 384, 384),
+            "image_sizes": torch.tensor([[2304, 2304]]),
+            "pixel_values_videos": PIXELS(1, 8, 3, 384, 384),
+        },
+        [("image", 729 + 81 * 82), ("video", 8 * 196 + 1)],
+        (26, 26, 28),
+        [(27, 27), (81, 81)] + [(14, 14)] * 8,
+    ),
+    "LanguageBind/Video-LLaVA-7B-hf": (
+        {"pixel_values_videos": PIXELS(1, 8, 3, 224, 224)},
+        [("video", 8 * 257)],
+        (24, 23, 32),
+        [(16, 16)] * 8,
+    ),
+    "OpenGVLab/InternVL3-8B-hf": (
+        {"pixel_values": PIXELS(7, 3, 448, 448)},
+        [("image", 7 * 256)],
+        (24, 24, 28),
+        [(16, 16)] * 7,
+    ),
+    "Qwen/Qwen2-VL-7B-Instruct": (
+        {"pixel_values": PIXELS(34 * 46, 1176), "image_grid_thw": torch.tensor([[1, 34, 46]])},
+        [("image", 17 * 23)],
+        (32, 32, 28),
+        [(17, 23)],
+    ),
+    "Qwen/Qwen2.5-VL-7B-Instruct": (
+        {"pixel_values_videos": PIXELS(4 * 26 * 36, 1176), "video_grid_thw": torch.tensor([[4, 26, 36]])},
+        [("video", 4 * 13 * 18)],
+        (32, 4, 28),
+        [(13, 18)] * 4,
+    ),
+    "Qwen/Qwen3-VL-8B-Instruct": (
+        {"pixel_values": PIXELS(40 * 30, 1536), "image_grid_thw": torch.tensor([[1, 40, 30]])},
+        [("image", 20 * 15)],
+        (27, 27, 36),
+        [(20, 15)],
+    ),
+}
+
+
+def test_every_published_configuration_is_pictured():
+    assert set(PICTURED) == set(PUBLISHED)
+
+
+@pytest.mark.parametrize("checkpoint", PICTURED)
+def test_a_published_configuration_is_known_by_modules_layers_and_token_grid(checkpoint):
+    inputs, runs, (blocks, feeding, layers), grids = PICTURED[checkpoint]
+    model = on_meta(PUBLISHED[checkpoint]())
+    adapter = adapter_for(model)
+    placeholders = [(getattr(model.config, f"{kind}_token_id"), length) for kind, length in runs]
+    inputs = {"input_ids": ids_of(*placeholders), **inputs}
+    layout = adapter.arrange(inputs).layout
+    assert [tuple(v.tolist()) for v in layout.grid.amax(1) + 1] == grids
+    assert int(layout.untouched) == sum(rows * columns for rows, columns in grids)
+    assert len(adapter.llm_layers()) == layers
+    for modality in adapter.present(inputs):
+        tower = adapter.tower(modality, inputs)
+        assert (len(tower.attention), len(tower.feeding)) == (blocks, feeding)
+        assert all(module.config._attn_implementation for module in tower.attention)
+
+
+@pytest.mark.parametrize("family", SERVED)
+def test_a_text_only_batch_or_a_truncated_prompt_is_an_error_saying_what_to_do(family):
+    model, processor = backbone(family)
+    adapter = adapter_for(model)
+    text = inputs_for(model, processor, [("USER : where are they ?", [])])
+    with pytest.raises(ValueError, match=r"inputs hold no pixel_values.*: call the model itself"):
+        adapter.observe(text)
+    with pytest.raises(ValueError, match=r"call the model itself"):
+        compress(model, RandomPruner(), tokens=2).generate(**text)
+    inputs = inputs_for(model, processor, SAMPLES["ragged several"])
+    width = inputs["input_ids"].shape
+    cut = {k: v[:, 8:] if v.shape == width else v for k, v in inputs.items()}
+    with pytest.raises(ValueError, match=r"image placeholders, but the pictures make.*not truncated"):
+        adapter.arrange(cut)
+
+
+@pytest.mark.parametrize("family", sorted({"video_llava", "llava_onevision", "qwen2_vl", "qwen3_vl"} & set(SERVED)))
+def test_a_video_without_frames_is_an_error(family):
+    model, processor = backbone(family)
+    inputs = inputs_for(model, processor, SAMPLES["video"])
+    if "video_grid_thw" in inputs:
+        none = {"video_grid_thw": inputs["video_grid_thw"] * torch.tensor([0, 1, 1])}
+    else:
+        none = {"pixel_values_videos": inputs["pixel_values_videos"][:, :0]}
+    with pytest.raises(ValueError, match=r"videos \[0\] have no frames"):
+        adapter_for(model).arrange(inputs | none)
+
+
+@pytest.mark.parametrize("family", SERVED)
+def test_a_budget_below_one_token_a_view_keeps_one_of_the_sample(family):
+    model, processor = backbone(family)
+    compressed = compress(model, VtcCls(1, "proxy"), tokens=1)
+    for samples in ("several", "video"):
+        if samples in samples_of(family):
+            compressed.generate(**inputs_for(model, processor, SAMPLES[samples]), max_new_tokens=1)
+            assert compressed.last.after.tolist() == [1]
+
+
+def test_a_missing_description_of_the_pictures_is_an_error_naming_it():
+    for family, name in (
+        ("qwen2_vl", "image_grid_thw"),
+        ("qwen3_vl", "mm_token_type_ids"),
+        ("llava_onevision", "image_sizes"),
+    ):
+        model, processor = backbone(family)
+        inputs = inputs_for(model, processor, SAMPLES["one"])
+        del inputs[name]
+        with pytest.raises(ValueError, match=f"inputs hold no {name}"):
+            compress(model, RandomPruner(), tokens=2).generate(**inputs)
+
+
+def test_a_processor_that_does_not_belong_to_the_model_is_an_error():
+    model, processor = backbone("llava")
+    other = copy.copy(processor)
+    other.image_token_id = processor.image_token_id + 1
+    with pytest.raises(
+        ValueError, match=r"LlavaProcessor puts token \d+ where .* reads them at \d+: give the processor"
+    ):
+        compress(model, RandomPruner(), tokens=2, processor=other)
+
+
+def test_the_first_qwen_vl_gets_an_error_that_names_the_converted_families():
+    class QWenLMHeadModel(torch.nn.Module):
+        config = type("Config", (), {"model_type": "qwen", "visual": {}})()
+
+    with pytest.raises(LookupError, match=r"first Qwen-VL.*use Qwen2-VL, Qwen2.5-VL or Qwen3-VL"):
+        adapter_for(QWenLMHeadModel())
+
+
+@pytest.mark.parametrize("samples", ["ragged several", "image and video"])
+@pytest.mark.parametrize("family", sorted({"internvl", "video_llava", "qwen2_5_vl", "qwen3_vl", "llava_onevision"}))
+def test_views_are_told_sample_by_sample_in_the_order_of_the_prompt(family, samples):
+    model, processor = backbone(family)
+    inputs = inputs_for(model, processor, SAMPLES[samples])
+    layout = adapter_for(model).arrange(inputs).layout
+    assert layout.sample.tolist() == sorted(layout.sample.tolist())
+    prompt = adapter_for(model).prompt(inputs)
+    for p in range(len(layout.key)):
+        rows = layout.sample == p
+        first = [int(column[column >= 0].min()) for column in layout.column[rows]]
+        by_picture = list(zip(layout.image[rows].tolist(), layout.frame[rows].tolist(), strict=True))
+        assert by_picture == sorted(by_picture)
+        pictures = dict(zip(reversed(layout.image[rows].tolist()), reversed(first), strict=True))
+        assert [pictures[i] for i in sorted(pictures)] == sorted(pictures.values())
+        columns = layout.column[rows]
+        assert prompt.visual[p, columns[columns >= 0]].all()
+
+
+def test_evidence_with_deepstack_and_ragged_views_is_saved_and_loaded(tmp_path):
+    model, processor = backbone("qwen3_vl")
+    need = Rows("mean", (-1,))
+    evidence = adapter_for(model).observe(inputs_for(model, processor, SAMPLES["ragged several"]), (need,))
+    evidence.save(tmp_path / "evidence.safetensors")
+    loaded = Evidence.load(tmp_path / "evidence.safetensors")
+    assert torch.equal(loaded.deepstack, evidence.deepstack)
+    assert torch.equal(loaded[need], evidence[need])
+
+
+@pytest.mark.parametrize("family", SERVED)
+def test_observing_changes_nothing_and_gives_the_models_own_tokens(family):
+    model, processor = backbone(family)
+    for samples in samples_of(family):
+        inputs = inputs_for(model, processor, SAMPLES[samples])
+        copies = {name: value.clone() for name, value in inputs.items()}
+        adapter = adapter_for(model)
+        with check_restored(model):
+            evidence = adapter.observe(inputs, VtcCls(1, "proxy").needs)
+        assert all(torch.equal(inputs[name], value) for name, value in copies.items())
+        assert (
+            evidence.layout.untouched.tolist()
+            == adapter.prompt(inputs)
+            .visual.sum(1)
+            .sub(
+                torch.bincount(evidence.structural.sample, minlength=len(inputs["input_ids"]))
+                if evidence.structural
+                else 0
+            )
+            .tolist()
+        )
