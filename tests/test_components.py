@@ -32,7 +32,11 @@ from vtcframe.testing import (
     make_layout,
 )
 
-OPTIONS = {"Weighted": {"weights": (0.7, 0.3)}}  # what has no default
+OPTIONS = {  # what has no default
+    "Weighted": {"weights": (0.7, 0.3)},
+    "WitnessAttention": {"model": "timm:any"},
+    "QuestionSimilarity": {"model": "open_clip:any"},
+}
 CHECKS = {
     "scorer": check_scorer,
     "ensembler": check_ensembler,

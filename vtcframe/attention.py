@@ -37,7 +37,7 @@ class Call:
             mask = self.mask.expand(-1, -1, count, -1)[:, :, rows, :length].to(device)
             if mask.dtype == torch.bool:
                 return torch.zeros(mask.shape, device=device).masked_fill(~mask, _LOWEST)
-            return mask.float().clamp(min=_LOWEST)
+            return mask.float()
         if self.mask is None and not self.causal:
             return None
         at = torch.arange(length, device=device)

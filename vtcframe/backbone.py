@@ -124,22 +124,24 @@ def prompt(processor: Any, question: str, pictures: int, videos: int = 0) -> str
     return processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
 
 
-def shown(processor: Any, size: tuple[int, int], video: bool = False) -> Box:
+def shown(processor: Any, size: tuple[int, int], video: bool = False, alone: bool = True) -> Box:
     """Return which part of a picture of `size` (height, width), or of a video's frames, the model is shown.
 
     That is a rectangle (top, left, bottom, right) in the picture's own 0..1, and boxes of views lie in it. It goes
     beyond 0..1 where the processor pads; it is the whole picture where that is resized, be it squashed, or cut into
-    tiles (what pads these is no part of their boxes).
+    tiles (what pads these is no part of their boxes). `alone` is False for one of several images of a sample:
+    LLaVA-OneVision tiles a single one, and pads several to squares.
     """
     made = processor.video_processor if video else processor.image_processor
     height, width = size
     top = left = 0
-    if getattr(made, "do_pad", False) and hasattr(made, "pad_to_square"):
+    tiled = bool(getattr(made, "image_grid_pinpoints", None))
+    if hasattr(made, "pad_to_square") and (not alone if tiled else getattr(made, "do_pad", False)):
         side = max(size)
         top, left = -((side - height) // 2), -((side - width) // 2)
         height = width = side
     crop = getattr(made, "crop_size", None)
-    if getattr(made, "do_center_crop", False) and crop and not getattr(made, "image_grid_pinpoints", None):
+    if getattr(made, "do_center_crop", False) and crop and not tiled:
         down, across = _resized(made, height, width)
         top, left = (
             top + _offset(down, crop["height"]) * height / down,

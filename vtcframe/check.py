@@ -10,7 +10,7 @@ from PIL import Image
 from transformers.utils.logging import disable_progress_bar
 
 from vtcframe.adapter import adapter_for
-from vtcframe.backbone import Backbone
+from vtcframe.backbone import Backbone, device_for
 from vtcframe.config import UsageError, bundled
 from vtcframe.core import Budget
 from vtcframe.data import Sample as Question
@@ -47,17 +47,18 @@ def check(
         budget = Budget(ratio=0.25) if tokens is None else Budget(tokens)
     except ValueError as error:
         raise UsageError(str(error)) from error
-    pictures = [_opened(image) for image in images] or _bundled()
+    pictures, place = [_opened(image) for image in images] or _bundled(), device_for(device)
     disable_progress_bar()  # of loading weights
     model, processor = Backbone(path, dtype).load()
-    model = model.to(device).eval()
+    model = model.to(place).eval()
     try:
-        adapter, samples = adapter_for(model), _samples(processor, pictures)
+        adapter, samples = adapter_for(model), _samples(pictures)
         inputs = inputs_for(model, processor, samples)
         layout = adapter.arrange(inputs).layout
         close, noise = _bound(model, processor, samples)  # runs the model once, which check_restored asks for
     except (LookupError, ValueError) as error:
-        raise UsageError(f"{path} cannot be checked: {error}") from error
+        cause = "" if isinstance(error, LookupError) else ". Its processor may belong to another model"
+        raise UsageError(f"{path} cannot be checked: {error}{cause}") from error
     if budget.covers(layout):
         raise UsageError(f"{budget} drops nothing: the samples have {layout.untouched.tolist()} visual tokens")
     apart = f"logits up to {close:.1e} apart pass, those of the untouched model are {noise:.1e} alone and in a batch"
@@ -91,18 +92,11 @@ def _opened(path: str) -> Image.Image:
     return question.pictures[0]
 
 
-def _samples(processor: Any, pictures: Sequence[Image.Image]) -> list[Sample]:
+def _samples(pictures: Sequence[Image.Image]) -> list[Sample]:
     """Return a ragged batch: each picture with a question, the first ones together, and a question without any."""
     asked = [(QUESTIONS[n % 2], [picture]) for n, picture in enumerate(pictures)]
     asked += [(QUESTIONS[1], list(pictures[:2]))] if len(pictures) > 1 else []
-    return [(_prompt(processor, text, len(own)), own) for text, own in [*asked, (QUESTIONS[0], [])]]
-
-
-def _prompt(processor: Any, question: str, pictures: int) -> str:
-    if getattr(processor, "chat_template", None) is None:
-        return " ".join([processor.image_token] * pictures + [question])
-    content = [{"type": "image"}] * pictures + [{"type": "text", "text": question}]
-    return processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+    return [(" ".join(["<image>"] * len(own) + [text]), own) for text, own in [*asked, (QUESTIONS[0], [])]]
 
 
 @torch.no_grad()

@@ -4,15 +4,20 @@ import argparse
 import difflib
 import sys
 import warnings
+from pathlib import Path
+
+import yaml
 
 from vtcframe.config import UsageError, resolve
 from vtcframe.registry import Failure, entries, failures
 
 HELP = """\
 usage: vtcframe predict --config FILE [--KEY=VALUE ...]       answer questions with fewer visual tokens
+       vtcframe explain --image FILE --question TEXT --tokens N
+                                                              what a pruner keeps of your picture, drawn and in numbers
        vtcframe check MODEL [--image FILE ...] [--tokens N]   the laws, one by one, on a checkpoint of yours
        vtcframe list                                          every installed component and its status
-       vtcframe predict --help, vtcframe check --help         every option
+       vtcframe COMMAND --help                                every option of predict, explain or check
 
 exit status: 0 done, 1 some samples failed or a law is broken, 2 what was given cannot be used
 """
@@ -70,6 +75,73 @@ def predict(arguments: list[str]) -> int:
     return SAMPLES_FAILED
 
 
+def explain_one(arguments: list[str]) -> int:
+    """Draw what a pruner keeps of a picture or video, and write the numbers beside it."""
+    options = argparse.ArgumentParser(
+        prog="vtcframe explain",
+        description="What a pruner keeps of pictures or of a video: a PNG, and a JSON of the same name.",
+    )
+    options.add_argument("--model", default="vtcframe:tiny", help="folder or name on the Hugging Face Hub; bundled one")
+    options.add_argument(
+        "--image", nargs="+", action="extend", default=[], metavar="FILE", help="pictures to ask about"
+    )
+    options.add_argument(
+        "--video", nargs="+", default=[], metavar="FRAME", help="frames in their order, a folder of them, a GIF or WebP"
+    )
+    options.add_argument("--question", required=True)
+    options.add_argument(
+        "--pruner", default="{name: VtcCls, last: 3}", metavar="SPEC", help='name, YAML or YAML file; "%(default)s"'
+    )
+    options.add_argument("--tokens", type=int, help="visual tokens that stay")
+    options.add_argument("--ratio", type=float, help="or the fraction of them that stays")
+    options.add_argument("--out", type=Path, default=Path("explain.png"), help="where to; %(default)s when not given")
+    options.add_argument("--attn", help="attention kernel, for example sdpa or eager")
+    _add_placement(options)
+    given = options.parse_args(arguments)
+    if not (given.image or given.video):
+        raise UsageError("there is nothing to explain: give --image or --video")
+    if given.out.suffix.lower() != ".png":
+        raise UsageError(
+            f"--out {given.out} is no .png: the picture is written there, the numbers to a .json beside it"
+        )
+    (option,) = resolve([f"--pruner={_spec(given.pruner)}"])  # a typo is answered before torch is imported
+    from vtcframe.core import Budget
+    from vtcframe.explain import explain, pruner_of
+
+    try:
+        budget = Budget(given.tokens, given.ratio)
+    except ValueError as error:
+        raise UsageError(f"--tokens and --ratio: {error}") from error
+    placement = given.dtype, given.device, given.attn
+    found = explain(given.model, given.question, pruner_of(option), budget, given.image, given.video, *placement)
+    numbers = found.save(given.out)
+    for name in ("unpruned", "pruned"):
+        told = found.numbers[name]
+        print(f"{name:9} {told['visual_tokens']:6} visual tokens  {told['answer']}")
+    print(f"written to {given.out} and {numbers}")
+    return DONE
+
+
+def _spec(text: str) -> str:
+    """Return the text of a YAML file, or the name or YAML that was given itself."""
+    path = Path(text)
+    if path.suffix.lower() not in (".yaml", ".yml", ".json"):
+        return text
+    try:
+        text = path.read_text(encoding="utf-8")
+        yaml.safe_load(text)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UsageError(f"cannot read the pruner {path}: {' '.join(str(error).split())}") from error
+    return text
+
+
+def _add_placement(options: argparse.ArgumentParser) -> None:
+    options.add_argument(
+        "--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="of the weights"
+    )
+    options.add_argument("--device", default="cpu", help="where to run, for example cuda")
+
+
 def check_model(arguments: list[str]) -> int:
     """Print which laws hold on a checkpoint."""
     options = argparse.ArgumentParser(prog="vtcframe check", description="The laws, one by one, on a checkpoint.")
@@ -78,10 +150,7 @@ def check_model(arguments: list[str]) -> int:
         "--image", nargs="+", action="extend", default=[], help="pictures to ask about, not the bundled ones"
     )
     options.add_argument("--tokens", type=int, help="visual tokens kept in each sample; a quarter when not given")
-    options.add_argument(
-        "--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="of the weights"
-    )
-    options.add_argument("--device", default="cpu", help="where to run, for example cuda")
+    _add_placement(options)
     given = options.parse_args(arguments)
     from vtcframe.check import check  # lazily: it imports torch
 
@@ -93,4 +162,4 @@ def check_model(arguments: list[str]) -> int:
     return LAW_BROKEN if "broken" in outcomes else DONE
 
 
-COMMANDS = {"predict": predict, "list": list_components, "check": check_model}
+COMMANDS = {"predict": predict, "explain": explain_one, "list": list_components, "check": check_model}

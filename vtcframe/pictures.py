@@ -1,7 +1,8 @@
 """Pictures of what is kept: one sheet a sample, with Pillow alone.
 
 A line of the sheet is a method: its score map, then the picture at each budget, dropped tokens darkened and kept ones
-outlined. A map stands once for all the budgets that share it. Crops are drawn where they lie in their picture.
+outlined. A map stands once for all the budgets that share it. Crops are drawn where they lie in their picture, frames
+of a video side by side.
 """
 
 import re
@@ -19,14 +20,23 @@ GAP, LINE, LETTER = 12, 20, 8  # pixels: between things, a line of text, a wide 
 DARK, HEAT = 0.25, 0.7  # brightness of what was dropped, opacity of the map
 PAPER, INK, FRAME, EQUAL = (255, 255, 255), (32, 32, 32), (255, 221, 51), (160, 160, 160)
 COLOURS = [(68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231, 37)]  # viridis, low to high
+SMALLEST = 6  # pixels: the edge of a token below which an outline would hide it
+ABREAST = 8  # panels in a line
 Cell = tuple[Sequence[str], Image.Image]  # a caption, and what it stands over
+Picture = Image.Image | Sequence[Image.Image]  # or the frames of a video
 
 
-def sheet(pictures: Sequence[Image.Image], rows: Sequence[Row]) -> Image.Image:
-    """Draw the rows of one sample, whose views' boxes lie in `pictures` (as the model was shown them)."""
-    large = [_enlarged(picture) for picture in pictures]
+def sheet(pictures: Sequence[Picture], rows: Sequence[Row], edge: int = PANEL) -> Image.Image:
+    """Draw the rows of one sample, whose views' boxes lie in `pictures`.
+
+    The longer edge of a picture becomes at most `edge` pixels, that of a video's frame half of it.
+    """
+    large: list[Picture] = [
+        _enlarged(p, edge) if isinstance(p, Image.Image) else [_enlarged(frame, edge // 2) for frame in p]
+        for p in pictures
+    ]
     first = rows[0]
-    title = [first.id, first.question, f"answer: {'not known' if first.answer is None else first.answer}"]
+    title = [first.id, first.question, *([] if first.answer is None else [f"answer: {first.answer}"])]
     lines = [
         list(_cells(large, [row for row in rows if row.method == method]))
         for method in dict.fromkeys(row.method for row in rows)
@@ -44,11 +54,14 @@ def file_name(identity: str, suffix: str) -> str:
     return safe + mark + suffix
 
 
-def _cells(pictures: Sequence[Image.Image], rows: Iterable[Row]) -> Iterator[Cell]:
+def _cells(pictures: Sequence[Picture], rows: Iterable[Row]) -> Iterator[Cell]:
     shown = None
     for row in rows:
         if row.views is None:
-            yield _caption(row), _beside(pictures)
+            yield (
+                _caption(row),
+                _laid([panel for p in pictures for panel in ([p] if isinstance(p, Image.Image) else p)]),
+            )
             continue
         scores = [view["scores"] for view in row.views]
         if scores != shown:
@@ -63,7 +76,7 @@ def _caption(row: Row) -> list[str]:
     return [name, f"{row.visual_tokens} of {row.visual_tokens_before} tokens: {row.prediction}{verdict}"]
 
 
-def score_map(pictures: Sequence[Image.Image], views: Sequence[View]) -> Image.Image:
+def score_map(pictures: Sequence[Picture], views: Sequence[View]) -> Image.Image:
     """Colour each token by its score, from the sample's lowest to its highest, with the scale below."""
     values = [score for view in views for line in view["scores"] for score in line if score is not None]
     low, high = min(values), max(values)
@@ -77,10 +90,10 @@ def score_map(pictures: Sequence[Image.Image], views: Sequence[View]) -> Image.I
                 if score is not None:
                     heat.paste(_colour((score - low) / (high - low)) if high > low else EQUAL, box)
         panels.append(Image.blend(grey, heat, HEAT))
-    return _stacked([_beside(panels), _scale(low, high)], GAP // 2)
+    return _stacked([_laid(panels), _scale(low, high)], GAP // 2)
 
 
-def kept_tokens(pictures: Sequence[Image.Image], views: Sequence[View]) -> Image.Image:
+def kept_tokens(pictures: Sequence[Picture], views: Sequence[View]) -> Image.Image:
     """Darken what was dropped and outline what was kept, a panel for each picture and for each layer of its views."""
     panels = []
     for picture, own in _panels(pictures, views):
@@ -90,12 +103,13 @@ def kept_tokens(pictures: Sequence[Image.Image], views: Sequence[View]) -> Image
             for row, column, (left, top, right, bottom) in _boxes(view, picture):
                 if view["kept"][row][column]:
                     panel.paste(picture.crop((left, top, right, bottom)), (left, top))
-                    pen.rectangle((left, top, right - 1, bottom - 1), outline=FRAME)
+                    if min(right - left, bottom - top) >= SMALLEST:
+                        pen.rectangle((left, top, right - 1, bottom - 1), outline=FRAME)
         panels.append(panel)
-    return _beside(panels)
+    return _laid(panels)
 
 
-def _panels(pictures: Sequence[Image.Image], views: Sequence[View]) -> list[tuple[Image.Image, list[View]]]:
+def _panels(pictures: Sequence[Picture], views: Sequence[View]) -> list[tuple[Image.Image, list[View]]]:
     """Group views that fit on one copy of their picture: an overview takes one, the tiles that lie below it another."""
     panels: list[list[View]] = []
     for view in views:
@@ -105,7 +119,12 @@ def _panels(pictures: Sequence[Image.Image], views: Sequence[View]) -> list[tupl
                 break
         else:
             panels.append([view])
-    return [(pictures[panel[0]["image"]], panel) for panel in panels]
+    return [(_of(pictures, panel[0]), panel) for panel in panels]
+
+
+def _of(pictures: Sequence[Picture], view: View) -> Image.Image:
+    picture = pictures[view["image"]]
+    return picture if isinstance(picture, Image.Image) else picture[view["frame"]]
 
 
 def _same_picture(a: View, b: View) -> bool:
@@ -116,21 +135,36 @@ def _overlap(a: Sequence[float], b: Sequence[float]) -> bool:
     return all(min(a[i + 2], b[i + 2]) - max(a[i], b[i]) > 1e-6 for i in (0, 1))
 
 
-def _boxes(view: View, picture: Image.Image) -> Iterator[tuple[int, int, tuple[int, int, int, int]]]:
-    """Yield row, column and the pixels (left, top, right, bottom) of each token that the picture shows."""
+def cells(view: View, width: int, height: int) -> list[list[tuple[float, float, float, float] | None]]:
+    """Return where each token of a view lies in its picture of that size: left, top, right, bottom in pixels.
+
+    Shaped as the view's grid, cut to the picture; None where there is no token or the picture shows nothing of it.
+    """
     top, left, bottom, right = view["box"]
-    height, width = len(view["kept"]), len(view["kept"][0])
-    across = [round((left + (right - left) * i / width) * picture.width) for i in range(width + 1)]
-    down = [round((top + (bottom - top) * i / height) * picture.height) for i in range(height + 1)]
-    for row, (y, below) in enumerate(pairwise(down)):
-        for column, (x, beside) in enumerate(pairwise(across)):
-            box = max(x, 0), max(y, 0), min(beside, picture.width), min(below, picture.height)
-            if view["kept"][row][column] is not None and box[0] < box[2] and box[1] < box[3]:
-                yield row, column, box
+    rows, columns = len(view["kept"]), len(view["kept"][0])
+    across = [min(max((left + (right - left) * i / columns) * width, 0), width) for i in range(columns + 1)]
+    down = [min(max((top + (bottom - top) * i / rows) * height, 0), height) for i in range(rows + 1)]
+    return [
+        [
+            (x, y, beside, below) if there is not None and x < beside and y < below else None
+            for there, (x, beside) in zip(line, pairwise(across), strict=True)
+        ]
+        for line, (y, below) in zip(view["kept"], pairwise(down), strict=True)
+    ]
 
 
-def _enlarged(picture: Image.Image) -> Image.Image:
-    factor = PANEL / max(picture.size)
+def _boxes(view: View, picture: Image.Image) -> Iterator[tuple[int, int, tuple[int, int, int, int]]]:
+    """Yield row, column and the whole pixels (left, top, right, bottom) of each token that the picture shows."""
+    for row, line in enumerate(cells(view, picture.width, picture.height)):
+        for column, cell in enumerate(line):
+            if cell is not None:
+                left, top, right, bottom = (round(edge) for edge in cell)
+                if left < right and top < bottom:
+                    yield row, column, (left, top, right, bottom)
+
+
+def _enlarged(picture: Image.Image, edge: int) -> Image.Image:
+    factor = edge / max(picture.size)
     width, height = (max(1, round(edge * (int(factor) or factor))) for edge in picture.size)
     how = Image.Resampling.NEAREST if factor >= 1 else Image.Resampling.LANCZOS
     return picture.convert("RGB").resize((width, height), how)
@@ -167,6 +201,11 @@ def _text(lines: Sequence[str], width: int | None = None) -> Image.Image:
     for i, line in enumerate(lines):
         ImageDraw.Draw(out).text((0, i * LINE), line, INK, font)
     return out
+
+
+def _laid(panels: Sequence[Image.Image]) -> Image.Image:
+    """Lay panels out in lines, as one reads."""
+    return _stacked([_beside(panels[i : i + ABREAST]) for i in range(0, len(panels), ABREAST)])
 
 
 def _beside(images: Sequence[Image.Image], gap: int = GAP) -> Image.Image:

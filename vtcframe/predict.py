@@ -11,12 +11,14 @@ from lightning import LightningModule
 from PIL import Image
 from torch import Tensor
 
-from vtcframe.adapter import Arrangement, adapter_for
-from vtcframe.backbone import Backbone
+from vtcframe.adapter import adapter_for
+from vtcframe.arrangement import Arrangement
+from vtcframe.backbone import Backbone, asked, shown
 from vtcframe.config import UsageError
 from vtcframe.core import Budget, Evidence, Layout, Pruned
 from vtcframe.data import Sample
 from vtcframe.metrics import Row, View
+from vtcframe.pictures import Picture
 from vtcframe.pipeline import Pruner, Stage, only_stage
 
 DEFAULTS = {"do_sample": False, "max_new_tokens": 32}
@@ -43,6 +45,10 @@ class Comparison:
     def runs(self) -> list[Stage | None]:
         """Return what is to be run; None is the untouched model."""
         return [None, *(only_stage(pruner.stages(budget)) for pruner in self.pruners for budget in self.budgets)]
+
+
+class _RefusedError(ValueError):
+    """A batch that cannot be asked, because of one sample of it or because of the processor."""
 
 
 class Predictor(LightningModule):
@@ -80,7 +86,7 @@ class Predictor(LightningModule):
         self.options = copy.deepcopy(self.model.generation_config)
         try:
             unknown = self.options.update(**self.generation)
-            self.adapter = adapter_for(self.model)
+            self.adapter = adapter_for(self.model, self.processor)
         except (ValueError, LookupError) as error:
             raise UsageError(str(error)) from error
         if unknown:
@@ -90,7 +96,7 @@ class Predictor(LightningModule):
         """Answer each sample in every run. One that could not be loaded gets a single row, with its error."""
         batch = [self._understood(sample) for sample in batch]
         loaded = [sample for sample in batch if sample.error is None]
-        answers = iter(self._answer(loaded) if loaded else ())
+        answers = iter(self._answered(loaded) if loaded else ())
         return [
             replace(row, batch=batch_idx)
             for sample in batch
@@ -103,24 +109,37 @@ class Predictor(LightningModule):
             return sample
         return replace(sample, error=self.language.misunderstood(sample.question))
 
-    def shown(self, sample: Sample) -> list[Image.Image]:
-        """Return the pictures that boxes of views lie in: as the processor crops them where it makes one view of each.
+    def shown(self, sample: Sample) -> list[Picture]:
+        """Return the pictures that boxes of views lie in, as the processor crops them, then its videos' frames."""
+        alone = len(sample.pictures) == 1
+        pictures: list[Picture] = [self._crop(picture, alone=alone) for picture in sample.pictures]
+        return pictures + [[self._crop(frame, True) for frame in frames[:: self.merged]] for frames in sample.videos]
 
-        Pictures that become several views are told of as they are.
-        """
-        made = self.processor.image_processor(
-            list(sample.pictures), do_rescale=False, do_normalize=False, return_tensors="pt"
-        )["pixel_values"]
-        if made.ndim != 4 or len(made) != len(sample.pictures):
-            return list(sample.pictures)
-        pixels = made.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
-        return [Image.fromarray(picture) for picture in pixels.numpy()]
+    @property
+    def merged(self) -> int:
+        """How many frames of a video become one view: Qwen's towers merge two."""
+        return getattr(getattr(self.processor, "video_processor", None), "temporal_patch_size", 1)
+
+    def _crop(self, picture: Image.Image, video: bool = False, alone: bool = True) -> Image.Image:
+        top, left, bottom, right = shown(self.processor, (picture.height, picture.width), video, alone)
+        x, y = round(left * picture.width), round(top * picture.height)
+        width, height = round((right - left) * picture.width), round((bottom - top) * picture.height)
+        return picture.crop((x, y, x + max(width, 1), y + max(height, 1)))
+
+    def _answered(self, samples: Sequence[Sample]) -> list[list[Row]]:
+        """Answer a batch. A sample that processor or adapter refuses gets a row with the error, the others answers."""
+        try:
+            return self._answer(samples)
+        except _RefusedError as error:
+            if len(samples) > 1:
+                return [rows for sample in samples for rows in self._answered([sample])]
+            return [[_row(samples[0], error=f"{self.backbone.path} cannot be asked this: {error}")]]
 
     def _answer(self, samples: Sequence[Sample]) -> list[list[Row]]:
         """Return the rows of each sample, one a run. Pictures are encoded once for all the runs that prune."""
         inputs = self._inputs(samples)
         start = time.perf_counter()
-        arrangement = self.adapter.arrange(inputs, [sample.id for sample in samples])
+        arrangement = self._arrange(inputs, samples)
         layout = arrangement.layout
         pruning = [stage for stage in self.runs if stage and not (stage.budget and stage.budget.covers(layout))]
         evidence = self._encode(inputs, arrangement) if pruning else None
@@ -132,8 +151,7 @@ class Predictor(LightningModule):
             start, pruned = time.perf_counter(), None
             given, kept = inputs, layout.untouched  # where nothing is to be dropped the model is called as it is
             if evidence is not None and stage in pruning:
-                pruned = stage.pruner(evidence, stage.budget)
-                given = self.adapter.splice(inputs, evidence, pruned, stage.positions)
+                pruned, given = self._prune(stage, inputs, evidence)
                 kept = pruned.total
             predictions = self._generate(given)
             seconds = self._since(start) / len(samples)
@@ -149,25 +167,27 @@ class Predictor(LightningModule):
                     structural_tokens=int(structural[p]),
                     seconds=seconds,
                     encode_seconds=0.0 if pruned is None else encoding,  # otherwise generate itself encodes
-                    views=None if pruned is None or p >= viewed else _views(layout, pruned, p),
+                    views=None if pruned is None or p >= viewed else _numbered(_views(layout, pruned, p), samples[p]),
                 )
                 rows[p].append(row)
         return rows
 
     def _inputs(self, samples: Sequence[Sample]) -> dict[str, Any]:
-        """Put every question behind its pictures, in the checkpoint's own chat template."""
-        prompts = self.processor.apply_chat_template(
-            [[{"role": "user", "content": _content(sample)}] for sample in samples], add_generation_prompt=True
-        )
-        start = self.processor.tokenizer.bos_token
-        inputs = self.processor(
-            images=[list(sample.pictures) for sample in samples],
-            text=prompts,
-            add_special_tokens=start is None or not prompts[0].startswith(start),  # some templates write it themselves
-            padding=True,
-            return_tensors="pt",
-        )
-        return dict(inputs.to(self.device, self.model.dtype))
+        """Return what generate takes, on the model's device."""
+        try:
+            made = asked(self.processor, samples)
+        except Exception as error:  # processors raise whatever a picture makes them stumble over
+            reason = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+            raise _RefusedError(f"its processor refuses: {reason}") from error
+        return dict(made.to(self.device, self.model.dtype))
+
+    def _arrange(self, inputs: Mapping[str, Any], samples: Sequence[Sample]) -> Arrangement:
+        try:
+            return self.adapter.arrange(inputs, [sample.id for sample in samples])
+        except ValueError as error:
+            raise _RefusedError(
+                f"{error}. Either its processor belongs to another model, or its chat template writes no placeholders"
+            ) from error
 
     def _encode(self, inputs: Mapping[str, Any], arrangement: Arrangement) -> Evidence:
         try:
@@ -175,8 +195,21 @@ class Predictor(LightningModule):
         except ValueError as error:
             raise UsageError(f"{self.backbone.path} cannot show what the pruners look at: {error}") from error
 
+    def _prune(self, stage: Stage, inputs: Mapping[str, Any], evidence: Evidence) -> tuple[Pruned, dict[str, Any]]:
+        try:
+            pruned = stage.pruner(evidence, stage.budget)
+            return pruned, self.adapter.splice(inputs, evidence, pruned, stage.positions)
+        except ValueError as error:
+            raise UsageError(f"{stage.pruner} cannot prune {self.backbone.path}: {error}") from error
+
     def _generate(self, inputs: Mapping[str, Any]) -> list[str]:
-        out: Tensor = self.model.generate(**inputs, generation_config=self.options)
+        try:
+            out: Tensor = self.model.generate(**inputs, generation_config=self.options)
+        except (ValueError, IndexError) as error:  # IndexError: a token that the model has no embedding of
+            raise UsageError(
+                f"{self.backbone.path} cannot answer: {error}. Look at the options of generate, and whether the "
+                "processor is the model's own"
+            ) from error
         answers = self.processor.batch_decode(out[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
         return [answer.strip() for answer in answers]
 
@@ -185,10 +218,6 @@ class Predictor(LightningModule):
         if self.device.type != "cpu":
             torch.accelerator.synchronize(self.device)
         return time.perf_counter() - start
-
-
-def _content(sample: Sample) -> list[dict[str, str]]:
-    return [{"type": "image"} for _ in sample.pictures] + [{"type": "text", "text": sample.question}]
 
 
 def _written(budget: Budget | None) -> dict[str, Any] | None:
@@ -219,6 +248,17 @@ def _views(layout: Layout, pruned: Pruned, p: int) -> list[View]:
                 view["kept"][y][x], score = fate[at]
                 view["scores"][y][x] = float(f"{score:.6g}")
         views.append(view)
+    return views
+
+
+def _numbered(views: list[View], sample: Sample) -> list[View]:
+    """Number views by the sample's pictures, then its videos, where the model reads frames as pictures (InternVL)."""
+    names = [(i, 0) for i in range(len(sample.pictures))]
+    names += [(len(names) + i, f) for i, frames in enumerate(sample.videos) for f in range(len(frames))]
+    if max(view["image"] for view in views) < len(sample.pictures) + len(sample.videos):
+        return views
+    for view in views:
+        view["image"], view["frame"] = names[view["image"]]
     return views
 
 

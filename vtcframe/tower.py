@@ -175,24 +175,17 @@ class TowerAdapter(Adapter):
     def _readers(self, need: Need, tower: Tower) -> list[tuple[nn.Module, Reader]]:
         """Return the attention modules that serve a need, in the order asked for; none where hidden states do."""
         match need:
-            case Rows(query="cls" | "proxy", tower="vision", over="mean") if tower.classes:
-                reader: Reader = Row(0, need.logits, need.heads, tower.classes, tower.pool)
-            case Rows(query="mean" | "proxy", tower="vision", over="mean"):
-                reader = MeanQuery(need.logits, need.heads, tower.classes, tower.pool)
-            case Rows(query="received", tower="vision", over="mean", logits=False, heads=("split" | "mean") as heads):
-                reader = Received(heads, tower.classes, tower.pool)
-            case Rows(query="head", layers=(-1,), tower="vision", over="mean") if tower.head is not None:
-                return [(tower.head, Row(0, need.logits, need.heads, tower.classes, tower.pool))]
-            case Keys(tower="vision"):
-                reader = KeyStates(tower.classes, tower.pool)
             case Features(layer=-1, tower="vision"):
                 return []
             case ClassToken() if tower.classes:
                 return []
-            case _:
-                raise ValueError(
-                    f"{type(self).__name__} cannot gather {need} from {type(tower.module).__name__}{_cure(need)}"
-                )
+            case Rows(query="head", layers=(-1,), tower="vision", over="mean") if tower.head is not None:
+                return [(tower.head, Row(0, need.logits, need.heads, tower.classes, tower.pool))]
+        reader = reader_of(need, tower.classes, tower.pool, bool(tower.classes))
+        if reader is None or not isinstance(need, Rows | Keys):
+            raise ValueError(
+                f"{type(self).__name__} cannot gather {need} from {type(tower.module).__name__}{cure(need)}"
+            )
         modules = tower.feeding if need.of == "feeding" else list(tower.attention)
         if not all(-len(modules) <= layer < len(modules) for layer in need.layers):
             raise ValueError(
@@ -208,7 +201,24 @@ class TowerAdapter(Adapter):
         return [(module, reader) for module in modules]
 
 
-def _cure(need: Need) -> str:
+def reader_of(
+    need: Need, skip: int = 0, pool: Callable[[Tensor], Tensor] | None = None, has_class: bool = True
+) -> Reader | None:
+    """Return what an attention module of an encoder is read by for a need, or None where it cannot serve it."""
+    match need:
+        case Rows(query="cls" | "proxy", tower="vision", over="mean") if has_class:
+            return Row(0, need.logits, need.heads, skip, pool)
+        case Rows(query="mean" | "proxy", tower="vision", over="mean"):
+            return MeanQuery(need.logits, need.heads, skip, pool)
+        case Rows(query="received", tower="vision", over="mean", logits=False, heads=("split" | "mean") as heads):
+            return Received(heads, skip, pool)
+        case Keys(tower="vision"):
+            return KeyStates(skip, pool)
+    return None
+
+
+def cure(need: Need) -> str:
+    """Say what can be done about a need that a tower does not serve."""
     if isinstance(need, ClassToken) or (isinstance(need, Rows) and need.query == "cls" and need.tower == "vision"):
         return ": it has no class token. Use a proxy, query='mean' or 'received', or the class token of a witness"
     if isinstance(need, Rows) and need.query == "head":

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from vtcframe.adapter import Adapter
 from vtcframe.arrangement import WHOLE, Arrangement, Picture, Prompt, checksums, owners, sample_keys
-from vtcframe.attention import KeyStates, MeanQuery, Reader, Received, Row, Tap
+from vtcframe.attention import KeyStates, Reader, Tap
 from vtcframe.core import Budget, Evidence, Pruned
 from vtcframe.needs import ClassToken, Features, Keys, Need, Rows
 from vtcframe.pipeline import Pruner, only_stage
+from vtcframe.tower import cure, reader_of
 from vtcframe.witness import only_call
 
 
@@ -251,22 +252,11 @@ class Encoder(Adapter):
     def _readers(self, need: Need) -> tuple[list[int], Reader]:
         """Return the blocks that serve a need, in the order asked for, and what reads them."""
         kind, k = type(self.vit.module).__name__, self.vit.prefix
-        match need:
-            case Rows(query="cls", tower="vision", over="mean") if self.vit.has_class:
-                reader: Reader = Row(0, need.logits, need.heads, k)
-            case Rows(query="mean", tower="vision", over="mean"):
-                reader = MeanQuery(need.logits, need.heads, k)
-            case Rows(query="received", tower="vision", over="mean", logits=False, heads="split" | "mean" as heads):
-                reader = Received(heads, k)
-            case Keys(tower="vision"):
-                reader = KeyStates(k)
-            case Features(layer=-1, tower="vision"):
-                return [], KeyStates()
-            case ClassToken() if self.vit.has_class:
-                return [], KeyStates()
-            case _:
-                cure = "" if self.vit.has_class else ": it has no class token, ask for Rows('mean') or Rows('received')"
-                raise ValueError(f"{type(self).__name__} cannot gather {need} from {kind}{cure}")
+        if need == Features() or (isinstance(need, ClassToken) and self.vit.has_class):
+            return [], KeyStates()
+        reader = reader_of(need, k, None, self.vit.has_class)
+        if reader is None or not isinstance(need, Rows | Keys):
+            raise ValueError(f"{type(self).__name__} cannot gather {need} from {kind}{cure(need)}")
         count = self.site if need.of == "feeding" else len(self.vit.blocks)
         if not all(-count <= layer < count for layer in need.layers):
             raise ValueError(f"{need} asks for a block beyond the {count} ({need.of}) of {kind}")

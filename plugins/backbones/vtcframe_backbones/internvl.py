@@ -1,12 +1,13 @@
 """InternVL as transformers has it (checkpoints ending in "-hf"): tiles and a thumbnail, 2 x 2 patches a token."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import adaptive_avg_pool2d
+from torch.nn.functional import adaptive_avg_pool2d, pad
 
 from vtcframe.adapter import Modality
 from vtcframe.arrangement import WHOLE, Picture, Prompt
@@ -29,7 +30,8 @@ class InternVl(TowerAdapter):
     """InternVL: a view is a tile; the last one of a picture that has several is a thumbnail of the whole.
 
     The processor does not tell how a picture was cut, so tiles are laid out in the grid that looks most like the
-    thumbnail. Frames of a video come as pictures of one tile, and are told as such.
+    thumbnail. Frames of a video come as pictures of one tile behind "Frame1:", "Frame2:", ...; the adapter tells them
+    as a video where it knows the processor and so can read that, and as pictures where it does not.
     """
 
     family = "internvl"
@@ -72,23 +74,46 @@ class InternVl(TowerAdapter):
         """Group tiles into pictures by the runs of placeholders in the prompts."""
         vision, pixels = self.model.config.vision_config, inputs["pixel_values"]
         side = [edge // patch // self._merge for edge, patch in zip(vision.image_size, vision.patch_size, strict=True)]
-        tokens, runs = side[0] * side[1], _runs(self.prompt(inputs))
+        tokens, prompt = side[0] * side[1], self.prompt(inputs)
+        begins, ends = _bounds(prompt)
+        runs = (ends - begins)[:, 1].tolist()
         if sum(runs) != len(pixels) * tokens or any(run % tokens for run in runs):
             raise ValueError(
                 f"the prompts hold runs of {runs} image placeholders, but the pictures make {len(pixels)} tiles of "
                 f"{tokens} tokens: give ids and pixels that one call of the model's own processor returned, not "
                 "truncated"
             )
-        looks = adaptive_avg_pool2d(pixels.float(), LOOK).cpu()
-        return [
-            Picture.grids((side[0], side[1]), len(own), rows=len(own), box=_boxes(own))
-            for own in looks.split([run // tokens for run in runs])
-        ]
+        looks = adaptive_avg_pool2d(pixels.float(), LOOK).cpu().split([run // tokens for run in runs])
+        made: list[Picture] = []
+        for number, own in zip(self._frames(prompt), looks, strict=True):
+            if number > 1:
+                made[-1] = Picture.grids((side[0], side[1]), number, rows=number)
+            else:
+                made.append(Picture.grids((side[0], side[1]), len(own), rows=len(own), box=_boxes(own)))
+        return made
+
+    def _frames(self, prompt: Prompt) -> list[int]:
+        """Return the number of the frame that each run of placeholders is, 0 where it is none of a video."""
+        begins, ends = _bounds(prompt)
+        if self.processor is None:
+            return [0] * len(begins)
+        numbers: list[int] = []
+        for run, (p, begin) in enumerate(begins.tolist()):
+            follows = run > 0 and begins[run - 1, 0] == p
+            text = prompt.ids[p, int(ends[run - 1, 1]) if follows else 0 : begin]
+            found = FRAME.search(self.processor.tokenizer.decode(text, skip_special_tokens=True))
+            number = int(found[1]) if found else 0
+            numbers.append(number if number == 1 or (follows and number == numbers[-1] + 1) else 0)
+        return numbers
 
     def portraits(self, modality: Modality, inputs: Mapping[str, Any]) -> Sequence[Tensor]:
         """Return the thumbnails, or the tile where there is only one."""
-        ends = torch.tensor([picture.rows for picture in self.pictures(modality, inputs)]).cumsum(0) - 1
-        return list(inputs["pixel_values"][ends.to(inputs["pixel_values"].device)])
+        shown, at = [], 0
+        for picture in self.pictures(modality, inputs):
+            own = inputs["pixel_values"][at : at + picture.rows]
+            shown += list(own if picture.frame.any() else own[-1:])
+            at += picture.rows
+        return shown
 
     @property
     def _merge(self) -> int:
@@ -96,13 +121,13 @@ class InternVl(TowerAdapter):
 
 
 LOOK = 24  # pixels along the edge of the small pictures by which tiles are laid out
+FRAME = re.compile(r"Frame\s?(\d+)\s*:\s*$")  # what the processor writes before a frame
 
 
-def _runs(prompt: Prompt) -> list[int]:
-    """Lengths of the runs of placeholders, sample by sample."""
-    visual = torch.nn.functional.pad(prompt.visual.long(), (1, 1)).diff(dim=1)  # 1 where a run begins, -1 behind it
-    begin, end = ((visual == way).nonzero()[:, 1] for way in (1, -1))
-    return (end - begin).tolist()
+def _bounds(prompt: Prompt) -> tuple[Tensor, Tensor]:
+    """[runs, 2] each: sample and column where a run of placeholders begins, and behind its end."""
+    steps = pad(prompt.visual.long(), (1, 1)).diff(dim=1)
+    return (steps == 1).nonzero(), (steps == -1).nonzero()
 
 
 def _boxes(looks: Tensor) -> Tensor:

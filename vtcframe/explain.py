@@ -1,0 +1,185 @@
+"""`vtcframe explain`: what a pruner keeps of a picture or a video, drawn on it, and the same in numbers."""
+
+import json
+import math
+import os
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from PIL import Image
+from transformers.utils.logging import disable_progress_bar
+
+from vtcframe.backbone import Backbone, Box, device_for, shown
+from vtcframe.config import UsageError
+from vtcframe.core import Budget
+from vtcframe.data import Sample
+from vtcframe.metrics import Row, View
+from vtcframe.pictures import Picture, cells, sheet
+from vtcframe.pipeline import Pruner
+from vtcframe.predict import Comparison, Predictor
+from vtcframe.predict_command import MODE, Parser
+
+EDGE = 768  # pixels of a picture's longer edge on the sheet
+
+
+def pruner_of(option: str) -> Pruner:
+    """Make the pruner of a resolved `--pruner=...`, checked as in the configuration of predict."""
+    parser = Parser(parser_mode=MODE, prog="vtcframe explain")
+    parser.add_argument("--pruner", type=Pruner)
+    try:
+        given = parser.parse_args([option])
+        make = getattr(parser, "instantiate", parser.instantiate_classes)  # the older name until jsonargparse 4.49
+        return make(given)["pruner"]
+    except (ValueError, TypeError) as error:
+        raise UsageError(str(error)) from error
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """One question, answered by the untouched model and by the pruned one."""
+
+    drawn: Image.Image
+    numbers: dict[str, Any]  # as `explain` describes them
+
+    def save(self, path: Path) -> Path:
+        """Write the sheet to `path` and the numbers beside it as .json; return where these are."""
+        numbers = path.with_suffix(".json")
+        part, other = (p.with_name(p.name + ".part") for p in (path, numbers))
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self.drawn.save(part, format="PNG")
+            other.write_text(json.dumps(self.numbers, ensure_ascii=False) + "\n", encoding="utf-8")
+            os.replace(part, path)
+            os.replace(other, numbers)
+        except OSError as error:
+            raise UsageError(f"cannot write {path} and {numbers}: {error}") from error
+        return numbers
+
+
+@dataclass(frozen=True)
+class _Given:
+    """A picture as it was given, or a video's frames, and the part of it that the model is shown."""
+
+    files: Sequence[str]
+    drawn: Picture
+    width: int
+    height: int
+    part: Box
+
+    @classmethod
+    def of(cls, processor: Any, files: Sequence[str], drawn: Picture, alone: bool = True) -> "_Given":
+        video = not isinstance(drawn, Image.Image)
+        width, height = (drawn[0] if video else drawn).size
+        return cls(files, drawn, width, height, shown(processor, (height, width), video, alone))
+
+    def placed(self, view: View) -> View:
+        """Tell a view's box in the picture as given."""
+        (top, left, bottom, right), (y, x, below, beside) = view["box"], self.part
+        down, across = below - y, beside - x
+        return {**view, "box": [y + top * down, x + left * across, y + bottom * down, x + right * across]}
+
+    def pixels(self, box: Sequence[float]) -> list[float]:
+        top, left, bottom, right = box
+        return _rounded((left * self.width, top * self.height, right * self.width, bottom * self.height))
+
+    def told(self, view: View, merged: int) -> dict[str, Any]:
+        """Return the numbers of a placed view."""
+        first = view["frame"] * merged
+        return {
+            "image": view["image"],
+            "frame": view["frame"],
+            "frames": (
+                None
+                if isinstance(self.drawn, Image.Image)
+                else list(range(first, min(first + merged, len(self.drawn))))
+            ),
+            "box": self.pixels(view["box"]),
+            "grid": [len(view["kept"]), len(view["kept"][0])],
+            "scores": view["scores"],
+            "kept": view["kept"],
+            "tokens": [[cell and _rounded(cell) for cell in line] for line in cells(view, self.width, self.height)],
+        }
+
+
+def _rounded(edges: Sequence[float]) -> list[float]:
+    return [round(edge, 3) + 0.0 for edge in edges]  # + 0.0: no -0.0
+
+
+def _answer(row: Row) -> dict[str, Any]:
+    names = "visual_tokens", "structural_tokens", "seconds", "encode_seconds"
+    return {"answer": row.prediction} | {name: value for name, value in asdict(row).items() if name in names}
+
+
+@torch.no_grad()
+def explain(
+    path: str,
+    question: str,
+    pruner: Pruner,
+    budget: Budget,
+    images: Sequence[str] = (),
+    video: Sequence[str] = (),
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "float32",
+    device: str = "cpu",
+    attention: str | None = None,
+) -> Explanation:
+    """Ask the checkpoint `path` about pictures, or about a video given as its frames' files or as one file or folder.
+
+    All coordinates are pixels of the pictures as given (turned upright), [left, top, right, bottom]. The numbers:
+    "pictures" has the files and sizes, and the rectangle that the model was "shown", which may go beyond the picture;
+    "unpruned" and "pruned" have the answer, the visual tokens read, the structural ones beside them and the seconds;
+    "views" has for each view its picture, the "frames" of the video that it shows, "box", "grid" ([rows, columns]) and
+    three lists of the grid's rows: "scores", "kept" and "tokens", the rectangle of each token cut to the picture; null
+    where there is no token, "tokens" also where the picture shows nothing of it.
+
+    UsageError for what cannot be asked or drops nothing.
+    """
+    asked = Sample(
+        " ".join([*images, *video]),
+        question,
+        tuple(Path(image) for image in images),
+        clips=(tuple(Path(part) for part in video),) if video else (),
+    ).loaded()
+    if asked.error is not None:
+        raise UsageError(asked.error)
+    place = device_for(device)
+    disable_progress_bar()  # of loading weights
+    try:
+        predictor = Predictor(Backbone(path, dtype, attention), compare=Comparison([pruner], [budget]))
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    predictor.setup("predict")
+    predictor.to(place).eval()
+    predictor.viewed = math.inf
+    rows = predictor.predict_step([asked], 0)
+    if rows[0].error is not None:
+        raise UsageError(rows[0].error)
+    unpruned, pruned = rows
+    if pruned.views is None:
+        raise UsageError(f"{budget} drops nothing: {unpruned.visual_tokens} visual tokens are all there are")
+    given = [
+        _Given.of(predictor.processor, [file], picture, len(images) == 1)
+        for file, picture in zip(images, asked.pictures, strict=True)
+    ]
+    given += [_Given.of(predictor.processor, video, frames) for frames in asked.videos]
+    views = [given[view["image"]].placed(view) for view in pruned.views]
+    numbers = {
+        "model": path,
+        "question": question,
+        "pruner": pruned.method,
+        "budget": pruned.budget,
+        "pictures": [
+            {"files": list(one.files), "size": [one.width, one.height], "shown": one.pixels(one.part)} for one in given
+        ],
+        "unpruned": _answer(unpruned),
+        "pruned": _answer(pruned),
+        "views": [given[view["image"]].told(view, predictor.merged) for view in views],
+        "versions": {"python": platform.python_version()}
+        | {name: version(name) for name in ("vtcframe", "torch", "transformers")},
+    }
+    seen = [one.drawn if isinstance(one.drawn, Image.Image) else one.drawn[:: predictor.merged] for one in given]
+    return Explanation(sheet(seen, [unpruned, replace(pruned, views=views)], EDGE), numbers)
