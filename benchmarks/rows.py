@@ -14,20 +14,16 @@ whose allocator hands every tensor back at once: what is reported is the tensors
 import argparse
 import copy
 import itertools
-import math
 import os
-import platform
-import random
 import re
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
 
 import torch
-import transformers
+from timing import coverage, head, line, machine, ratio, rounds
 from torch import Tensor
 from transformers import AutoModelForImageTextToText, CLIPVisionConfig, LlamaConfig, LlavaConfig
 
@@ -97,48 +93,6 @@ def variants(model, batch: int) -> dict[str, Variant]:
     }
 
 
-def seconds(call: Variant, device: str) -> tuple[float, float]:
-    """CPU and wall seconds of one call, giving its results back included."""
-    _finish(device)
-    cpu, wall = time.process_time(), time.perf_counter()
-    call()
-    _finish(device)
-    return time.process_time() - cpu, time.perf_counter() - wall
-
-
-def _finish(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.synchronize()
-
-
-def rounds(calls: dict[str, Variant], count: int, device: str) -> dict[str, list[tuple[float, float]]]:
-    """Name -> (CPU, wall) of each round, behind one round that does not count."""
-    taken: dict[str, list[tuple[float, float]]] = {name: [] for name in calls}
-    order, shuffle = list(calls), random.Random(0).shuffle
-    for name in order:
-        calls[name]()
-    for _ in range(count):
-        shuffle(order)
-        for name in order:
-            taken[name].append(seconds(calls[name], device))
-    return taken
-
-
-def interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """Low and high end of the median's interval by order statistics, and its coverage (binomial, p = 1/2)."""
-    n, ordered = len(values), sorted(values)
-    covers = [1 - 2 * sum(math.comb(n, i) for i in range(k + 1)) / 2**n for k in range((n + 1) // 2)]
-    k = max((k for k, cover in enumerate(covers) if cover >= 0.95), default=0)
-    return ordered[k], ordered[n - 1 - k], max(covers[k], 0)
-
-
-def ratio(values: Sequence[float], plain: Sequence[float]) -> str:
-    """Median of the paired ratios with its interval."""
-    paired = [a / b for a, b in zip(values, plain, strict=True)]
-    low, high, _ = interval(paired)
-    return f"{median(paired):.3f} [{low:.3f}, {high:.3f}]"
-
-
 def peak(call: Variant, device: str) -> float:
     """MiB that a call adds at its peak. On the CPU only the first call of a process tells."""
     if device == "cuda":
@@ -182,21 +136,6 @@ def setting(batch: int, dtype: str, options: argparse.Namespace) -> list[tuple[s
     return rows
 
 
-def machine(options: argparse.Namespace) -> str:
-    """One line about the machine and the settings."""
-    info = Path("/proc/cpuinfo")
-    found = re.search(r"model name\s*: (.+)", info.read_text()) if info.exists() else None
-    gpu = f"{torch.cuda.get_device_name()}, " if options.device == "cuda" else ""
-    tower = "a small tower for a smoke run" if options.small else "24 blocks of width 1024, 336 px, patch 14"
-    coverage = interval([0.0] * options.rounds)[2]
-    return (
-        f"{gpu}{found[1] if found else platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, "
-        f"load {os.getloadavg()[0]:.1f} at the start; "
-        f"torch {torch.__version__}, transformers {transformers.__version__}; "
-        f"{tower}; {options.rounds} rounds, intervals of {coverage:.1%}."
-    )
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 4], help="pictures a call")
@@ -217,13 +156,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             calls = variants(llava(options.small, options.dtype[0], "cpu"), options.batch[0])
             print(peak(calls[options.peak], "cpu"))
             return
-        print(machine(options), "", *map(_line, (HEAD, ["---"] * len(HEAD))), sep="\n", flush=True)
+        tower = "a small tower for a smoke run" if options.small else "24 blocks of width 1024, 336 px, patch 14"
+        print(f"{machine(options.device)}; {tower}; {coverage(options.rounds)}", "", *head(HEAD), sep="\n", flush=True)
         for dtype, batch in itertools.product(options.dtype, options.batch):
-            print(*map(_line, setting(batch, dtype, options)), sep="\n", flush=True)
-
-
-def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+            print(*map(line, setting(batch, dtype, options)), sep="\n", flush=True)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from conftest import backbone
-from vtcframe.attention import KeyStates, Row, Tap
+from vtcframe.attention import Groups, KeyStates, MeanQuery, Received, Row, Tap
 from vtcframe.testing import check_restored, make_inputs
 from vtcframe.testing.backbones import SAMPLES
 
@@ -138,6 +138,16 @@ def test_row_of_a_causal_kernel_sees_no_later_key_and_no_key_before_its_window()
     torch.testing.assert_close(row, row_by_hand(query, key, 1, 8**-0.5, lambda b, j: 1 < j <= 3), atol=1e-6, rtol=0)
 
 
+@pytest.mark.parametrize("kind", [Row, MeanQuery, Received, KeyStates])
+@pytest.mark.parametrize("causal", [False, True])
+def test_packed_sequences_are_read_as_if_each_came_alone(kind, causal):
+    query, key = drawn(queries=14, keys=14, groups=2, batch=1)
+    module, reader = Kernel(causal=causal), kind(skip=1, pool=Groups(2))
+    found = seen(module, reader, query, key, cu_seq_lens_q=torch.tensor([0, 5, 14], dtype=torch.int32))
+    for segment, (start, end) in zip(found, ((0, 5), (5, 14)), strict=True):
+        assert torch.equal(segment, seen(module, reader, query[:, :, start:end], key[:, :, start:end])[0])
+
+
 def test_packed_sequences_give_one_row_a_segment():
     query, key = drawn(queries=7, keys=7, batch=1)
     rows = seen(Kernel(), Row(-1), query, key, cu_seq_lens_q=torch.tensor([0, 3, 7], dtype=torch.int32))
@@ -166,6 +176,17 @@ def test_rows_are_float32_under_autocast_and_from_half_precision():
         (row,) = seen(Kernel(), ROW, query, key)
     assert row.dtype == torch.float32
     torch.testing.assert_close(row, want, atol=1e-6, rtol=0)  # bfloat16 products would be 1e-3 off
+
+
+@pytest.mark.parametrize("reader", [MeanQuery(), MeanQuery(pool=Groups(5)), Received(), Row(pool=Groups(5))])
+def test_every_reader_is_float32_under_autocast_and_from_half_precision(reader):
+    query, key = (x.bfloat16() for x in drawn())
+    (want,) = seen(Kernel(), reader, query.float(), key.float())
+    with torch.autocast("cpu", torch.bfloat16):
+        (found,) = seen(Kernel(), reader, query, key)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, want, atol=1e-6, rtol=0)
+    assert seen(Kernel(), KeyStates(), query, key)[0].dtype == torch.float32
 
 
 def test_taps_nest_over_the_same_module_and_close_in_order():
@@ -232,6 +253,30 @@ class Squares(TorchDispatchMode):
             if isinstance(x, torch.Tensor) and list(x.shape).count(self.length) > 1:
                 self.found.append(str(function))
         return out
+
+
+class Largest(TorchDispatchMode):
+    """The number of elements of the largest tensor made."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        for x in out if isinstance(out, tuple | list) else [out]:
+            if isinstance(x, torch.Tensor):
+                self.elements = max(self.elements, x.numel())
+        return out
+
+
+@pytest.mark.parametrize("reader", [Row(), MeanQuery(), Received(), KeyStates()])
+@pytest.mark.parametrize("length", [2, 17, 1800])
+@pytest.mark.parametrize("causal", [False, True])
+def test_readers_hold_no_square_matrix_however_long_the_sequence(reader, length, causal):
+    query, key = drawn(queries=length, keys=length, heads=3, groups=3, batch=3, width=1)
+    with Squares(length) as squares, Largest() as largest:
+        seen(Kernel(causal=causal), reader, query, key)
+    assert squares.found == []
+    assert largest.elements <= 2**21  # one head's matrix of 1800 x 1800 has more, one sample's five times as many
 
 
 def test_no_square_matrix_is_made_and_no_implementation_switched(family):

@@ -8,16 +8,27 @@ import torch
 
 
 @pytest.fixture
-def rows(monkeypatch):
+def script(monkeypatch):
     monkeypatch.syspath_prepend(Path(__file__).parents[1] / "benchmarks")
-    return importlib.import_module("rows")
+    return importlib.import_module
+
+
+@pytest.fixture
+def rows(script):
+    return script("rows")
+
+
+def table_of(out):
+    """Cells of the lines of a Markdown table, its head and rule among them."""
+    table = [line.strip("| ").split(" | ") for line in out.splitlines() if line.startswith("|")]
+    assert len({len(cells) for cells in table}) == 1
+    return table
 
 
 def test_every_variant_has_its_row_in_the_table(rows, monkeypatch, capsys):
     monkeypatch.setattr(rows, "peak_apart", lambda *_: 1.0)
     rows.main(["--small", "--rounds", "2", "--batch", "2", "--dtype", "float32"])
-    table = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
-    assert len({len(cells) for cells in table}) == 1
+    table = table_of(capsys.readouterr().out)
     names = rows.variants(rows.llava(True, "float32", "cpu"), 2)
     assert [cells[2] for cells in table[2:]] == list(names)
 
@@ -34,6 +45,26 @@ def test_all_variants_do_the_same_work(rows):
         torch.testing.assert_close(other[-3:], maps[0], rtol=0, atol=1e-6)
 
 
-def test_the_interval_is_that_of_the_sign_test(rows):
-    assert rows.interval(range(15)) == (3, 11, pytest.approx(0.96484375))
-    assert rows.interval([5, 4, 3, 2, 1]) == (1, 5, pytest.approx(0.9375))
+def test_the_interval_is_that_of_the_sign_test(script):
+    interval = script("timing").interval
+    assert interval(range(15)) == (3, 11, pytest.approx(0.96484375))
+    assert interval([5, 4, 3, 2, 1]) == (1, 5, pytest.approx(0.9375))
+
+
+def test_every_reader_has_its_row_for_every_length_and_its_growth(script, capsys):
+    script("reducers").main(["--tokens", "8", "16", "--rounds", "2", "--dtype", "bfloat16"])
+    table = table_of(capsys.readouterr().out)
+    names = ["class row", "mean query", "received", "SDPA"]
+    assert [tuple(cells[:2]) for cells in table[2:]] == [(n, name) for n in ("8", "16") for name in names]
+    growth = table[0].index("CPU / 8 tokens")
+    assert [cells[growth] for cells in table[2:6]] == ["1.000 [1.000, 1.000]"] * 4
+    beside = table[0].index("CPU / SDPA")
+    assert [cells[beside] for cells in table[5::4]] == ["1.000 [1.000, 1.000]"] * 2
+
+
+def test_readers_are_timed_on_one_and_the_same_call(script):
+    calls = script("reducers").variants(8, torch.float32, "cpu")
+    with torch.no_grad():
+        found = {name: call() for name, call in calls.items()}
+    assert found["class row"].shape == found["mean query"].shape == found["received"].shape == (1, 16, 8)
+    assert found["SDPA"].shape == (1, 16, 8, 64)

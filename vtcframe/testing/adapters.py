@@ -191,6 +191,7 @@ def _state(model: nn.Module) -> dict[str, object]:
             for n, m in modules.items()
             if hasattr(getattr(m, "config", None), "_attn_implementation")
         ],
+        "a torch function mode": torch.overrides._get_current_function_mode_stack(),
         "the attention registry": {name: id(f) for name, f in ALL_ATTENTION_FUNCTIONS.items()},
     }
 
