@@ -5,11 +5,14 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here may reach a network
 import pytest
 import torch
 
+from vtcframe.registry import entries
 from vtcframe.testing.backbones import SAMPLES, make_inputs, tiny_llava, tiny_llava_next
 from vtcframe.testing.families import BACKBONES
 
 torch.set_num_threads(1)  # the tensors are tiny: threads cost more than they give
 BUILDERS = {"llava": tiny_llava, "llava_next": tiny_llava_next}  # whose every detail test_llava knows
+FAMILIES = {getattr(entry.load(), "family", None) for entry in entries() if entry.kind == "adapter"}
+SERVED = [family for family in BACKBONES if family in FAMILIES]
 _built = {}
 
 
@@ -20,6 +23,10 @@ def backbone(family: str, attention: str = "sdpa"):
         model.generate(**make_inputs(processor, SAMPLES["one"]), max_new_tokens=1)
         _built[family, attention] = model, processor
     return _built[family, attention]
+
+
+def has_mrope(family):
+    return hasattr(backbone(family)[0].base_model, "get_rope_index")
 
 
 @pytest.fixture(params=BUILDERS)

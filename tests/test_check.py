@@ -1,6 +1,7 @@
 import pytest
 
 from vtcframe.backbone import Backbone
+from vtcframe.check import PRUNERS
 from vtcframe.cli import main
 from vtcframe_backbones.llava import Llava
 
@@ -29,7 +30,7 @@ def test_every_law_holds_on_the_bundled_checkpoint(capsys):
     assert "Llava, torch.float32 on cpu" in lines[0]
     assert len(lines) == 2 + 3 * 3 + 1
     for law in ("keep all", "removed = masked", "alone = in a batch"):
-        for pruner in ("VtcCls(last=3)", "RandomPruner(seed=0)", "UniformPruner()"):
+        for pruner in map(str, PRUNERS):
             assert any(line.startswith(law) and pruner in line and line.endswith("  holds") for line in lines)
     assert lines[-1] == "11 holds, 0 broken, 0 not served"
 
@@ -81,7 +82,7 @@ def test_what_an_adapter_does_not_serve_is_told_and_breaks_nothing(tiny, monkeyp
     monkeypatch.setattr(Llava, "encode", poor)
     status, lines, _ = check(capsys, "--tokens=3")
     assert status == 0
-    assert outcomes(lines)["every law", "VtcCls(last=3)"] == "not served: no [CLS] here"
+    assert outcomes(lines)["every law", str(PRUNERS[0])] == "not served: no [CLS] here"
     assert lines[-1] == ["8 holds, 0 broken, 1 not served"]
 
 
@@ -100,6 +101,7 @@ def test_half_precision_is_held_to_what_the_checkpoint_itself_shows(tiny, monkey
     [
         (["--tokens=1000"], "drops nothing: the samples have [16, 16, 32, 0] visual tokens"),
         (["--tokens=0"], "tokens must be at least 1, got 0"),
+        (["--device=banana"], "there is no device 'banana' here: use cpu"),
         (["--image=lost.png"], "cannot read the image lost.png: FileNotFoundError"),
     ],
 )

@@ -37,7 +37,9 @@ def test_a_question_may_have_several_images_and_a_number_for_an_id(tmp_path):
         ([{"image": "a.png", "question": "?"}], r"line 1: there is no field 'id'"),
         ([LINE | {"question": 3}], r"line 1: the field 'question' must be str, got 3"),
         ([LINE | {"answer": 3}], r"line 1: the field 'answer' must be str \| None, got 3"),
-        ([{"id": "a", "question": "?"}], r"line 1: give `image` .* or `images`"),
+        ([{"id": "a", "question": "?"}], r"line 1: give `image` .* or `images` .*, or a `video`"),
+        ([LINE | {"video": 3}], r"line 1: a video is given as a path or as a list of its frames' paths, got 3"),
+        ([LINE | {"video": ["a.png", 3]}], r"line 1: a video is given as a path or as a list"),
         ([LINE | {"images": ["a.png"]}], r"line 1: give `image` .* or `images` .* exactly one"),
         ([LINE | {"image": None}], r"line 1: pictures are given as paths, at least one a question, got \[None\]"),
         ([{"id": "a", "images": [], "question": "?"}], r"line 1: pictures are given as paths, at least one"),
@@ -96,3 +98,79 @@ def test_bundled_names_stand_for_folders_of_the_package():
     assert bundled("some/folder") == "some/folder"
     with pytest.raises(UsageError, match=r"nothing bundled is called 'vtcframe:tinny': use .*vtcframe:tiny"):
         bundled("vtcframe:tinny")
+
+
+def frame(level):
+    return Image.new("RGB", (8, 6), (level, level, level))
+
+
+def levels(sample):
+    """The brightness of each frame."""
+    assert sample.error is None
+    return [[one.getpixel((0, 0))[0] for one in frames] for frames in sample.videos]
+
+
+def asked(folder, frames=None, **fields):
+    (sample,) = read_samples(written(folder, {"id": "a", "question": "?"} | fields), folder)
+    return sample.loaded(frames)
+
+
+def test_a_video_is_a_list_of_frames_a_folder_of_them_or_an_animation(tmp_path):
+    (tmp_path / "film").mkdir()
+    (tmp_path / "film" / "notes.txt").write_text("no frame")
+    names = [f"film/frame{number}.png" for number in (2, 9, 10)]
+    for name, level in zip(names, (20, 90, 100), strict=True):
+        frame(level).save(tmp_path / name)
+    assert levels(asked(tmp_path, video=names[::-1])) == [[100, 90, 20]]
+    assert levels(asked(tmp_path, video="film")) == [[20, 90, 100]]  # 9 before 10
+    for name in ("a.gif", "a.webp"):
+        frame(20).save(
+            tmp_path / name, save_all=True, append_images=[frame(90), frame(100)], duration=100, lossless=True
+        )
+        assert levels(asked(tmp_path, video=name)) == [[20, 90, 100]]
+    assert levels(asked(tmp_path, video="film/frame9.png")) == [[90]]
+
+
+def test_a_video_stands_beside_images(tmp_path):
+    frame(3).save(tmp_path / "a.png")
+    sample = asked(tmp_path, image="a.png", video=["a.png", "a.png"])
+    assert (len(sample.pictures), levels(sample)) == (1, [[3, 3]])
+    assert asked(tmp_path, image="a.png").videos == ()
+
+
+@pytest.mark.parametrize(
+    ("wanted", "shown"), [(None, [0, 1, 2, 3, 4, 5, 6, 7]), (1, [4]), (2, [2, 6]), (3, [1, 4, 6]), (8, list(range(8)))]
+)
+def test_frames_are_the_middles_of_equal_parts(tmp_path, wanted, shown):
+    frames = [frame(10 * i) for i in range(8)]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    for i, one in enumerate(frames):
+        one.save(tmp_path / f"{i}.png")
+    for video in ("a.gif", [f"{i}.png" for i in range(8)]):
+        assert levels(asked(tmp_path, wanted, video=video)) == [[10 * i for i in shown]]
+    data = Questions(str(written(tmp_path, {"id": "a", "question": "?", "video": "a.gif"})), frames=wanted)
+    data.setup("predict")
+    ((sample,),) = data.predict_dataloader()
+    assert len(sample.videos[0]) == len(shown)
+    with pytest.raises(ValueError, match="frames must be at least 1, got 0"):
+        Questions("questions.jsonl", frames=0)
+
+
+def test_a_video_that_cannot_be_read_makes_its_sample_fail_and_says_what_to_do(tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "film.MP4").write_bytes(b"ftyp")
+    (tmp_path / "torn.gif").write_bytes(b"GIF89a")
+    frame(1).save(tmp_path / "a.png")
+    Image.new("RGB", (9, 9)).save(tmp_path / "b.png")
+    for video, message in (
+        ([], "the video [] has no frames"),
+        ("empty", f"the video {tmp_path}/empty has no frames: give pictures, or a folder that holds some"),
+        ("film.MP4", "only animated GIF and WebP: write its frames as pictures (ffmpeg -i film.MP4"),
+        ("torn.gif", f"cannot read the video {tmp_path}/torn.gif: "),
+        ("lost", f"cannot read the video {tmp_path}/lost: FileNotFoundError"),
+        (["a.png", "lost.png"], f"cannot read the frame {tmp_path}/lost.png: FileNotFoundError"),
+        (["a.png", "b.png"], f"the frames of the video {tmp_path}/a.png, ... differ in size: [(8, 6), (9, 9)]"),
+    ):
+        sample = asked(tmp_path, video=video)
+        assert message in sample.error
+        assert sample.videos == ()

@@ -1,4 +1,4 @@
-"""Every family of backbones: the laws over a matrix, alignment, published sizes, bad input."""
+"""Every family of backbones: alignment, proxies, positions, published sizes, bad input."""
 
 import copy
 import sys
@@ -8,90 +8,27 @@ from dataclasses import replace
 import pytest
 import torch
 
-from conftest import backbone
-from covering import cases, pairs
+from conftest import SERVED, backbone
 from vtcframe import (
     Budget,
     ClassToken,
-    Even,
     Evidence,
     Features,
     Keys,
-    Pipeline,
     RandomPruner,
-    RankFusion,
     Rows,
-    TopK,
     VtcCls,
     adapter_for,
     compress,
 )
 from vtcframe.arrangement import Arrangement
-from vtcframe.registry import entries
-from vtcframe.scorers import ClsAttention, Random
-from vtcframe.testing import check_adapter, check_restored
+from vtcframe.testing import check_restored
 from vtcframe.testing.adapters import inputs_for
 from vtcframe.testing.alignment import check_aligned
-from vtcframe.testing.families import BACKBONES, FLASH, samples_of
+from vtcframe.testing.families import samples_of
 from vtcframe.testing.flash import emulated_flash
 from vtcframe.testing.published import PUBLISHED, on_meta
 from vtcframe.testing.samples import SAMPLES
-
-FAMILIES = {getattr(entry.load(), "family", None) for entry in entries() if entry.kind == "adapter"}
-SERVED = [name for name in BACKBONES if name in FAMILIES]
-MROPE = {name for name in SERVED if hasattr(backbone(name)[0].base_model, "get_rope_index")}
-GREEDY = {"do_sample": False, "max_new_tokens": 5}
-AXES = {
-    "family": SERVED,
-    "attention": ["sdpa", "eager", "flash"],
-    "samples": list(SAMPLES),
-    "side": ["left", "right"],
-    "positions": ["original", "compact"],
-    "options": [GREEDY, GREEDY | {"num_beams": 3}, GREEDY | {"num_beams": 3, "num_return_sequences": 2}],
-}
-JOINED = Pipeline((ClsAttention(1, "proxy"), Random(2)), RankFusion(), Even(), TopK(), across="sample")
-
-
-def possible(case):
-    if case["positions"] == "compact" and case["family"] in MROPE:
-        return False
-    if case["attention"] == "flash" and case["family"] not in FLASH:
-        return False
-    return case["samples"] in samples_of(case["family"])
-
-
-def hold(case, pruners):
-    attention = "sdpa" if case["attention"] == "flash" else case["attention"]
-    model, processor = backbone(case["family"], attention)
-    given = SAMPLES[case["samples"]], pruners, Budget(tokens=3), case["positions"], case["side"], case["options"]
-    if case["attention"] != "flash":
-        return check_adapter(model, processor, *given)
-    with emulated_flash(model):
-        check_adapter(model, processor, *given)
-
-
-def name(case):
-    return "-".join(str(value).replace(" ", "_") for value in case.values() if not isinstance(value, dict))
-
-
-@pytest.mark.parametrize("case", pairs(AXES, possible), ids=name)
-def test_laws_hold_for_every_pair_of_axis_values(case):
-    hold(case, (VtcCls(2, "proxy"), JOINED))
-
-
-@pytest.mark.matrix
-@pytest.mark.parametrize("family", SERVED)
-def test_laws_hold_over_the_full_product(family):
-    for case in cases(AXES | {"family": [family]}, possible):
-        hold(case, (VtcCls(2, "proxy"),))
-
-
-def test_every_tiny_backbone_with_an_adapter_is_in_the_matrix():
-    assert {"llava", "llava_next", "llava_onevision", "internvl", "video_llava"} <= set(SERVED)
-    assert {"qwen2_vl", "qwen2_5_vl", "qwen3_vl"} == MROPE - {"glm4v"}
-    covered = {(c["family"], c["samples"]) for c in pairs(AXES, possible)}
-    assert covered == {(family, samples) for family in SERVED for samples in samples_of(family)}
-
 
 ALIGNED = {  # size of a picture (height, width), or of the frames of a video
     "llava": [((56, 56), 0), ((80, 160), 0), ((160, 80), 0), ((30, 100), 0)],

@@ -3,7 +3,7 @@ from PIL import Image
 
 from vtcframe import Budget, RandomPruner, VtcCls, adapter_for
 from vtcframe.metrics import Row
-from vtcframe.pictures import GAP, file_name, kept_tokens, score_map, sheet
+from vtcframe.pictures import GAP, cells, file_name, kept_tokens, score_map, sheet
 from vtcframe.predict import _views
 from vtcframe.testing.backbones import draw, make_inputs
 
@@ -104,3 +104,32 @@ def test_file_names_are_safe_and_differ_where_ids_do(identity):
 
 def test_a_safe_id_is_its_own_file_name():
     assert file_name("scene-00-color", ".png") == "scene-00-color.png"
+
+
+def test_frames_of_a_video_are_drawn_side_by_side_behind_the_pictures():
+    frames = [Image.new("RGB", (80, 80), colour) for colour in ("red", "lime")]
+    views = [view([[True]]), view([[True]], image=1), view([[False]], image=1) | {"frame": 1}]
+    drawn = kept_tokens([WHITE, frames], views)
+    assert drawn.size == (3 * 80 + 2 * GAP, 80)
+    white, red, dark = (drawn.getpixel((40 + n * (80 + GAP), 40)) for n in range(3))
+    assert (white, red) == ((255, 255, 255), (255, 0, 0))
+    assert dark[1] < 70
+    assert score_map([WHITE, frames], views).width >= drawn.width
+    assert sheet([WHITE, frames], [row(method="unpruned"), row(views, budget={"ratio": 0.5})]).width > 2 * 384
+
+
+def test_many_frames_go_on_in_the_next_line():
+    views = [view([[True]]) | {"frame": n} for n in range(10)]
+    drawn = kept_tokens([[WHITE] * 10], views)
+    assert drawn.size == (8 * 80 + 7 * GAP, 2 * 80 + GAP)
+
+
+def test_tokens_that_are_too_small_for_an_outline_have_none():
+    drawn = kept_tokens([WHITE], [view([[True] * 16] * 16)])
+    assert brightness(drawn, 0, 0) == brightness(drawn, 42, 42) == 255
+
+
+def test_cells_are_cut_to_the_picture():
+    kept = [[True, None], [False, True]]
+    assert cells(view(kept, box=(-0.5, 0, 0.5, 1)), 40, 20) == [[None, None], [(0, 0, 20, 10), (20, 0, 40, 10)]]
+    assert cells(view(kept), 40, 20) == [[(0, 0, 20, 10), None], [(0, 10, 20, 20), (20, 10, 40, 20)]]

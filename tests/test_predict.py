@@ -10,19 +10,34 @@ import torch
 import yaml
 from PIL import Image
 
-from vtcframe import Budget, ClsAttention, Even, Mean, Pipeline, RandomPruner, TopK, compress
+from vtcframe import (
+    Budget,
+    ClsAttention,
+    Even,
+    Mean,
+    Pipeline,
+    RandomPruner,
+    RankFusion,
+    TokenNorm,
+    TopK,
+    UniformPruner,
+    compress,
+)
 from vtcframe.backbone import Backbone
 from vtcframe.cli import main
-from vtcframe.config import bundled
+from vtcframe.config import UsageError, bundled
 from vtcframe.data import Sample, read_samples
 from vtcframe.methods import VtcCls
 from vtcframe.metrics import Row, accuracy, columns, table
+from vtcframe.pictures import sheet
+from vtcframe.pipeline import Stage
 from vtcframe.predict import Comparison, Predictor, _views
-from vtcframe.testing.backbones import SAMPLES, make_inputs
+from vtcframe.testing.backbones import SAMPLES, draw, make_inputs
+from vtcframe.testing.families import BACKBONES
 from vtcframe.writer import NOTE
 
 QUICKSTART = str(Path(__file__).parent.parent / "configs" / "quickstart.yaml")
-METHODS = "VtcCls(last=3)", "RandomPruner(seed=0)", "UniformPruner()"
+METHODS = tuple(str(pruner) for pruner in (VtcCls(last=3), RandomPruner(seed=0), UniformPruner()))
 QUESTIONS = Path(bundled("vtcframe:questions"))
 
 
@@ -64,7 +79,7 @@ def runs(rows):
 def test_the_quickstart_answers_well_unpruned_and_vtc_cls_beats_random_at_an_eighth(quickstart):
     of = {run: accuracy(columns(rows)["attributes"]) for run, rows in runs(quickstart[2]).items()}
     assert of["unpruned", None] >= 0.90
-    assert of["VtcCls(last=3)", 0.125] - of["RandomPruner(seed=0)", 0.125] >= 0.08
+    assert of[METHODS[0], 0.125] - of[METHODS[1], 0.125] >= 0.08
 
 
 def test_every_question_has_one_row_for_each_method_and_budget_in_the_order_of_the_file(quickstart):
@@ -174,7 +189,8 @@ def test_the_printed_configuration_loads_again_and_uses_short_names(tmp_path):
     first, again = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(first), pytest.raises(SystemExit, match="0"):
         main(["predict", "--config", QUICKSTART, "--print_config"])
-    assert {"name": "VtcCls", "last": 3} in yaml.safe_load(first.getvalue())["model"]["compare"]["pruners"]
+    printed = yaml.safe_load(first.getvalue())["model"]["compare"]["pruners"][0]
+    assert (printed["name"], printed["last"]) == ("VtcCls", 3)
     (tmp_path / "printed.yaml").write_text(first.getvalue())
     with contextlib.redirect_stdout(again), pytest.raises(SystemExit, match="0"):
         main(["predict", "--config", str(tmp_path / "printed.yaml"), "--print_config"])
@@ -190,7 +206,7 @@ def test_predictions_are_those_of_compress_and_of_the_model_itself(quickstart):
         text = [{"type": "image"}, {"type": "text", "text": asked["question"]}]
         prompt = processor.apply_chat_template([{"role": "user", "content": text}], add_generation_prompt=True)
         inputs = processor(images=Image.open(QUESTIONS / asked["image"]), text=prompt, return_tensors="pt")
-        for one, run in ((model, ("unpruned", None)), (short, ("VtcCls(last=3)", 0.125))):
+        for one, run in ((model, ("unpruned", None)), (short, (METHODS[0], 0.125))):
             out = one.generate(**inputs, max_new_tokens=1, do_sample=False)
             answer = processor.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
             assert split[run][n].id == asked["id"]
@@ -229,8 +245,8 @@ def test_a_list_on_the_command_line_replaces_that_of_the_file(tmp_path):
     lists = "--model.compare.pruners", "[VtcCls]", "--model.compare.budgets=[{tokens: 9}, {tokens: 5}]"
     assert predict(f"--config={tmp_path}/more.yaml", *taken(tmp_path, 1), *lists)[0] == 0
     assert [(row.method, row.visual_tokens) for row in read(tmp_path)[1:]] == [
-        ("VtcCls(last=3)", 9),
-        ("VtcCls(last=3)", 5),
+        (METHODS[0], 9),
+        (METHODS[0], 5),
     ]
 
 
@@ -238,7 +254,7 @@ def test_stages_prune_without_a_comparison(tmp_path):
     stages = "--model.stages=[{at: projector, pruner: VtcCls, budget: {tokens: 9}, positions: compact}]"
     assert predict(*taken(tmp_path, 4), "--model.compare=null", stages)[0] == 0
     assert [(row.method, row.budget, row.visual_tokens) for row in read(tmp_path)] == [
-        ("VtcCls(last=3)", {"tokens": 9}, 9)
+        (METHODS[0], {"tokens": 9}, 9)
     ] * 4
 
 
@@ -251,10 +267,8 @@ def test_a_pruner_can_be_spelt_out_by_short_names(tmp_path):
         "selector": "TopK",
     }
     assert predict(*taken(tmp_path, 2), f"--model.compare.pruners={json.dumps([pruner])}")[0] == 0
-    assert read(tmp_path)[1].method == (
-        "Pipeline(scorers=(ClsAttention(last=2), TokenNorm()), ensembler=RankFusion(k=10), allocator=Even(), "
-        "selector=TopK(), merger=None, across='view')"
-    )
+    whole = Pipeline((ClsAttention(last=2), TokenNorm()), RankFusion(k=10), Even(), TopK())
+    assert read(tmp_path)[1].method == str(whole)
 
 
 def test_without_stages_and_compare_the_model_answers_with_all_tokens(tmp_path):
@@ -447,3 +461,115 @@ def test_dropping_what_cls_attends_to_most_hurts_far_more_than_dropping_at_rando
         rows = predictor.predict_step([sample.loaded() for sample in samples], 0)
     of = {method: accuracy([row for row in rows if row.method == method]) for method in {row.method for row in rows}}
     assert of[str(RandomPruner(seed=0))] - of[str(least)] >= 0.3
+
+
+TEMPLATE = """{% for part in messages[0]['content'] -%}
+{% if part['type'] == 'image' %}IMAGE {% elif part['type'] == 'video' %}VIDEO {% else %}{{ part['text'] }}{% endif %}
+{%- endfor %}"""
+
+
+def predictor_of(monkeypatch, family, *pruners, tokens=3):
+    """A predictor on a random model of a family, with a chat template."""
+    model, processor = BACKBONES[family]()
+    image, video = processor.image_token, getattr(processor, "video_token", "")
+    around = (lambda one: f"<|vision_start|>{one}<|vision_end|>") if "qwen" in family else (lambda one: one)
+    processor.chat_template = TEMPLATE.replace("IMAGE", around(image)).replace("VIDEO", around(video))
+    monkeypatch.setattr(Backbone, "load", lambda self: (model, processor))
+    predictor = Predictor(
+        Backbone("some/checkpoint"),
+        compare=Comparison(list(pruners), [Budget(tokens=tokens)]),
+        generation={"max_new_tokens": 3},
+    )
+    predictor.setup("predict")
+    predictor.viewed = 100
+    return predictor
+
+
+def sample(name, pictures=(), frames=0, size=(70, 90)):
+    film = tuple(draw(*size, 20 + f) for f in range(frames))
+    return Sample(name, "what ?", (), pictures=tuple(pictures), videos=(film,) if frames else ())
+
+
+def answered(predictor, *samples):
+    with torch.no_grad():
+        rows = predictor.predict_step(list(samples), 0)
+    return {name: [row for row in rows if row.id == name] for name in (one.id for one in samples)}
+
+
+@pytest.mark.parametrize("family", ["llava_onevision", "internvl", "video_llava", "qwen2_5_vl", "qwen3_vl"])
+def test_pictures_and_videos_are_answered_together_as_they_are_alone(monkeypatch, family):
+    predictor = predictor_of(monkeypatch, family, RandomPruner())
+    batch = [
+        sample("picture", [draw(60, 90, 1)]),
+        sample("film", frames=4),
+        sample("both", [draw(60, 90, 2)], frames=4),
+    ]
+    together = answered(predictor, *batch)
+    merged = 2 if "qwen" in family else 1
+    for one in batch:
+        unpruned, pruned = together[one.id]
+        assert unpruned.error is None
+        assert (pruned.visual_tokens, pruned.visual_tokens_before) == (3, unpruned.visual_tokens)
+        again = answered(predictor, one)[one.id]
+        assert [(row.prediction, row.views) for row in again] == [
+            (row.prediction, row.views) for row in (unpruned, pruned)
+        ]
+        want = {(i, 0) for i in range(len(one.pictures))}
+        want |= {(len(one.pictures), f) for frames in one.videos for f in range(len(frames) // merged)}
+        assert {(view["image"], view["frame"]) for view in pruned.views} == want
+        shown = predictor.shown(one)
+        assert len(shown) == len(one.pictures) + len(one.videos)
+        assert [len(frames) for frames in shown[len(one.pictures) :]] == [4 // merged for _ in one.videos]
+        sheet(shown, together[one.id])
+
+
+def test_a_video_for_a_model_that_takes_none_fails_alone(monkeypatch):
+    predictor = predictor_of(monkeypatch, "llava", RandomPruner())
+    rows = answered(predictor, sample("picture", [draw(60, 90, 1)]), sample("film", frames=2))
+    assert [row.error for row in rows["picture"]] == [None, None]
+    (row,) = rows["film"]
+    assert "some/checkpoint cannot be asked this" in row.error
+    assert "LlavaProcessor takes no videos: give the frames as `images`" in row.error
+
+
+def test_what_a_processor_refuses_fails_alone(monkeypatch):
+    predictor = predictor_of(monkeypatch, "qwen2_vl", RandomPruner())
+    rows = answered(predictor, sample("line", [draw(3, 900, 1)]), sample("picture", [draw(60, 90, 1)]))
+    assert [row.error for row in rows["picture"]] == [None, None]
+    assert "aspect ratio" in rows["line"][0].error
+
+
+def test_a_processor_of_another_model_fails_every_sample_and_says_so(monkeypatch):
+    predictor = predictor_of(monkeypatch, "llava", RandomPruner())
+    predictor.processor.patch_size = 28
+    rows = answered(predictor, sample("a", [draw(60, 90, 1)]), sample("b", [draw(60, 90, 2)]))
+    for (row,) in rows.values():
+        assert "its processor belongs to another model" in row.error
+
+
+def test_what_a_pruner_refuses_is_told(monkeypatch):
+    predictor = predictor_of(monkeypatch, "qwen2_vl", RandomPruner())
+    predictor.runs = [Stage("projector", RandomPruner(), Budget(tokens=3), "compact")]
+    with pytest.raises(UsageError, match=r"RandomPruner\(seed=0\) cannot prune some/checkpoint: .*use 'original'"):
+        answered(predictor, sample("a", [draw(60, 90, 1)]))
+
+
+def test_questions_about_videos_run_from_a_file(tmp_path, monkeypatch):
+    predictor_of(monkeypatch, "video_llava")
+    for f in range(6):
+        draw(60, 90, f).save(tmp_path / f"{f}.png")
+    lines = [
+        {"id": "film", "video": [f"{f}.png" for f in range(6)], "question": "what ?"},
+        {"id": "none", "video": [], "question": "what ?"},
+    ]
+    (tmp_path / "asked.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    given = f"--data.path={tmp_path}/asked.jsonl", f"--writer.folder={tmp_path}", "--data.frames=3"
+    status, _, err = predict(*given, "--writer.pictures=1", "--model.compare.budgets=[{tokens: 4, per: view}]")
+    rows = read(tmp_path)
+    assert status == 1
+    assert "none" in err
+    assert [(row.id, row.visual_tokens, row.visual_tokens_before) for row in rows if row.budget] == [
+        ("film", 12, 48)
+    ] * 3
+    assert "has no frames" in rows[-1].error
+    assert (tmp_path / "pictures" / "film.png").exists()

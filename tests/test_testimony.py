@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_witness import LONG, saved_clip, saved_open_clip, saved_timm
 
 from conftest import backbone
+from test_witness import LONG, saved_clip, saved_open_clip, saved_timm
 from vtcframe import (
     Budget,
     Even,
