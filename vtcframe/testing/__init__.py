@@ -7,6 +7,7 @@ A check raises AssertionError saying which law is broken and where. Nothing is d
 """
 
 from vtcframe.testing.adapters import check_adapter, check_restored
+from vtcframe.testing.alignment import check_aligned
 from vtcframe.testing.backbones import (
     tiny_llava,
     tiny_llava_next,
@@ -43,6 +44,7 @@ __all__ = [
     "BACKBONES",
     "PUBLISHED",
     "check_adapter",
+    "check_aligned",
     "check_allocator",
     "check_ensembler",
     "check_merger",
