@@ -184,7 +184,7 @@ def test_siglip_pooling_heads_are_read_where_the_checkpoint_has_one():
         vision_config=vision,
         text_config=llava.config.text_config,
         image_token_index=llava.config.image_token_id,
-        vision_feature_layer=-1,
+        vision_feature_layer=-2,  # the head reads the last block's output all the same
         vision_feature_select_strategy="full",
     )
     model = LlavaForConditionalGeneration(config).eval()
@@ -192,6 +192,8 @@ def test_siglip_pooling_heads_are_read_where_the_checkpoint_has_one():
     head = model.base_model.vision_tower.head
     hook = head.attention.register_forward_pre_hook(lambda module, given: seen.append(given))
     need = Rows("head", (-1,))
+    with torch.no_grad():
+        model.base_model.vision_tower(inputs["pixel_values"])
     evidence = adapter_for(model).observe(inputs, (need,))
     hook.remove()
     with torch.no_grad():

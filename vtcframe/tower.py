@@ -129,6 +129,8 @@ class TowerAdapter(Adapter):
                 for module, reader in pairs:
                     readers.setdefault(module, []).append(reader)
             deepest = max([*tower.read, *(i + 1 for i, module in enumerate(tower.attention) if module in readers)])
+            if tower.head in readers:  # it reads what the last block makes
+                deepest = len(tower.attention)
             with Tap(readers) as tap, first_blocks(tower, deepest):
                 encoded = self.features(modality, inputs, tower)
             out = encoded.pooler_output
