@@ -7,6 +7,7 @@ import torch
 from PIL import Image, ImageDraw
 from transformers import CLIPImageProcessor, LlavaImageProcessor, VideoLlavaImageProcessor, VideoLlavaVideoProcessor
 
+from conftest import SERVED
 from vtcframe import Budget, TokenNorm, VtcCls, compress
 from vtcframe.allocators import Even
 from vtcframe.backbone import Backbone, asked, device_for, shown
@@ -167,7 +168,7 @@ def check_lit(path, size, count, video=True):
 
 
 @pytest.mark.parametrize("size", [(140, 300), (320, 160)])
-@pytest.mark.parametrize("family", BACKBONES)
+@pytest.mark.parametrize("family", SERVED)
 def test_a_bright_place_lights_the_token_that_is_told_to_lie_there(tmp_path, of_family, family, size):
     of_family(family)
     check_lit(tmp_path, size, 1)
@@ -189,7 +190,7 @@ def test_views_of_a_video_tell_which_frames_they_show(tmp_path, of_family, famil
     assert frames == [tuple(range(f, f + merged)) for f in range(0, 4, merged)]
 
 
-@pytest.mark.parametrize("family", BACKBONES)
+@pytest.mark.parametrize("family", SERVED)
 def test_each_of_two_pictures_lights_its_own_tokens_only(tmp_path, of_family, family):
     of_family(family)
     check_lit(tmp_path, (140, 300), 2, video=False)

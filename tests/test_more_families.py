@@ -17,6 +17,7 @@ from vtcframe.ensemblers import Mean
 from vtcframe.needs import Features, Keys, Rows
 from vtcframe.pipeline import Scorer
 from vtcframe.selectors import TopK
+from vtcframe.testimony import _portraits
 from vtcframe.testing.adapters import check_adapter, check_removed_is_masked, inputs_for
 from vtcframe.testing.backbones import randomised
 from vtcframe.testing.families import BACKBONES, samples_of
@@ -357,6 +358,36 @@ def test_a_tile_of_idefics_lies_where_it_was_cut():
     whole = [0, 0, 1, 1]
     square = [[0, 0, 0.5, 0.5], [0, 0.5, 0.5, 1], [0.5, 0, 1, 0.5], [0.5, 0.5, 1, 1], whole]
     assert layout.box.tolist() == [*square, [0, 0, 0.5, 1], [0.5, 0, 1, 1], whole, *square]
+
+
+def shown(family, samples):
+    """What a witness sees, [3, h, w] in 0..1 each, and which of them each view shows."""
+    model, processor = built(family)
+    adapter, inputs = adapter_for(model, processor), make_inputs(processor, samples)
+    return _portraits(Rows("cls", (-1,), tower="timm:any"), adapter, inputs, adapter.arrange(inputs))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_witness_is_shown_each_picture(family):
+    colours = [(200, 30, 90), (10, 240, 60), (120, 120, 250)]
+    first, second, third = (Image.new("RGB", (112, 112), colour) for colour in colours)
+    portraits, of = shown(family, [("<image> and <image> ?", [first, second]), ("what ?", []), ("<image> ?", [third])])
+    assert [round(255 * float(x)) for p in portraits for x in p.mean((1, 2))] == pytest.approx(sum(colours, ()), abs=2)
+    assert of.tolist() == sorted(of.tolist())
+    assert set(of.tolist()) == {0, 1, 2}
+    half = Image.new("RGB", (112, 112))
+    half.paste((255, 255, 255), (0, 0, 56, 112))
+    ((portrait,), _) = shown(family, [("<image> ?", [half])])
+    left, right = portrait.chunk(2, 2)
+    assert left.mean() > 0.9
+    assert right.mean() < 0.1
+
+
+@pytest.mark.parametrize(("family", "reds"), [("llava_next_video", [0, 60, 120, 180]), ("glm4v", [30, 150])])
+def test_a_witness_is_shown_each_frame(family, reds):
+    portraits, of = shown(family, [("<video> ?", [[Image.new("RGB", (56, 56), (60 * i, 20, 40)) for i in range(4)]])])
+    assert of.tolist() == list(range(len(reds)))
+    assert [round(255 * float(p[0].mean())) for p in portraits] == pytest.approx(reds, abs=2)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

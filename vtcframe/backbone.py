@@ -47,7 +47,7 @@ class Backbone:
     attn_implementation: str | None = None
 
     def load(self) -> tuple[Any, Any]:
-        """Return model and processor, which pads on the left. UsageError if there is nothing that can be loaded."""
+        """Return model and processor. UsageError if there is nothing that can be loaded."""
         path = bundled(self.path)
         source: dict[str, Any] = {"local_files_only": Path(path).is_dir(), "trust_remote_code": False}
         weights = {"dtype": self.dtype, "attn_implementation": self.attn_implementation, "use_safetensors": True}
@@ -62,7 +62,6 @@ class Backbone:
                 f"the backbone {self.path!r} has no processor of pictures and text, only a {type(processor).__name__}: "
                 "put the files of the model's own processor beside its weights"
             )
-        processor.tokenizer.padding_side = "left"  # what is generated follows the prompts' last tokens
         return model, processor
 
     def language(self) -> Language | None:
@@ -106,6 +105,7 @@ def asked(processor: Any, samples: Sequence[Sample]) -> Any:
         text=prompts,
         add_special_tokens=start is None or not prompts[0].startswith(start),  # some templates write it themselves
         padding=True,
+        padding_side="left",  # what is generated follows the last tokens of the prompts
         return_tensors="pt",
         **given,
     )

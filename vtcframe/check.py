@@ -52,7 +52,7 @@ def check(
     model, processor = Backbone(path, dtype).load()
     model = model.to(place).eval()
     try:
-        adapter, samples = adapter_for(model), _samples(pictures)
+        adapter, samples = adapter_for(model, processor), _samples(pictures)
         inputs = inputs_for(model, processor, samples)
         layout = adapter.arrange(inputs).layout
         close, noise = _bound(model, processor, samples)  # runs the model once, which check_restored asks for

@@ -167,7 +167,7 @@ class Predictor(LightningModule):
                     structural_tokens=int(structural[p]),
                     seconds=seconds,
                     encode_seconds=0.0 if pruned is None else encoding,  # otherwise generate itself encodes
-                    views=None if pruned is None or p >= viewed else _numbered(_views(layout, pruned, p), samples[p]),
+                    views=None if pruned is None or p >= viewed else _views(layout, pruned, p),
                 )
                 rows[p].append(row)
         return rows
@@ -248,17 +248,6 @@ def _views(layout: Layout, pruned: Pruned, p: int) -> list[View]:
                 view["kept"][y][x], score = fate[at]
                 view["scores"][y][x] = float(f"{score:.6g}")
         views.append(view)
-    return views
-
-
-def _numbered(views: list[View], sample: Sample) -> list[View]:
-    """Number views by the sample's pictures, then its videos, where the model reads frames as pictures (InternVL)."""
-    names = [(i, 0) for i in range(len(sample.pictures))]
-    names += [(len(names) + i, f) for i, frames in enumerate(sample.videos) for f in range(len(frames))]
-    if max(view["image"] for view in views) < len(sample.pictures) + len(sample.videos):
-        return views
-    for view in views:
-        view["image"], view["frame"] = names[view["image"]]
     return views
 
 
