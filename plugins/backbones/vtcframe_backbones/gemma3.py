@@ -1,10 +1,10 @@
 """Gemma 3: a SigLIP tower, squares of patches averaged to tokens that see each other in both directions."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from vtcframe.adapter import Modality
 from vtcframe.arrangement import Picture
@@ -25,6 +25,10 @@ class Gemma3(TowerAdapter):
     stacked = ("image",)
     follows = ("token_type_ids",)
     reads = ("input_ids", "attention_mask", "position_ids", "pixel_values", "token_type_ids")
+
+    def __init__(self, model: nn.Module, processor: Any = None) -> None:
+        super().__init__(model)  # its processor calls what stands before the placeholders image_token_id: not compared
+        self.processor = processor
 
     def tower(self, modality: Modality, inputs: Mapping[str, Any]) -> Tower:
         """Return the vision tower."""
@@ -53,3 +57,7 @@ class Gemma3(TowerAdapter):
         """One view a picture."""
         side = self.model.base_model.multi_modal_projector.tokens_per_side
         return [Picture.grids((side, side))] * len(inputs["pixel_values"])
+
+    def portraits(self, modality: Modality, inputs: Mapping[str, Any]) -> Sequence[Tensor]:
+        """Return the pictures as the tower sees them."""
+        return list(inputs["pixel_values"])

@@ -1,6 +1,7 @@
 """Idefics3 and SmolVLM: tiles and a thumbnail, squares of patches shuffled to a token."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -39,9 +40,8 @@ class Idefics3(TowerAdapter):
     def tower(self, modality: Modality, inputs: Mapping[str, Any]) -> Tower:
         """Return the vision tower."""
         module, vision = self.model.base_model.vision_model, self.model.config.vision_config
-        attention = clip_tower(module, [len(module.encoder.layers)])
         pool = Squares(vision.image_size // vision.patch_size, self.model.config.scale_factor)
-        return Tower(module, attention.attention, attention.read, pool=pool)
+        return replace(clip_tower(module, [len(module.encoder.layers)]), pool=pool)
 
     def features(self, modality: Modality, inputs: Mapping[str, Any], tower: Tower) -> Any:
         """Encode tiles."""
@@ -79,6 +79,12 @@ class Idefics3(TowerAdapter):
             Picture.grids((side, side), len(own), rows=len(own), box=_boxes(own))
             for own in looks.split(pad(last, (1, 0), value=-1).diff().tolist())
         ]
+
+    def portraits(self, modality: Modality, inputs: Mapping[str, Any]) -> Sequence[Tensor]:
+        """Return the thumbnails."""
+        ends = torch.tensor([picture.rows for picture in self.pictures(modality, inputs)]).cumsum(0) - 1
+        tiles = self.given(modality, inputs)
+        return list(tiles[ends.to(tiles.device)])
 
 
 class SmolVlm(Idefics3):

@@ -1,6 +1,6 @@
 """LLaVA-NeXT-Video: pictures as in LLaVA-NeXT, and videos whose frames are pooled."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -52,6 +52,12 @@ class LlavaNextVideo(LlavaNext):
         videos, frames = inputs["pixel_values_videos"].shape[:2]
         side = self.side // self.model.config.spatial_pool_stride
         return [Picture.grids((side, side), frames)] * videos
+
+    def portraits(self, modality: Modality, inputs: Mapping[str, Any]) -> Sequence[Tensor]:
+        """Return the overviews, or the frames."""
+        if modality == "image":
+            return super().portraits(modality, inputs)
+        return list(inputs["pixel_values_videos"].flatten(0, 1))
 
     def pack(self, modality: Modality, inputs: Mapping[str, Any], maps: Tensor) -> Tensor:
         """Send the maps the way of the features: those of frames lie behind one another."""
