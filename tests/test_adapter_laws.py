@@ -34,6 +34,9 @@ def possible(case):
         return False
     if case["attention"] == "flash" and case["family"] not in FLASH:
         return False
+    # With beams transformers mixes the features of GLM-4.1V's samples up, untouched too: see test_more_families.
+    if case["family"] == "glm4v" and case["options"] != GREEDY and "one" not in case["samples"]:
+        return False
     return case["samples"] in samples_of(case["family"])
 
 

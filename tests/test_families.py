@@ -1,6 +1,7 @@
 """Every family of backbones: alignment, proxies, positions, published sizes, bad input."""
 
 import copy
+import json
 import sys
 from contextlib import nullcontext
 from dataclasses import replace
@@ -22,6 +23,8 @@ from vtcframe import (
     compress,
 )
 from vtcframe.arrangement import Arrangement
+from vtcframe.backbone import Backbone
+from vtcframe.config import UsageError
 from vtcframe.testing import check_restored
 from vtcframe.testing.adapters import inputs_for
 from vtcframe.testing.alignment import check_aligned
@@ -433,7 +436,7 @@ def test_a_processor_that_does_not_belong_to_the_model_is_an_error():
     other = copy.copy(processor)
     other.image_token_id = processor.image_token_id + 1
     with pytest.raises(
-        ValueError, match=r"LlavaProcessor puts token \d+ where .* reads them at \d+: give the processor"
+        ValueError, match=r"LlavaProcessor puts tokens \[25\] where .* reads them at 24: give the processor"
     ):
         compress(model, RandomPruner(), tokens=2, processor=other)
 
@@ -444,6 +447,16 @@ def test_the_first_qwen_vl_gets_an_error_that_names_the_converted_families():
 
     with pytest.raises(LookupError, match=r"first Qwen-VL.*use Qwen2-VL, Qwen2.5-VL or Qwen3-VL"):
         adapter_for(QWenLMHeadModel())
+
+
+@pytest.mark.parametrize(
+    ("family", "says"), [("qwen", "Qwen2-VL, Qwen2.5-VL or Qwen3-VL"), ("internvl_chat", "-hf"), ("other", "converted")]
+)
+def test_a_checkpoint_with_code_of_its_own_gets_an_error_that_names_converted_ones(family, says, tmp_path):
+    config = {"model_type": family, "auto_map": {"AutoConfig": "configuration.Config"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UsageError, match=rf"runs code of its own \(model_type '{family}'\).*use .*{says}"):
+        Backbone(str(tmp_path)).load()
 
 
 @pytest.mark.parametrize("samples", ["ragged several", "image and video"])

@@ -345,10 +345,10 @@ def test_an_unknown_model_is_an_error_listing_the_adapters():
     with pytest.raises(LookupError, match="no adapter knows Linear"):
         adapter_for(torch.nn.Linear(1, 1))
     llava, _ = backbone("llava")
-    pixtral = type("Pixtral", (torch.nn.Module,), {"config": type("Config", (), {"model_type": "llava"})()})()
-    pixtral.config.vision_config = type("Config", (), {"model_type": "pixtral"})()
+    other = type("Other", (torch.nn.Module,), {"config": type("Config", (), {"model_type": "llava"})()})()
+    other.config.vision_config = type("Config", (), {"model_type": "other_tower"})()
     with pytest.raises(LookupError):
-        adapter_for(pixtral)
+        adapter_for(other)
     assert CLIPVisionConfig.model_type == llava.config.vision_config.model_type
 
 

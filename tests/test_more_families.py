@@ -23,7 +23,7 @@ from vtcframe.testing.backbones import randomised
 from vtcframe.testing.families import BACKBONES, samples_of
 from vtcframe.testing.samples import SAMPLES, make_inputs
 
-FAMILIES = ["llava_next_video", "idefics3", "smolvlm", "gemma3", "glm4v"]
+FAMILIES = ["mistral3", "llava_next_video", "idefics3", "smolvlm", "gemma3", "glm4v"]
 GREEDY: dict[str, Any] = {"do_sample": False, "max_new_tokens": 4}
 BEAMS = GREEDY | {"num_beams": 3}
 OPTIONS = {"greedy": GREEDY, "beams": BEAMS, "sequences": BEAMS | {"num_return_sequences": 2}}
@@ -146,6 +146,8 @@ def test_llm_layers_are_those_of_the_language_model(family):
 
 def blocks(model):
     base = model.model
+    if model.config.vision_config.model_type == "pixtral":
+        return [layer.attention for layer in base.vision_tower.transformer.layers]
     if hasattr(base, "visual"):
         return [block.attn for block in base.visual.blocks]
     return [layer.self_attn for layer in (getattr(base, "vision_model", None) or base.vision_tower).encoder.layers]
@@ -445,3 +447,41 @@ def test_a_tower_without_a_class_token_names_the_proxies(family):
     model, processor = built(family)
     with pytest.raises(ValueError, match="it has no class token"):
         adapter_for(model).observe(make_inputs(processor, SAMPLES["one"]), [Rows("cls", (-1,))])
+
+
+@pytest.mark.parametrize("query", ["mean", "received"])
+def test_pictures_packed_in_one_sequence_have_rows_of_their_own(query, monkeypatch):
+    model, processor = built("mistral3")
+    inputs = make_inputs(processor, SAMPLES["ragged several"])
+    need = Rows(query, (0, -1))
+    found = adapter_for(model).observe(inputs, [need])
+    every = calls("mistral3", inputs, monkeypatch)
+    sizes = (inputs["image_sizes"] // 14).tolist()
+    for at, block in enumerate((0, 3)):
+        ((q, k, weights),) = every[block]
+        start = 0
+        for v, (rows, columns) in enumerate(sizes):
+            own = slice(start, start + rows * columns)
+            start += rows * columns
+            tokens = members("mistral3", columns, rows * columns)
+            want = twin(need, q[:, own], k[:, own], weights[:, own, own], tokens, 0)
+            assert torch.allclose(found[need][at, v, :, : len(tokens)], want, atol=1e-6)
+            assert weights[:, own, : own.start].sum() == 0
+
+
+@pytest.mark.parametrize(("height", "width"), [(56, 112), (84, 56), (112, 112)])
+def test_pixtral_lights(height, width, monkeypatch):
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._local_mapping, "sdpa", silent)
+    other = one_bright(56, 84, (14, 42))
+    text = "USER : <image> and <image> ?"
+    blank = one_bright(height, width)
+    for row in range(14, height, 28):
+        for column in range(14, width, 28):
+            picture = one_bright(height, width, (row, column))
+            for nth in range(2):
+                order = [other, picture] if nth else [picture, other]
+                none = [other, blank] if nth else [blank, other]
+                layout, changed = lit("mistral3", [(text, order)], [(text, none)])
+                want = covering(layout, nth, (row / height, column / width))
+                assert torch.equal(changed, want)
+                assert int(want.sum()) == 1

@@ -83,7 +83,7 @@ class Question:
 
 def draw(rng: np.random.Generator) -> Scene:
     """Draw one to four shapes and, seven times in ten, a letter on a muted background, then noise over all."""
-    image = _background(rng)
+    image = background(rng)
     canvas = ImageDraw.Draw(image)
     shapes = int(rng.integers(1, 5))
     letter = str(rng.choice(LETTERS)) if rng.random() < 0.7 else None
@@ -109,7 +109,8 @@ def draw(rng: np.random.Generator) -> Scene:
     return Scene(np.clip(noisy, 0, 255).astype(np.uint8), tuple(things))
 
 
-def _background(rng: np.random.Generator) -> Image.Image:
+def background(rng: np.random.Generator) -> Image.Image:
+    """Draw muted clouds, on which nothing stands."""
     base = rng.uniform(70, 185, 3)
     base = base.mean() + (base - base.mean()) * 0.35  # muted
     coarse = Image.fromarray(rng.integers(0, 256, (7, 7, 3), np.uint8)).resize((SIZE, SIZE), Image.Resampling.BICUBIC)

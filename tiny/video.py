@@ -17,7 +17,7 @@ from typing import Literal, get_args
 
 import numpy as np
 from PIL import Image
-from scenes import SIZE, _background, ask, draw
+from scenes import SIZE, ask, background, draw
 from transformers.utils.logging import disable_progress_bar
 
 from vtcframe import Budget, ClsAttention, Even, Mean, Pipeline, Pruner, RandomPruner, Stage, TopK, VtcCls, compress
@@ -63,7 +63,7 @@ def films(seed: int, scenes: int) -> Iterator[Asked]:
 def _empty(rng: np.random.Generator) -> np.ndarray:
     """[96, 96, 3] uint8: background and noise of a scene, with nothing on it."""
     noise = rng.normal(0, rng.uniform(2, 9), (SIZE, SIZE, 1))
-    return np.clip(np.asarray(_background(rng), np.float32) + noise, 0, 255).astype(np.uint8)
+    return np.clip(np.asarray(background(rng), np.float32) + noise, 0, 255).astype(np.uint8)
 
 
 def right(path: str, samples: Sequence[Sample], models: Mapping[str, Sequence[Stage]]) -> dict[str, np.ndarray]:

@@ -49,11 +49,12 @@ class Adapter(ABC):
     def __init__(self, model: nn.Module, processor: Any = None) -> None:
         self.model: Any = model
         self.processor = processor  # what needs the pictures or the questions themselves asks for it
-        theirs, ours = (getattr(x, "image_token_id", None) for x in (processor, getattr(model, "config", None)))
-        if None not in (theirs, ours) and theirs != ours:
+        theirs = getattr(processor, "image_token_ids", None)
+        ours = getattr(getattr(model, "config", None), "image_token_id", None)
+        if theirs and ours is not None and ours not in theirs:
             raise ValueError(
-                f"{type(processor).__name__} puts token {theirs} where pictures are to stand, {type(model).__name__} "
-                f"reads them at {ours}: give the processor of the model's own checkpoint"
+                f"{type(processor).__name__} puts tokens {list(theirs)} where pictures are to stand, "
+                f"{type(model).__name__} reads them at {ours}: give the processor of the model's own checkpoint"
             )
 
     @classmethod

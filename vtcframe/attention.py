@@ -229,15 +229,26 @@ def _finished(paid: Tensor, heads: Heads, skip: int = 0, pool: Pool | None = Non
     return pool(paid[..., skip:, None])[..., 0] if pool else paid[..., skip:]
 
 
+@dataclass(frozen=True)
+class Segments:
+    """Sequences that lie packed behind one another in every call, each of which sees itself only (Pixtral)."""
+
+    lengths: Sequence[int]
+    order: Tensor  # [K] of each sequence on its own: puts the patches of a token behind one another
+
+
 class Tap:
     """`with Tap({module: [reader, ...]}) as tap:` and, after the forward, `tap[module, reader]`.
 
     Modules are attention modules of transformers, timm and open_clip, or torch.nn.MultiheadAttention. Taps nest, also
     over the same modules, and are gone after the `with` whatever happens in it. Another thread's forward is not seen.
     Entering raises TypeError for a module that is no attention module, ValueError for one that calls no kernel.
+
+    `segments` tells how calls are packed where a mask keeps the sequences apart; readers see each without that mask.
     """
 
-    def __init__(self, readers: Mapping[nn.Module, Sequence[Reader]]) -> None:
+    def __init__(self, readers: Mapping[nn.Module, Sequence[Reader]], segments: Segments | None = None) -> None:
+        self.segments = segments
         self.readers = {module: tuple(dict.fromkeys(wanted)) for module, wanted in readers.items()}
         self._seen: dict[tuple[nn.Module, Reader], list[Tensor]] = {}
 
@@ -264,22 +275,31 @@ class Tap:
     ) -> None:
         """Hand one kernel call to the readers of its module."""
         with torch.autocast(query.device.type, enabled=False):
-            for call in _calls(module, query, key, mask, options):
+            for call in _calls(module, query, key, mask, options, self.segments):
                 for reader in self.readers[module]:
                     self._seen.setdefault((module, reader), []).append(reader(call))
 
 
 def _calls(
-    module: nn.Module, query: Tensor, key: Tensor, mask: Tensor | None, options: Mapping[str, Any]
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    mask: Tensor | None,
+    options: Mapping[str, Any],
+    segments: Segments | None,
 ) -> Iterator[Call]:
     scaling = options.get("scaling")
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     causal = options.get("is_causal")
     causal = getattr(module, "is_causal", False) if causal is None else causal
     bounds = options.get("cu_seq_lens_q")
-    if bounds is None:
+    if segments is not None:
+        order, lengths = segments.order.to(query.device), list(segments.lengths)
+        query, key = query[:, :, order], key[:, :, order]
+    elif bounds is not None:  # several sequences packed behind one another, as FlashAttention takes them
+        lengths = bounds.diff().tolist()
+    else:
         yield Call(query, key, mask, scaling, causal, options.get("sliding_window"))
         return
-    lengths = bounds.diff().tolist()  # several sequences packed behind one another, as FlashAttention takes them
     for q, k in zip(query.split(lengths, 2), key.split(lengths, 2), strict=True):
         yield Call(q, k, None, scaling, causal, options.get("sliding_window"))

@@ -8,11 +8,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedConfig
 
 from vtcframe.config import UsageError, bundled
 from vtcframe.data import Sample
 
+# model_type of checkpoints that run code of their own -> those that transformers itself knows
+CONVERTED = {
+    "qwen": "Qwen2-VL, Qwen2.5-VL or Qwen3-VL (the first Qwen-VL was never converted)",
+    "internvl_chat": "the InternVL checkpoints whose names end in -hf",
+}
 FPS = 2.0  # of videos, which are given as frames: the rate at which Qwen's processors sample one
 Box = tuple[float, float, float, float]
 
@@ -55,7 +60,7 @@ class Backbone:
             processor = AutoProcessor.from_pretrained(path, **source)
             model = AutoModelForImageTextToText.from_pretrained(path, **source, **weights)
         except (OSError, ValueError, ImportError) as error:
-            reason = str(error).strip().partition("\n")[0]
+            reason = _own_code(path) or str(error).strip().partition("\n")[0]
             raise UsageError(f"the backbone {self.path!r} cannot be loaded as a checkpoint: {reason}") from error
         if getattr(processor, "tokenizer", None) is None or getattr(processor, "image_processor", None) is None:
             raise UsageError(
@@ -71,6 +76,19 @@ class Backbone:
             return None
         told = json.loads(path.read_text(encoding="utf-8"))
         return Language(frozenset(told["vocabulary"]), tuple(told["forms"].values()))
+
+
+def _own_code(path: str) -> str | None:
+    """Say what to use in place of a checkpoint that runs code of its own; None for one that does not."""
+    try:
+        config, _ = PreTrainedConfig.get_config_dict(path)
+    except (OSError, ValueError):
+        return None
+    if "auto_map" not in config:
+        return None
+    family = config.get("model_type")
+    instead = CONVERTED.get(str(family), "a checkpoint of it that was converted for transformers")
+    return f"it runs code of its own (model_type {family!r}), which is not done here: use {instead}"
 
 
 def device_for(name: str) -> torch.device:

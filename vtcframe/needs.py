@@ -75,9 +75,9 @@ class Similarity:
     """Cosine of each token and the question in a space they share, mean over the question's segments.
 
     `model` is "clip:PATH", the CLIP that the backbone's own tower was taken from, whose features are compared
-    (CDPruner, arXiv 2506.10967); "clip", the same where the tower is of a published shape (OpenAI's CLIP-L/14 and L/14-336); or
-    "open_clip:NAME/WEIGHTS", which looks at the picture itself. A question longer than the text tower's context (77
-    tokens) is cut into segments.
+    (CDPruner, arXiv 2506.10967); "clip", the same where the tower is of a published shape (OpenAI's CLIP-L/14 and
+    L/14-336); or "open_clip:NAME/WEIGHTS", which looks at the picture itself. A question longer than the text tower's
+    context (77 tokens) is cut into segments.
     """
 
     axes: ClassVar[str] = "VN"

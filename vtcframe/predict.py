@@ -183,11 +183,12 @@ class Predictor(LightningModule):
 
     def _arrange(self, inputs: Mapping[str, Any], samples: Sequence[Sample]) -> Arrangement:
         try:
-            return self.adapter.arrange(inputs, [sample.id for sample in samples])
+            arrangement = self.adapter.arrange(inputs, [sample.id for sample in samples])
         except ValueError as error:
             raise _RefusedError(
                 f"{error}. Either its processor belongs to another model, or its chat template writes no placeholders"
             ) from error
+        return replace(arrangement, questions=tuple(sample.question for sample in samples))
 
     def _encode(self, inputs: Mapping[str, Any], arrangement: Arrangement) -> Evidence:
         try:

@@ -16,7 +16,7 @@ from transformers.utils.output_capturing import maybe_install_capturing_hooks
 
 from vtcframe.adapter import Adapter, Modality
 from vtcframe.arrangement import Arrangement, Picture, checksums, owners, sample_keys
-from vtcframe.attention import KeyStates, MeanQuery, Reader, Received, Row, Tap
+from vtcframe.attention import KeyStates, MeanQuery, Reader, Received, Row, Segments, Tap
 from vtcframe.core import Evidence
 from vtcframe.needs import ClassToken, Features, Keys, Need, Rows, Similarity
 from vtcframe.testimony import is_testimony, testimony
@@ -32,6 +32,7 @@ class Tower:
     classes: int = 0  # class tokens in front of the patches
     pool: Callable[[Tensor], Tensor] | None = None  # [..., patches, C] -> [..., tokens, C], mean over a token's patches
     packed: bool = False  # all pictures lie behind one another in one sequence
+    segments: Segments | None = None  # how, where the calls of the attention do not tell
     whole: Sequence[int] | None = None  # the blocks whose attention spans a whole picture; None = all
     head: nn.MultiheadAttention | None = None  # attention pooling over the patches, by a learned query
 
@@ -131,7 +132,7 @@ class TowerAdapter(Adapter):
             deepest = max([*tower.read, *(i + 1 for i, module in enumerate(tower.attention) if module in readers)])
             if tower.head in readers:  # it reads what the last block makes
                 deepest = len(tower.attention)
-            with Tap(readers) as tap, first_blocks(tower, deepest):
+            with Tap(readers, tower.segments) as tap, first_blocks(tower, deepest):
                 encoded = self.features(modality, inputs, tower)
             out = encoded.pooler_output
             packed.append(out.flatten(0, -2) if isinstance(out, Tensor) else torch.cat(list(out)))

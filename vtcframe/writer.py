@@ -61,7 +61,8 @@ class Writer(BasePredictionWriter):
         self._file.writelines(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in rows)
         self._file.flush()
         self.failed += [row.id for row in prediction if row.error is not None]
-        for sample in [sample for sample in batch if sample.error is None][: self.pictures - self.drawn]:
+        refused = {row.id for row in prediction if row.error is not None}
+        for sample in [sample for sample in batch if sample.id not in refused][: self.pictures - self.drawn]:
             self.drawn += 1
             self._draw(pl_module.shown(sample), [row for row in prediction if row.id == sample.id])
 

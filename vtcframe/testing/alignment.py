@@ -95,7 +95,7 @@ def silent_attention() -> Iterator[None]:
 def _gradient(height: int, width: int) -> Image.Image:
     """Return a dark picture that differs from place to place: some layouts are told by how a picture looks."""
     down, across = (Image.linear_gradient("L").rotate(turn).resize((width, height)) for turn in (0, 90))
-    return Image.merge("RGB", (down, across, down)).point(lambda level: level // 4)
+    return Image.merge("RGB", (down, across, down)).point([level // 4 for level in range(256)] * 3)
 
 
 def _pixels(at: Tensor, box: tuple[float, float, float, float], size: tuple[int, int]) -> list[int]:

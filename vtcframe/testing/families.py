@@ -193,7 +193,7 @@ def tiny_idefics3(attention: str = "sdpa", seed: int = 0) -> tuple[Any, Idefics3
 
 
 def tiny_gemma3(attention: str = "sdpa", seed: int = 0) -> tuple[Any, Gemma3Processor]:
-    """Return a Gemma 3: 4 tokens a picture, which see each other in both directions; sliding windows of 24."""
+    """Return a Gemma 3: 4 tokens a picture, which see each other in both directions; sliding windows of 64."""
     tokenizer = tokenizer_of(
         {"boi_token": "<start_of_image>", "eoi_token": "<end_of_image>", "image_token": "<image_soft_token>"}
     )
@@ -204,7 +204,7 @@ def tiny_gemma3(attention: str = "sdpa", seed: int = 0) -> tuple[Any, Gemma3Proc
             **TEXT,
             head_dim=8,
             query_pre_attn_scalar=8,
-            sliding_window=24,
+            sliding_window=64,
             layer_types=["sliding_attention", "full_attention"] * 2,
         ),
         mm_tokens_per_image=tokens,

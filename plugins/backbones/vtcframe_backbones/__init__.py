@@ -21,5 +21,9 @@ def vtcframe_components() -> dict[str, list[str]]:
             "vtcframe_backbones.gemma3:Gemma3",
             "vtcframe_backbones.idefics3:Idefics3",
             "vtcframe_backbones.idefics3:SmolVlm",
+            "vtcframe_backbones.mistral3:Mistral3",
+            "vtcframe_backbones.mistral3:PixtralLlava",
+            "vtcframe_backbones.encoders:Timm",
+            "vtcframe_backbones.encoders:OpenClip",
         ]
     }

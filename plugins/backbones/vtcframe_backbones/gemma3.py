@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from vtcframe.adapter import Modality
 from vtcframe.arrangement import Picture
@@ -25,10 +25,6 @@ class Gemma3(TowerAdapter):
     stacked = ("image",)
     follows = ("token_type_ids",)
     reads = ("input_ids", "attention_mask", "position_ids", "pixel_values", "token_type_ids")
-
-    def __init__(self, model: nn.Module, processor: Any = None) -> None:
-        super().__init__(model)  # its processor calls what stands before the placeholders image_token_id: not compared
-        self.processor = processor
 
     def tower(self, modality: Modality, inputs: Mapping[str, Any]) -> Tower:
         """Return the vision tower."""

@@ -11,7 +11,7 @@ from torch.nn.functional import adaptive_avg_pool2d, pad
 from vtcframe.adapter import Modality
 from vtcframe.arrangement import Picture
 from vtcframe.tower import Tower, TowerAdapter
-from vtcframe_backbones.internvl import LOOK, Squares, _boxes
+from vtcframe_backbones.internvl import LOOK, Squares, tile_boxes
 from vtcframe_backbones.llava import clip_tower
 
 
@@ -76,7 +76,7 @@ class Idefics3(TowerAdapter):
         last = (tag == tag[-1]).nonzero()[:, 0]  # what comes last of all is a thumbnail
         looks = adaptive_avg_pool2d(tiles.float(), LOOK).cpu()
         return [
-            Picture.grids((side, side), len(own), rows=len(own), box=_boxes(own))
+            Picture.grids((side, side), len(own), rows=len(own), box=tile_boxes(own))
             for own in looks.split(pad(last, (1, 0), value=-1).diff().tolist())
         ]
 

@@ -89,7 +89,7 @@ class InternVl(TowerAdapter):
             if number > 1:
                 made[-1] = Picture.grids((side[0], side[1]), number, rows=number)
             else:
-                made.append(Picture.grids((side[0], side[1]), len(own), rows=len(own), box=_boxes(own)))
+                made.append(Picture.grids((side[0], side[1]), len(own), rows=len(own), box=tile_boxes(own)))
         return made
 
     def _frames(self, prompt: Prompt) -> list[int]:
@@ -130,7 +130,7 @@ def _bounds(prompt: Prompt) -> tuple[Tensor, Tensor]:
     return (steps == 1).nonzero(), (steps == -1).nonzero()
 
 
-def _boxes(looks: Tensor) -> Tensor:
+def tile_boxes(looks: Tensor) -> Tensor:
     """[tiles, 3, LOOK, LOOK], the thumbnail last -> [tiles, 4] of the grid that looks most like the thumbnail.
 
     Ties go to the grid nearest to a square, then to the wider one.
