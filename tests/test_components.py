@@ -11,6 +11,7 @@ from vtcframe import (
     Budget,
     ClsAttention,
     Even,
+    FasterVlm,
     Grid,
     Mean,
     Pipeline,
@@ -19,6 +20,7 @@ from vtcframe import (
     Rows,
     TokenNorm,
     TopK,
+    VtcCls,
     Weighted,
 )
 from vtcframe.registry import entries
@@ -226,3 +228,12 @@ def test_budget_totals_reach_views_of_their_own_size():
     evidence = make_evidence()
     pruned = pruner(evidence, Budget(20, per="view"))
     assert (pruned.place >= 0).sum(1).tolist() == [20, 20, 20, 20, 20, 20]
+
+
+def test_a_stand_in_for_cls_is_named_and_cls_itself_is_not():
+    assert str(VtcCls()) == "VtcCls(last=3)"
+    assert repr(VtcCls(1, "mean")) == "VtcCls(last=1, query='mean')"
+    assert (str(FasterVlm()), str(FasterVlm("proxy"))) == ("FasterVlm()", "FasterVlm(query='proxy')")
+    for wrong in (VtcCls(query="clss"), FasterVlm("")):
+        with pytest.raises(ValueError, match="query must be one of 'cls', 'mean'"):
+            wrong.pipeline()

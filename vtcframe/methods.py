@@ -1,17 +1,26 @@
 """Published methods and baselines: their own few fields and the parts they are made of."""
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, fields
 
 from vtcframe.allocators import Even
 from vtcframe.ensemblers import Mean
+from vtcframe.needs import Stand
 from vtcframe.pipeline import Method, Pipeline
 from vtcframe.scorers import ClsAttention, Random
 from vtcframe.selectors import Grid, TopK
 
 
-@dataclass(frozen=True)
-class VtcCls(Method):
+class _ByCls(Method):
+    """A method that ranks by [CLS]; where something stands in for it, its name says so."""
+
+    def __repr__(self) -> str:
+        told = {field.name: getattr(self, field.name) for field in fields(self)}  # pyright: ignore[reportArgumentType]
+        options = [f"{name}={value!r}" for name, value in told.items() if (name, value) != ("query", "cls")]
+        return f"{type(self).__name__}({', '.join(options)})"
+
+
+@dataclass(frozen=True, repr=False)
+class VtcCls(_ByCls):
     """VTC-CLS (arXiv 2412.05819): the most attended by [CLS], mean over the last blocks that feed the projector.
 
     The authors' code sums layers where the paper averages (the same ranking), numbers positions anew ("compact" here)
@@ -21,14 +30,14 @@ class VtcCls(Method):
     """
 
     last: int = 3
-    query: Literal["cls", "mean", "received", "head", "proxy"] = "cls"
+    query: Stand = "cls"
 
     def pipeline(self) -> Pipeline:
         return Pipeline((ClsAttention(self.last, self.query),), Mean(), Even(), TopK())
 
 
-@dataclass(frozen=True)
-class FasterVlm(Method):
+@dataclass(frozen=True, repr=False)
+class FasterVlm(_ByCls):
     """FasterVLM (arXiv 2412.01818): the most attended by [CLS] in the last block that feeds the projector.
 
     The paper counts tokens for each crop: Budget(tokens, per="view"). Its code drops un-padding and newlines from
@@ -36,7 +45,7 @@ class FasterVlm(Method):
     a missing [CLS] (see ClsAttention); that is no part of the paper.
     """
 
-    query: Literal["cls", "mean", "received", "head", "proxy"] = "cls"
+    query: Stand = "cls"
 
     def pipeline(self) -> Pipeline:
         return Pipeline((ClsAttention(1, self.query),), Mean(), Even(), TopK())

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 Tower = str  # "vision", "llm", or a witness: "timm:NAME", "open_clip:NAME/WEIGHTS" (see vtcframe.witness)
-Query = Literal["cls", "mean", "received", "head", "proxy", "last", "text", "rated", "after"]
+Stand = Literal["cls", "mean", "received", "head", "proxy"]  # [CLS], or what stands in for it
+Query = Stand | Literal["last", "text", "rated", "after"]
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,13 @@
 """Scorers: (evidence) -> scores [S, V, N] float32."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import get_args
 
 import torch
 from torch import Tensor
 
 from vtcframe.core import Evidence
-from vtcframe.needs import Need, Rows, Similarity
+from vtcframe.needs import Need, Rows, Similarity, Stand
 from vtcframe.pipeline import Scorer
 
 
@@ -22,13 +22,13 @@ class ClsAttention(Scorer):
     """
 
     last: int = 3
-    query: Literal["cls", "mean", "received", "head", "proxy"] = "cls"
+    query: Stand = "cls"
 
     def __post_init__(self) -> None:
         if self.last < 1:
             raise ValueError(f"last counts blocks and must be at least 1, got {self.last}")
-        if self.query not in ("cls", "mean", "received", "head", "proxy"):
-            raise ValueError(f"query must be 'cls', 'mean', 'received', 'head' or 'proxy', got {self.query!r}")
+        if self.query not in get_args(Stand):
+            raise ValueError(f"query must be one of {', '.join(map(repr, get_args(Stand)))}, got {self.query!r}")
 
     @property
     def needs(self) -> tuple[Need, ...]:
