@@ -6,7 +6,7 @@ import torch
 from open_clip.model import CLIP, CustomTextCLIP
 from torch.nn import functional as F
 
-from vtcframe import Budget, ClassToken, Features, Keys, RandomPruner, Rows, Text, VtcCls
+from vtcframe import Budget, ClassToken, Features, Keys, RandomPruner, Rows, Text, VtcCls, adapter_for, compress
 from vtcframe.allocators import Even
 from vtcframe.ensemblers import Mean
 from vtcframe.pipeline import Allocator, Pipeline
@@ -374,3 +374,13 @@ def test_a_bright_patch_lights_up_its_own_token():
         at = int((model.patch_embed(lit) - model.patch_embed(plain)).abs().sum(-1).argmax())
         layout = Timm(model).arrange({"pixel_values": lit}).layout
         assert layout.grid[0, at].tolist() == [row, column]
+
+
+def test_the_registered_adapters_are_found_for_timm_and_open_clip_models():
+    seen = timm.create_model("vit_tiny_patch16_224", img_size=SIDE, depth=3).eval()
+    assert isinstance(adapter_for(seen), Timm)
+    assert isinstance(adapter_for(CLIP(24, dict(VISION), dict(WORDS))), OpenClip)
+    with pytest.raises(ValueError, match="VisionTransformer generates nothing: call features"):
+        compress(seen, VtcCls(), tokens=4)
+    with pytest.raises(ValueError, match="ResNet cannot be pruned: only VisionTransformer"):
+        adapter_for(timm.create_model("resnet10t"))

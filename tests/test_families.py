@@ -228,6 +228,10 @@ def test_m_rope_positions_are_the_full_ones_at_the_kept_columns(family, samples,
         got = spliced["position_ids"][:, p, spliced["attention_mask"][p].bool()]
         assert torch.equal(got[1:], full[:, p, real][:, columns])
         assert got[0].tolist() == list(range(len(columns)))  # a place in the text, as generate counts it
+    axes = adapter.splice(inputs | {"position_ids": full + 7}, evidence, pruned)["position_ids"]  # the caller's own
+    real = spliced["attention_mask"].bool()
+    assert torch.equal(axes[0], spliced["position_ids"][0])
+    assert torch.equal(axes[1:, real], spliced["position_ids"][1:, real] + 7)
     with pytest.raises(ValueError, match=r"M-RoPE.*use 'original'"):
         adapter.splice(inputs, evidence, pruned, "compact")
 

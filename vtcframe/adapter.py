@@ -151,7 +151,10 @@ class Adapter(ABC):
         if (own := inputs.get("position_ids")) is None:
             return self.positions(inputs, prompt)
         own, real = own.cpu(), own_mask(inputs)
-        return by_column((own if own.ndim == 3 else own[None]).expand(-1, *real.shape), real)
+        places = by_column((own if own.ndim == 3 else own[None]).expand(-1, *real.shape), real)
+        if len(places) != 3:
+            return places
+        return torch.cat([torch.arange(places.shape[2]).expand(1, *places.shape[1:]), places])  # and that in the text
 
     def _encoded(
         self, prompt: Prompt, keep: Tensor, feature: Tensor, evidence: Evidence, pruned: Pruned

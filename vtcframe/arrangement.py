@@ -75,7 +75,7 @@ class Picture:
         return cls(torch.tensor([side]).expand(views, 2), order, box.expand(views, 4), frame, order, order, rows)
 
 
-def owners(prompt: Prompt, kind: int, pictures: Sequence[Picture]) -> Tensor:
+def owners(prompt: Prompt, kind: int, pictures: Sequence[Picture], modality: str = "image") -> Tensor:
     """[pictures] the sample each belongs to. ValueError where a prompt's placeholders are not those of its pictures."""
     lengths = torch.tensor([len(picture.order) for picture in pictures], dtype=torch.long)
     held = (prompt.kind == kind).sum(1)
@@ -84,7 +84,7 @@ def owners(prompt: Prompt, kind: int, pictures: Sequence[Picture]) -> Tensor:
     starts = torch.searchsorted(bounds, ends - lengths, right=True)
     if int(lengths.sum()) != int(bounds[-1]) or (owner != starts).any():
         raise ValueError(
-            f"the prompts hold {held.tolist()} image placeholders, but the pictures make {lengths.tolist()} tokens, in "
+            f"the prompts hold {held.tolist()} {modality} placeholders, but the pictures make {lengths.tolist()} tokens, in "
             "this order: give ids and pixels that one call of the model's own processor returned, not truncated"
         )
     return owner

@@ -72,6 +72,10 @@ class Compressed:
         self.model: Any = model
         self.stage = stage
         self.adapter = adapter_for(model, processor)
+        if not hasattr(model, "generate"):
+            raise ValueError(
+                f"{type(model).__name__} generates nothing: call features(evidence, pruned) of its adapter"
+            )
         self.last: Result | None = None  # of the latest generate
 
     @torch.no_grad()

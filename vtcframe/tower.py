@@ -105,7 +105,8 @@ class TowerAdapter(Adapter):
         for modality, own in zip(self.modalities, pictures, strict=True):
             if empty := [i for i, picture in enumerate(own) if not len(picture.box)]:
                 raise ValueError(f"{modality}s {empty} have no frames: leave them out, or give them at least one")
-        owner = [owners(prompt, kind, own) for kind, own in enumerate(pictures)]
+        named = zip(pictures, self.modalities, strict=True)
+        owner = [owners(prompt, kind, own, modality) for kind, (own, modality) in enumerate(named)]
         sums = []
         for modality, own in zip(self.modalities, pictures, strict=True):
             if own and not ids:
