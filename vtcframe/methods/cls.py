@@ -1,4 +1,4 @@
-"""Published methods and baselines: their own few fields and the parts they are made of."""
+"""Methods that rank by [CLS], and the baselines they are compared with."""
 
 from dataclasses import dataclass, fields
 
