@@ -6,7 +6,7 @@ Components are frozen dataclasses: their fields are their options, their class n
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -184,11 +184,26 @@ def gather(kept: Tensor, quota: Tensor, scores: Tensor, evidence: Evidence) -> P
     return Pruned(tokens, place.masked_fill(empty, -1), scores, evidence.layout)
 
 
+@dataclass(frozen=True)
+class Facts:
+    """What a table of methods says of one; docs/methods.md is made of these."""
+
+    paper: str  # "arXiv 2412.05819", or "" for a baseline
+    signal: str  # what tokens are judged by
+    selector: str
+    dropped: str  # what becomes of the dropped tokens
+    parity: str  # "exact", "within 2e-5", "differs: ..." with what and why, or "no public code"
+    site: str = "projector"
+    text: bool = False  # whether the question matters
+
+
 class Method(Pruner):
     """A published pruner: its own few plain fields, its paper in the docstring.
 
     Override `pipeline`; override `stages` too where it acts at another site or at several.
     """
+
+    facts: ClassVar[Facts]
 
     def pipeline(self) -> Pipeline:
         """Return the parts it is made of."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields
 from vtcframe.allocators import Even
 from vtcframe.ensemblers import Mean
 from vtcframe.needs import Stand
-from vtcframe.pipeline import Method, Pipeline
+from vtcframe.pipeline import Facts, Method, Pipeline
 from vtcframe.scorers import ClsAttention, Random
 from vtcframe.selectors import Grid, TopK
 
@@ -29,6 +29,7 @@ class VtcCls(_ByCls):
     ClsAttention); that is no part of the paper.
     """
 
+    facts = Facts("arXiv 2412.05819", "[CLS] attention, mean over the last blocks", "top-k", "gone", "exact")
     last: int = 3
     query: Stand = "cls"
 
@@ -45,6 +46,7 @@ class FasterVlm(_ByCls):
     a missing [CLS] (see ClsAttention); that is no part of the paper.
     """
 
+    facts = Facts("arXiv 2412.01818", "[CLS] attention of one block", "top-k", "gone", "exact")
     query: Stand = "cls"
 
     def pipeline(self) -> Pipeline:
@@ -55,6 +57,7 @@ class FasterVlm(_ByCls):
 class RandomPruner(Method):
     """Baseline: tokens drawn uniformly without replacement, the same for a sample in any batch."""
 
+    facts = Facts("", "none", "at random", "gone", "no public code")
     seed: int = 0
 
     def pipeline(self) -> Pipeline:
@@ -64,6 +67,8 @@ class RandomPruner(Method):
 @dataclass(frozen=True)
 class UniformPruner(Method):
     """Baseline: an even spatial grid."""
+
+    facts = Facts("", "none", "even grid", "gone", "no public code")
 
     def pipeline(self) -> Pipeline:
         return Pipeline((), Mean(), Even(), Grid())
