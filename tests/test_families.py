@@ -25,6 +25,7 @@ from vtcframe import (
 from vtcframe.arrangement import Arrangement
 from vtcframe.backbone import Backbone
 from vtcframe.config import UsageError
+from vtcframe.pipeline import gather
 from vtcframe.testing import check_restored
 from vtcframe.testing.adapters import inputs_for
 from vtcframe.testing.alignment import check_aligned
@@ -175,6 +176,20 @@ def test_rows_of_video_frames_go_the_way_of_their_features(family):
         pruned = VtcCls(1)(evidence, Budget(1))
         spliced = adapter_for(model).splice(inputs, evidence, pruned)
         assert spliced["mm_encoder_outputs"]["video"].pooler_output.shape[:2] == (4, 1)  # two tokens and their [CLS]
+
+
+@pytest.mark.parametrize("place", [0, 7, 15])
+def test_the_class_token_of_a_frame_stays_with_any_token_of_its_frame(place):
+    model, processor = backbone("video_llava")
+    adapter, inputs = adapter_for(model), inputs_for(model, processor, SAMPLES["video"])
+    evidence = adapter.observe(inputs)
+    kept = torch.zeros_like(evidence.layout.valid)
+    kept[1, place] = True
+    pruned = gather(kept, kept.sum(1), kept.float(), evidence)
+    spliced = adapter.splice(inputs, evidence, pruned)
+    with torch.no_grad():
+        own = model.base_model.get_video_features(inputs["pixel_values_videos"]).pooler_output[1]
+    assert torch.equal(spliced["mm_encoder_outputs"]["video"].pooler_output[:, 0], own[[0, place + 1]])
 
 
 def test_siglip_pooling_heads_are_read_where_the_checkpoint_has_one():
