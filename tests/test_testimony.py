@@ -80,6 +80,22 @@ def test_a_witness_is_shown_each_frame(family):
     assert reds == pytest.approx([30, 150] if family == "qwen2_5_vl" else [0, 60, 120, 180], abs=2)
 
 
+@pytest.mark.parametrize("family", ["video_llava", "llava_onevision", "internvl", "qwen3_vl"])
+def test_a_witness_is_shown_pictures_and_videos_of_one_prompt_in_their_places(family):
+    """Towers encode all images of a batch, then all videos; views stand in the order of the prompts."""
+    model, processor = backbone(family)
+
+    def plain(*reds):
+        return [Image.new("RGB", (56, 56), (red, 20, 40)) for red in reds]
+
+    samples = [("<video> and <image> ?", [plain(30, 60, 90, 120), *plain(200)]), ("<image> ?", plain(250))]
+    inputs, adapter = inputs_for(model, processor, samples), adapter_for(model, processor)
+    arrangement = adapter.arrange(inputs)
+    shown, of = _portraits(Rows("cls", (-1,), tower="timm:any"), adapter, inputs, arrangement)
+    reds = [round(255 * float(shown[i][0].mean())) for i in dict.fromkeys(of.tolist())]
+    assert reds == pytest.approx([45, 105, 200, 250] if family == "qwen3_vl" else [30, 60, 90, 120, 200, 250], abs=2)
+
+
 @pytest.mark.parametrize("family", ["llava", "llava_next", "qwen2_5_vl", "llava_onevision"])
 def test_attention_of_a_witness_is_read_where_the_tokens_lie(family, named):
     model, processor = backbone(family)
