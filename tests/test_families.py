@@ -192,6 +192,18 @@ def test_the_class_token_of_a_frame_stays_with_any_token_of_its_frame(place):
     assert torch.equal(spliced["mm_encoder_outputs"]["video"].pooler_output[:, 0], own[[0, place + 1]])
 
 
+def test_the_newline_behind_a_onevision_video_always_stays():
+    model, processor = backbone("llava_onevision")
+    adapter, inputs = adapter_for(model), inputs_for(model, processor, SAMPLES["video"])
+    evidence = adapter.observe(inputs)
+    for v in range(4):
+        kept = torch.zeros_like(evidence.layout.valid)
+        kept[v, 1] = True
+        spliced = adapter.splice(inputs, evidence, gather(kept, kept.sum(1), kept.float(), evidence))
+        want = torch.stack([evidence.tokens[v, 1], model.base_model.image_newline])
+        assert torch.equal(spliced["mm_encoder_outputs"]["video"].pooler_output[:, 0], want)
+
+
 def test_siglip_pooling_heads_are_read_where_the_checkpoint_has_one():
     from transformers import LlavaConfig, LlavaForConditionalGeneration, SiglipVisionConfig
 
