@@ -192,6 +192,23 @@ def test_the_class_token_of_a_frame_stays_with_any_token_of_its_frame(place):
     assert torch.equal(spliced["mm_encoder_outputs"]["video"].pooler_output[:, 0], own[[0, place + 1]])
 
 
+def test_class_tokens_are_those_of_their_views_where_images_and_videos_mix():
+    model, processor = backbone("video_llava")
+    inputs = inputs_for(model, processor, SAMPLES["image and video"])
+    evidence = adapter_for(model).observe(inputs, (ClassToken(), Features()))
+    with torch.no_grad():
+        films, images = (
+            encode(pixels).hidden_states[-2]
+            for encode, pixels in (
+                (model.base_model.get_video_features, inputs["pixel_values_videos"]),
+                (model.base_model.get_image_features, inputs["pixel_values_images"]),
+            )
+        )
+    want = torch.cat([films, images])  # the video stands first in the first prompt, the second has a picture only
+    assert torch.equal(evidence[ClassToken()], want[:, 0])
+    assert torch.equal(evidence[Features()], want[:, 1:])
+
+
 def test_the_newline_behind_a_onevision_video_always_stays():
     model, processor = backbone("llava_onevision")
     adapter, inputs = adapter_for(model), inputs_for(model, processor, SAMPLES["video"])
