@@ -13,6 +13,7 @@ from vtcframe import (
     Even,
     FasterVlm,
     Grid,
+    MaxMin,
     Mean,
     Pipeline,
     Random,
@@ -27,6 +28,7 @@ from vtcframe.registry import entries
 from vtcframe.testing import (
     check_allocator,
     check_ensembler,
+    check_merger,
     check_pruner,
     check_scorer,
     check_selector,
@@ -38,15 +40,23 @@ OPTIONS = {  # what has no default
     "Weighted": {"weights": (0.7, 0.3)},
     "WitnessAttention": {"model": "timm:any"},
     "QuestionSimilarity": {"model": "open_clip:any"},
+    "Mixed": {"rest": MaxMin()},
 }
 CHECKS = {
     "scorer": check_scorer,
     "ensembler": check_ensembler,
     "allocator": check_allocator,
     "selector": check_selector,
+    "merger": check_merger,
     "pruner": check_pruner,
 }
-REGISTERED = [entry for entry in entries() if entry.kind in CHECKS and entry.name != "Pipeline"]
+REGISTERED = [
+    entry
+    for entry in entries()
+    if entry.kind in CHECKS
+    and entry.name != "Pipeline"
+    and getattr(getattr(entry.load(), "facts", None), "site", "projector") == "projector"  # others have stages only
+]
 
 
 @pytest.mark.parametrize("entry", REGISTERED, ids=lambda entry: entry.name)

@@ -26,7 +26,7 @@ def ready(family):
 
 def by_splicing(compressed, inputs, **options):
     """The new tokens, the explicit way."""
-    adapter, stage = compressed.adapter, compressed.stage
+    adapter, stage = compressed.adapter, compressed.plan.projector
     evidence = adapter.observe(inputs, stage.pruner.needs)
     spliced = adapter.splice(inputs, evidence, stage.pruner(evidence, stage.budget), stage.positions)
     width = spliced["input_ids"].shape[1]
@@ -226,7 +226,7 @@ def test_positions_come_with_a_stage(ready):
         ({"pruner": VtcCls(), "tokens": 3, "ratio": 0.5}, "exactly one"),
         ({"pruner": VtcCls(), "tokens": 0}, "at least 1, got 0"),
         ({"pruner": VtcCls(), "tokens": -1}, "at least 1, got -1"),
-        ({"stages": []}, "this version prunes once, at 'projector'"),
+        ({"stages": []}, "act at nowhere: this version prunes inside the encoder"),
         ({"stages": [Stage("llm:2", VtcCls(), Budget(3))]}, "act at llm:2: this version"),
     ],
 )

@@ -1,10 +1,13 @@
 import json
+from dataclasses import dataclass
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
 
 from vtcframe.config import UsageError, bundled
 from vtcframe.data import Questions, read_samples
+from vtcframe.transforms import FramesAsPictures, Transform
 
 LINE = {"id": "a", "image": "a.png", "question": "what is it ?"}
 
@@ -174,3 +177,39 @@ def test_a_video_that_cannot_be_read_makes_its_sample_fail_and_says_what_to_do(t
         sample = asked(tmp_path, video=video)
         assert message in sample.error
         assert sample.videos == ()
+
+
+@dataclass(frozen=True)
+class Doubled(Transform):
+    """Each picture twice; of a video its first frame. The processor's name is looked at, to show that it is known."""
+
+    known: str = ""
+
+    def fitted(self, processor):
+        return Doubled(type(processor).__name__)
+
+    def __call__(self, visual):
+        if isinstance(visual, tuple):
+            return (visual[:1],)
+        if visual.width == 9:
+            raise ValueError(f"{self.known} refuses nine pixels")
+        return visual, visual
+
+
+def test_transforms_change_pictures_and_videos_one_after_the_other(tmp_path):
+    for level in (10, 20):
+        frame(level).save(tmp_path / f"{level}.png")
+    Image.new("RGB", (9, 9)).save(tmp_path / "nine.png")
+    lines = [
+        {"id": "both", "question": "?", "image": "10.png", "video": ["20.png", "10.png"]},
+        {"id": "nine", "question": "?", "image": "nine.png"},
+    ]
+    data = Questions(str(written(tmp_path, *lines)), transforms=[Doubled(), FramesAsPictures(), Doubled()])
+    data.setup("predict")
+    ((both, nine),) = data.predict_dataloader()
+    assert [picture.getpixel((0, 0))[0] for picture in both.pictures] == [10] * 4 + [20] * 2
+    assert both.videos == ()
+    assert (nine.error, nine.pictures) == (" refuses nine pixels", ())
+    data.trainer = SimpleNamespace(lightning_module=SimpleNamespace(processor=1))
+    ((_, nine),) = data.predict_dataloader()
+    assert nine.error == "int refuses nine pixels"

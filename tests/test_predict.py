@@ -30,7 +30,7 @@ from vtcframe.data import Sample, read_samples
 from vtcframe.methods import VtcCls
 from vtcframe.metrics import Row, accuracy, columns, table
 from vtcframe.pictures import sheet
-from vtcframe.pipeline import Stage
+from vtcframe.pipeline import Stage, planned
 from vtcframe.predict import Comparison, Predictor, _views
 from vtcframe.testing.backbones import SAMPLES, draw, make_inputs
 from vtcframe.testing.families import BACKBONES
@@ -549,7 +549,7 @@ def test_a_processor_of_another_model_fails_every_sample_and_says_so(monkeypatch
 
 def test_what_a_pruner_refuses_is_told(monkeypatch):
     predictor = predictor_of(monkeypatch, "qwen2_vl", RandomPruner())
-    predictor.runs = [Stage("projector", RandomPruner(), Budget(tokens=3), "compact")]
+    predictor.runs = [planned([Stage("projector", RandomPruner(), Budget(tokens=3), "compact")])]
     with pytest.raises(UsageError, match=r"RandomPruner\(seed=0\) cannot prune some/checkpoint: .*use 'original'"):
         answered(predictor, sample("a", [draw(60, 90, 1)]))
 

@@ -74,7 +74,10 @@ def rows(model: Path, samples: list[Sample], comparison: Comparison, positions: 
     predictor = Predictor(
         Backbone(str(model), dtype="float32"), compare=comparison, generation={"max_new_tokens": MOST_TOKENS}
     )
-    predictor.runs = [stage and replace(stage, positions=positions) for stage in predictor.runs]
+    predictor.runs = [
+        plan and (replace(plan, projector=replace(plan.projector, positions=positions)) if plan.projector else plan)
+        for plan in predictor.runs
+    ]
     predictor.setup("predict")
     batches = [samples[i : i + 64] for i in range(0, len(samples), 64)]
     return [row for i, batch in enumerate(batches) for row in predictor.predict_step(batch, i)]

@@ -1,5 +1,13 @@
 from .adapter import Adapter as Adapter, adapter_for as adapter_for
-from .allocators import Even as Even
+from .allocators import (
+    AttentionMass as AttentionMass,
+    EffectiveRank as EffectiveRank,
+    Entropy as Entropy,
+    Even as Even,
+    Joint as Joint,
+    Outliers as Outliers,
+    OverviewGuided as OverviewGuided,
+)
 from .arrangement import Arrangement as Arrangement, Picture as Picture, Prompt as Prompt
 from .compress import Compressed as Compressed, Result as Result, compress as compress
 from .core import (
@@ -9,11 +17,41 @@ from .core import (
     Pruned as Pruned,
     Structural as Structural,
 )
-from .ensemblers import Mean as Mean, RankFusion as RankFusion, Weighted as Weighted
+from .ensemblers import (
+    Borda as Borda,
+    Max as Max,
+    Mean as Mean,
+    OverviewFusion as OverviewFusion,
+    RankFusion as RankFusion,
+    Weighted as Weighted,
+)
 from .methods import (
+    CdPruner as CdPruner,
+    ClsCoverage as ClsCoverage,
+    DamroOutliers as DamroOutliers,
+    DiffRate as DiffRate,
+    DivPrune as DivPrune,
+    EVit as EVit,
+    FastVid as FastVid,
     FasterVlm as FasterVlm,
+    FoPru as FoPru,
+    GlobalCom2 as GlobalCom2,
+    HiRed as HiRed,
+    HoliTomOuter as HoliTomOuter,
+    Mctf as Mctf,
+    Pool as Pool,
+    PruMerge as PruMerge,
+    PruMergePlus as PruMergePlus,
+    PruneVidOuter as PruneVidOuter,
     RandomPruner as RandomPruner,
+    ToMe as ToMe,
+    TokenCorrelation as TokenCorrelation,
+    TsLlava as TsLlava,
     UniformPruner as UniformPruner,
+    VScanEncoder as VScanEncoder,
+    VidCom2 as VidCom2,
+    VisPruner as VisPruner,
+    VisionZip as VisionZip,
     VtcCls as VtcCls,
 )
 from .needs import (
@@ -29,6 +67,7 @@ from .pipeline import (
     Allocator as Allocator,
     Component as Component,
     Ensembler as Ensembler,
+    Facts as Facts,
     Merger as Merger,
     Method as Method,
     Pipeline as Pipeline,
@@ -39,10 +78,36 @@ from .pipeline import (
 )
 from .scorers import (
     ClsAttention as ClsAttention,
+    KeyNorm as KeyNorm,
     QuestionSimilarity as QuestionSimilarity,
     Random as Random,
     TokenNorm as TokenNorm,
+    Uniqueness as Uniqueness,
     WitnessAttention as WitnessAttention,
 )
-from .selectors import Grid as Grid, TopK as TopK
+from .selectors import (
+    Coverage as Coverage,
+    Deduplicate as Deduplicate,
+    Dpp as Dpp,
+    Grid as Grid,
+    LocalGlobal as LocalGlobal,
+    MaxMin as MaxMin,
+    Mixed as Mixed,
+    OutliersThenDraw as OutliersThenDraw,
+    TopK as TopK,
+    WholeRows as WholeRows,
+)
 from .tower import Tower as Tower, TowerAdapter as TowerAdapter
+from .mergers import (
+    Absorb as Absorb,
+    CellMean as CellMean,
+    Contextual as Contextual,
+    Fuse as Fuse,
+    Nearest as Nearest,
+)
+from .transforms import (
+    Downsample as Downsample,
+    FramesAsPictures as FramesAsPictures,
+    Thumbnail as Thumbnail,
+    Transform as Transform,
+)

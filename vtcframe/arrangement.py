@@ -84,8 +84,9 @@ def owners(prompt: Prompt, kind: int, pictures: Sequence[Picture], modality: str
     starts = torch.searchsorted(bounds, ends - lengths, right=True)
     if int(lengths.sum()) != int(bounds[-1]) or (owner != starts).any():
         raise ValueError(
-            f"the prompts hold {held.tolist()} {modality} placeholders, but the pictures make {lengths.tolist()} tokens, "
-            "in this order: give ids and pixels that one call of the model's own processor returned, not truncated"
+            f"the prompts hold {held.tolist()} {modality} placeholders, but the pictures make {lengths.tolist()} "
+            "tokens, in this order: give ids and pixels that one call of the model's own processor returned, not "
+            "truncated"
         )
     return owner
 

@@ -14,7 +14,8 @@ from transformers.generation.streamers import BaseStreamer
 
 from vtcframe.adapter import adapter_for
 from vtcframe.core import Budget, Layout, Pruned
-from vtcframe.pipeline import Pruner, Stage, only_stage
+from vtcframe.encoder_stage import check_open, encode, prune
+from vtcframe.pipeline import Plan, Pruner, Stage, planned
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,8 @@ class Result:
     after: Tensor  # [P]
     structural_before: Tensor  # [P]
     structural_after: Tensor  # [P]
-    seconds: Mapping[str, float]  # wall time: "observe", "prune", "splice", "generate"
+    # wall time: "observe" (stages inside the encoder are in it), "prune", "splice", "generate"
+    seconds: Mapping[str, float]
 
     @property
     def kept(self) -> Tensor:
@@ -36,7 +38,10 @@ class Result:
 
     @property
     def scores(self) -> Tensor | None:
-        """Float32 shaped as `kept`, -inf where there is no token; None where nothing was judged."""
+        """Float32 shaped as `kept`, -inf where there is no token; None where nothing was judged.
+
+        Of several stages each token's last score: that of the stage that dropped it, where one did.
+        """
         return None if self.pruned is None else self.pruned.scores
 
 
@@ -52,9 +57,10 @@ def compress(
     """Return an object whose `generate` lets the language model read fewer visual tokens.
 
     Give a pruner with `tokens` (how many stay in each sample) or `ratio` (the fraction that stays); without either
-    the pruner must be adaptive. Or give `stages`, which say budget and positions by themselves. The model itself is
-    not changed. Evidence about the pictures or questions themselves (a witness, their similarity) needs the model's
-    `processor`. LookupError if no installed adapter knows the model.
+    the pruner must be adaptive, or have a schedule of its own. Or give `stages` in the order in which they act, which
+    say budget and positions by themselves. The model itself is not changed. Evidence about the pictures or questions
+    themselves (a witness, their similarity) needs the model's `processor`. LookupError if no installed adapter knows
+    the model, ValueError if it cannot be pruned there.
     """
     if (pruner is None) == (stages is None):
         raise ValueError("give a pruner or stages, exactly one of them")
@@ -62,20 +68,21 @@ def compress(
         stages = pruner.stages(None if tokens is None and ratio is None else Budget(tokens, ratio))
     elif tokens is not None or ratio is not None:
         raise ValueError("stages say their budgets themselves: give tokens or ratio with a pruner only")
-    return Compressed(model, only_stage(stages or ()), processor)
+    return Compressed(model, planned(stages or (), pruner), processor)
 
 
 class Compressed:
     """A model whose `generate` reads fewer visual tokens; see `compress`."""
 
-    def __init__(self, model: nn.Module, stage: Stage, processor: Any = None) -> None:
+    def __init__(self, model: nn.Module, plan: Plan, processor: Any = None) -> None:
         self.model: Any = model
-        self.stage = stage
+        self.plan = plan
         self.adapter = adapter_for(model, processor)
         if not hasattr(model, "generate"):
             raise ValueError(
                 f"{type(model).__name__} generates nothing: call features(evidence, pruned) of its adapter"
             )
+        check_open(self.adapter, plan)
         self.last: Result | None = None  # of the latest generate
 
     @torch.no_grad()
@@ -95,21 +102,21 @@ class Compressed:
         inputs.setdefault("attention_mask", _mask(inputs, self.model))
         watch = _Stopwatch()
         arrangement = self.adapter.arrange(inputs)
-        layout, budget = arrangement.layout, self.stage.budget
+        layout = arrangement.layout
         structural = torch.zeros_like(layout.untouched)
         if arrangement.structural is not None:
             structural = torch.bincount(arrangement.structural.sample, minlength=len(structural))
-        if budget is not None and budget.covers(layout):
+        if self.plan.covers(layout):
             out = self.model.generate(**inputs, **options)
             watch.lap("generate")
             counts = layout.untouched, layout.untouched, structural, structural
             self.last = Result(layout, None, *counts, watch.seconds)
             return out
-        evidence = self.adapter.encode(inputs, arrangement, self.stage.pruner.needs)
+        evidence, left = encode(self.adapter, inputs, arrangement, self.plan, self.plan.needs)
         watch.lap("observe")
-        pruned = self.stage.pruner(evidence, budget)
+        pruned = prune(self.plan, evidence, left)
         watch.lap("prune")
-        spliced = self.adapter.splice(inputs, evidence, pruned, self.stage.positions)
+        spliced = self.adapter.splice(inputs, evidence, pruned, self.plan.positions)
         read = self.adapter.prompt(spliced).visual.sum(1)
         watch.lap("splice")
         caller = _Caller(inputs["input_ids"], spliced["input_ids"].shape[1])

@@ -22,6 +22,8 @@ COMPONENT_KEYS = {  # key in the YAML -> kind in the registry
     "allocator": "allocator",
     "selector": "selector",
     "merger": "merger",
+    "rest": "selector",
+    "transforms": "transform",
 }
 BUNDLED = "vtcframe:"
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from PIL import Image, ImageOps
 from torch.utils.data import DataLoader, Dataset
 
 from vtcframe.config import UsageError, bundled
+from vtcframe.transforms import Transform, Visual
 
 ENCODED = {".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".flv"}  # more than Pillow decodes
 
@@ -29,16 +31,26 @@ class Sample:
     videos: tuple[tuple[Image.Image, ...], ...] = ()  # the frames of each
     error: str | None = None
 
-    def loaded(self, frames: int | None = None) -> "Sample":
+    def loaded(self, frames: int | None = None, transforms: Sequence[Transform] = ()) -> "Sample":
         """Return it decoded, with at most so many `frames` of each video, evenly spaced; all of them if not given.
 
-        What cannot be read becomes its `error`, so that other samples go on.
+        Then `transforms` change it, one after the other. What cannot be read or changed becomes its `error`, so that
+        other samples go on.
         """
         try:
             pictures = tuple(_picture(path) for path in self.images)
             videos = tuple(_frames(clip, frames) for clip in self.clips)
+            return replace(self, pictures=pictures, videos=videos).transformed(transforms)
         except (ValueError, OSError) as error:
             return replace(self, error=str(error))
+
+    def transformed(self, transforms: Sequence[Transform]) -> "Sample":
+        """Return it with its pictures, then its videos, changed one after the other. ValueError if one cannot be."""
+        visuals: list[Visual] = [*self.pictures, *self.videos]
+        for transform in transforms:
+            visuals = [shown for visual in visuals for shown in transform(visual)]
+        pictures = tuple(visual for visual in visuals if isinstance(visual, Image.Image))
+        videos = tuple(visual for visual in visuals if not isinstance(visual, Image.Image))
         return replace(self, pictures=pictures, videos=videos)
 
 
@@ -167,6 +179,8 @@ class Questions(LightningDataModule):
         batch_size: Samples that are answered together.
         num_workers: Processes that decode pictures beside the main one.
         frames: How many frames of a video are shown, evenly spaced; all of them when not given.
+        transforms: What changes pictures and videos before the model's processor, for example
+            [{name: Downsample, tokens: 256}].
     """
 
     def __init__(
@@ -176,6 +190,7 @@ class Questions(LightningDataModule):
         batch_size: int = 8,
         num_workers: int = 0,
         frames: int | None = None,
+        transforms: list[Transform] | None = None,
     ) -> None:
         super().__init__()
         if batch_size < 1:
@@ -183,7 +198,7 @@ class Questions(LightningDataModule):
         if frames is not None and frames < 1:
             raise ValueError(f"frames must be at least 1, got {frames}: leave it out to show all")
         self.path, self.images, self.frames = path, images, frames
-        self.batch_size, self.num_workers = batch_size, num_workers
+        self.batch_size, self.num_workers, self.transforms = batch_size, num_workers, transforms or []
         self.samples: list[Sample] = []
 
     def setup(self, stage: str) -> None:
@@ -193,9 +208,14 @@ class Questions(LightningDataModule):
         self.samples = read_samples(path, path.parent if self.images is None else Path(self.images))
 
     def predict_dataloader(self) -> DataLoader:
-        """Return batches that are lists of loaded samples."""
+        """Return batches that are lists of loaded samples; transforms get to know the processor of the trainer's model.
+
+        One that does not get on with a sample makes that sample's error.
+        """
+        processor = getattr(getattr(self.trainer, "lightning_module", None), "processor", None)
+        transforms = self.transforms if processor is None else [one.fitted(processor) for one in self.transforms]
         return DataLoader(
-            _Loaded(self.samples, self.frames),
+            _Loaded(self.samples, self.frames, transforms),
             batch_size=self.batch_size,
             num_workers=self.num_workers,
             collate_fn=list,
@@ -207,11 +227,11 @@ class Questions(LightningDataModule):
 
 
 class _Loaded(Dataset[Sample]):
-    def __init__(self, samples: list[Sample], frames: int | None) -> None:
-        self.samples, self.frames = samples, frames
+    def __init__(self, samples: list[Sample], frames: int | None, transforms: Sequence[Transform]) -> None:
+        self.samples, self.frames, self.transforms = samples, frames, transforms
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def __getitem__(self, index: int) -> Sample:
-        return self.samples[index].loaded(self.frames)
+        return self.samples[index].loaded(self.frames, self.transforms)

@@ -87,9 +87,9 @@ class Pruner(Component):
 class Stage:
     """Where a pruner acts, with which budget and positions.
 
-    Sites: "encoder:K" (in the vision tower), "projector" (before the language model), "llm:K" (before its layer K),
-    "cache" (keys and values after prefill). Positions: "original", each kept token keeps its rotary position, or
-    "compact", the tokens left are numbered anew.
+    Sites: "encoder:K" (in the vision tower, between attention and MLP of its block K, from 0), "projector" (before the
+    language model), "llm:K" (before its layer K), "cache" (keys and values after prefill). Positions: "original", each
+    kept token keeps its rotary position, or "compact", the tokens left are numbered anew; the last stage's count.
     """
 
     at: str
@@ -105,12 +105,55 @@ class Stage:
             raise ValueError(f"positions must be 'original' or 'compact', got {self.positions!r}")
 
 
-def only_stage(stages: Sequence[Stage]) -> Stage:
-    """Return the one stage that this version can run. ValueError for more, or for another site."""
-    if [stage.at for stage in stages] != ["projector"]:
-        sites = ", ".join(stage.at for stage in stages) or "nowhere"
-        raise ValueError(f"the stages act at {sites}: this version prunes once, at 'projector'")
-    return stages[0]
+@dataclass(frozen=True)
+class Plan:
+    """Stages by where they act, in their order; at least one."""
+
+    encoder: tuple[Stage, ...]
+    projector: Stage | None = None
+    method: Pruner | None = None  # that the stages are of, where they were not given one by one
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """All of them, in the order in which they act."""
+        return (*self.encoder, *([self.projector] if self.projector else []))
+
+    @property
+    def needs(self) -> tuple[Need, ...]:
+        """What must be gathered of the tokens that the language model would read."""
+        return self.projector.pruner.needs if self.projector else ()
+
+    @property
+    def positions(self) -> Literal["original", "compact"]:
+        """Those of the last stage."""
+        return self.stages[-1].positions
+
+    @property
+    def budget(self) -> Budget | None:
+        """Return that of the last stage: what is left in the end."""
+        return self.stages[-1].budget
+
+    def covers(self, layout: Layout) -> bool:
+        """Tell whether no stage would drop anything of what every sample has at first."""
+        return all(stage.budget is not None and stage.budget.covers(layout) for stage in self.stages)
+
+    def __str__(self) -> str:
+        return " + ".join(map(str, [self.method] if self.method else [stage.pruner for stage in self.stages]))
+
+
+def planned(stages: Sequence[Stage], method: Pruner | None = None) -> Plan:
+    """Sort stages by where they act. ValueError for none, for a site this version has not, or for a wrong order."""
+    encoder = tuple(stage for stage in stages if stage.at.startswith("encoder:"))
+    others = [stage for stage in stages if stage not in encoder]
+    sites = ", ".join(stage.at for stage in stages) or "nowhere"
+    if not stages or [stage.at for stage in others] not in ([], ["projector"]):
+        raise ValueError(f"the stages act at {sites}: this version prunes inside the encoder, and once at 'projector'")
+    blocks = [int(stage.at.partition(":")[2]) for stage in encoder]
+    if (*encoder, *others) != tuple(stages) or blocks != sorted(set(blocks)):
+        raise ValueError(f"the stages act at {sites}: give them in the order in which they act, one a block")
+    for stage in stages:
+        _ = stage.pruner.needs  # options that make no sense are told here, and not in the midst of a run
+    return Plan(encoder, others[0] if others else None, method)
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,10 @@ from vtcframe.backbone import Backbone, asked, shown
 from vtcframe.config import UsageError
 from vtcframe.core import Budget, Evidence, Layout, Pruned
 from vtcframe.data import Sample
+from vtcframe.encoder_stage import check_open, encode, prune
 from vtcframe.metrics import Row, View
 from vtcframe.pictures import Picture
-from vtcframe.pipeline import Pruner, Stage, only_stage
+from vtcframe.pipeline import Plan, Pruner, Stage, planned
 
 DEFAULTS = {"do_sample": False, "max_new_tokens": 32}
 REFUSED = {
@@ -42,9 +43,9 @@ class Comparison:
     pruners: list[Pruner]
     budgets: list[Budget]
 
-    def runs(self) -> list[Stage | None]:
+    def runs(self) -> list[Plan | None]:
         """Return what is to be run; None is the untouched model."""
-        return [None, *(only_stage(pruner.stages(budget)) for pruner in self.pruners for budget in self.budgets)]
+        return [None, *(planned(pruner.stages(budget), pruner) for pruner in self.pruners for budget in self.budgets)]
 
 
 class _RefusedError(ValueError):
@@ -74,8 +75,7 @@ class Predictor(LightningModule):
         for name in REFUSED.keys() & (generation or {}).keys():
             raise ValueError(f"generation cannot have {name}: {REFUSED[name]}")
         self.backbone, self.generation = backbone, DEFAULTS | (generation or {})
-        self.runs = compare.runs() if compare is not None else [only_stage(stages) if stages else None]
-        self.needs = tuple(dict.fromkeys(need for stage in self.runs if stage for need in stage.pruner.needs))
+        self.runs = compare.runs() if compare is not None else [planned(stages) if stages else None]
         self.model: Any = None
         self.viewed = 0.0  # how many of the samples to come get their views: a writer that wants them says so
 
@@ -87,6 +87,9 @@ class Predictor(LightningModule):
         try:
             unknown = self.options.update(**self.generation)
             self.adapter = adapter_for(self.model, self.processor)
+            for plan in self.runs:
+                if plan is not None:
+                    check_open(self.adapter, plan)
         except (ValueError, LookupError) as error:
             raise UsageError(str(error)) from error
         if unknown:
@@ -136,22 +139,31 @@ class Predictor(LightningModule):
             return [[_row(samples[0], error=f"{self.backbone.path} cannot be asked this: {error}")]]
 
     def _answer(self, samples: Sequence[Sample]) -> list[list[Row]]:
-        """Return the rows of each sample, one a run. Pictures are encoded once for all the runs that prune."""
+        """Return the rows of each sample, one a run.
+
+        Pictures are encoded once for all the runs that prune at the same stages inside the encoder, or at none.
+        """
         inputs = self._inputs(samples)
         start = time.perf_counter()
         arrangement = self._arrange(inputs, samples)
-        layout = arrangement.layout
-        pruning = [stage for stage in self.runs if stage and not (stage.budget and stage.budget.covers(layout))]
-        evidence = self._encode(inputs, arrangement) if pruning else None
-        encoding = self._since(start) / len(samples)
+        layout, arranging = arrangement.layout, self._since(start) / len(samples)
+        pruning = [plan for plan in self.runs if plan and not plan.covers(layout)]
+        encoded: dict[tuple[Stage, ...], tuple[Evidence, Pruned | None, float]] = {}
         rows: list[list[Row]] = [[] for _ in samples]
         viewed = min(self.viewed, len(samples))
         self.viewed -= viewed
-        for stage in self.runs:
-            start, pruned = time.perf_counter(), None
+        for plan in self.runs:
+            pruned, encoding = None, 0.0  # generate itself encodes
             given, kept = inputs, layout.untouched  # where nothing is to be dropped the model is called as it is
-            if evidence is not None and stage in pruning:
-                pruned, given = self._prune(stage, inputs, evidence)
+            if plan in pruning and plan.encoder not in encoded:
+                start = time.perf_counter()
+                alike = [other for other in pruning if other.encoder == plan.encoder]
+                evidence, left = self._encode(inputs, arrangement, alike)
+                encoded[plan.encoder] = evidence, left, arranging + self._since(start) / len(samples)
+            start = time.perf_counter()
+            if plan in pruning:
+                evidence, left, encoding = encoded[plan.encoder]
+                pruned, given = self._prune(plan, inputs, evidence, left)
                 kept = pruned.total
             predictions = self._generate(given)
             seconds = self._since(start) / len(samples)
@@ -159,14 +171,14 @@ class Predictor(LightningModule):
             for p, prediction in enumerate(predictions):
                 row = _row(
                     samples[p],
-                    method="unpruned" if stage is None else str(stage.pruner),
-                    budget=None if stage is None else _written(stage.budget),
+                    method="unpruned" if plan is None else str(plan),
+                    budget=None if plan is None else _written(plan.budget),
                     prediction=prediction,
                     visual_tokens=int(kept[p]),
                     visual_tokens_before=int(layout.untouched[p]),
                     structural_tokens=int(structural[p]),
                     seconds=seconds,
-                    encode_seconds=0.0 if pruned is None else encoding,  # otherwise generate itself encodes
+                    encode_seconds=encoding,
                     views=None if pruned is None or p >= viewed else _views(layout, pruned, p),
                 )
                 rows[p].append(row)
@@ -190,18 +202,24 @@ class Predictor(LightningModule):
             ) from error
         return replace(arrangement, questions=tuple(sample.question for sample in samples))
 
-    def _encode(self, inputs: Mapping[str, Any], arrangement: Arrangement) -> Evidence:
+    def _encode(
+        self, inputs: Mapping[str, Any], arrangement: Arrangement, plans: Sequence[Plan]
+    ) -> tuple[Evidence, Pruned | None]:
+        """Encode for plans that have the same stages inside the encoder."""
+        needs = tuple(dict.fromkeys(need for plan in plans for need in plan.needs))
         try:
-            return self.adapter.encode(inputs, arrangement, self.needs)
+            return encode(self.adapter, inputs, arrangement, plans[0], needs)
         except ValueError as error:
             raise UsageError(f"{self.backbone.path} cannot show what the pruners look at: {error}") from error
 
-    def _prune(self, stage: Stage, inputs: Mapping[str, Any], evidence: Evidence) -> tuple[Pruned, dict[str, Any]]:
+    def _prune(
+        self, plan: Plan, inputs: Mapping[str, Any], evidence: Evidence, left: Pruned | None
+    ) -> tuple[Pruned, dict[str, Any]]:
         try:
-            pruned = stage.pruner(evidence, stage.budget)
-            return pruned, self.adapter.splice(inputs, evidence, pruned, stage.positions)
+            pruned = prune(plan, evidence, left)
+            return pruned, self.adapter.splice(inputs, evidence, pruned, plan.positions)
         except ValueError as error:
-            raise UsageError(f"{stage.pruner} cannot prune {self.backbone.path}: {error}") from error
+            raise UsageError(f"{plan} cannot prune {self.backbone.path}: {error}") from error
 
     def _generate(self, inputs: Mapping[str, Any]) -> list[str]:
         try:

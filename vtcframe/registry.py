@@ -25,6 +25,7 @@ KINDS = {  # kind -> the class that its components extend
     "selector": "vtcframe.pipeline:Selector",
     "merger": "vtcframe.pipeline:Merger",
     "pruner": "vtcframe.pipeline:Pruner",
+    "transform": "vtcframe.transforms:Transform",
 }
 
 TARGET = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
@@ -47,19 +48,26 @@ class Core:
     @hookimpl
     def vtcframe_components() -> dict[str, list[str]]:
         """Return what this distribution brings."""
-        return {
-            "scorer": [
-                f"vtcframe.scorers:{name}"
-                for name in ("ClsAttention", "QuestionSimilarity", "Random", "TokenNorm", "WitnessAttention")
-            ],
-            "ensembler": [f"vtcframe.ensemblers:{name}" for name in ("Mean", "RankFusion", "Weighted")],
-            "allocator": ["vtcframe.allocators:Even"],
-            "selector": [f"vtcframe.selectors:{name}" for name in ("Grid", "TopK")],
-            "pruner": [
-                "vtcframe.pipeline:Pipeline",
-                *(f"vtcframe.methods:{name}" for name in ("FasterVlm", "RandomPruner", "UniformPruner", "VtcCls")),
-            ],
-        }
+        brought: dict[str, list[str]] = {}
+        for kind, module, names in COMPONENTS:
+            brought.setdefault(kind, []).extend(f"vtcframe.{module}:{name}" for name in names.split())
+        return brought
+
+
+COMPONENTS = (  # kind, module, names
+    ("scorer", "scorers", "ClsAttention KeyNorm QuestionSimilarity Random TokenNorm Uniqueness WitnessAttention"),
+    ("ensembler", "ensemblers", "Borda Max Mean OverviewFusion RankFusion Weighted"),
+    ("allocator", "allocators", "AttentionMass EffectiveRank Entropy Even Joint Outliers OverviewGuided"),
+    ("selector", "selectors", "Coverage Deduplicate Dpp Grid LocalGlobal MaxMin Mixed OutliersThenDraw TopK WholeRows"),
+    ("merger", "mergers", "Absorb CellMean Contextual Fuse Nearest"),
+    ("pruner", "pipeline", "Pipeline"),
+    ("pruner", "methods", "ClsCoverage FasterVlm VtcCls RandomPruner UniformPruner Pool"),
+    ("pruner", "methods", "CdPruner DamroOutliers DivPrune FoPru GlobalCom2 HiRed PruMerge PruMergePlus"),
+    ("pruner", "methods", "TokenCorrelation VScanEncoder VisPruner VisionZip"),
+    ("pruner", "methods", "FastVid HoliTomOuter PruneVidOuter TsLlava VidCom2"),
+    ("pruner", "methods", "DiffRate EVit Mctf ToMe"),
+    ("transform", "transforms", "Downsample FramesAsPictures Thumbnail"),
+)
 
 
 @dataclass(frozen=True)

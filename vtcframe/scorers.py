@@ -1,38 +1,54 @@
 """Scorers: (evidence) -> scores [S, V, N] float32."""
 
 from dataclasses import dataclass
-from typing import get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from vtcframe.core import Evidence
-from vtcframe.needs import Need, Rows, Similarity, Stand
+from vtcframe.core import Evidence, Layout
+from vtcframe.needs import Keys, Need, Rows, Similarity, Stand
 from vtcframe.pipeline import Scorer
 
 
 @dataclass(frozen=True)
 class ClsAttention(Scorer):
-    """[last, V, N]: attention that [CLS] pays to each token, one map for each of the `last` blocks, mean over heads.
+    """[L, V, N]: attention that [CLS] pays to each token, one map a block, mean over heads.
 
-    VTC-CLS (arXiv 2412.05819). Softmax runs over all keys, [CLS] itself included, and is not normalised again. Only
-    blocks that feed the projector are counted. For towers without a class token `query` names what stands in for it:
-    "mean", "received" or "head", or "proxy", which is [CLS] where there is one and "mean" where there is none (see
-    Rows). Proxies are shares of the attention within a picture: those of large pictures are smaller.
+    VTC-CLS (arXiv 2412.05819): the `last` blocks; `layers` names blocks instead, as Rows does. Softmax runs over all
+    keys, [CLS] itself included, and is not normalised again. `of="feeding"` counts only blocks that feed the
+    projector; scores published of the block that LLaVA leaves unused say `of="tower"`. `logits` are those before the
+    softmax (GlobalCom2), `heads="joined"` reads all heads as one of full width (PruMerge). For towers without a class
+    token `query` names what stands in for it: "mean", "received" or "head", or "proxy", which is [CLS] where there is
+    one and "mean" where there is none (see Rows). Proxies are shares of the attention within a picture: those of large
+    pictures are smaller.
     """
 
     last: int = 3
     query: Stand = "cls"
+    layers: tuple[int, ...] | None = None  # instead of the `last`
+    of: Literal["feeding", "tower"] = "feeding"
+    logits: bool = False
+    heads: Literal["split", "joined"] = "split"
 
     def __post_init__(self) -> None:
         if self.last < 1:
             raise ValueError(f"last counts blocks and must be at least 1, got {self.last}")
         if self.query not in get_args(Stand):
             raise ValueError(f"query must be one of {', '.join(map(repr, get_args(Stand)))}, got {self.query!r}")
+        if self.of not in ("feeding", "tower"):
+            raise ValueError(f"of must be 'feeding' or 'tower', got {self.of!r}")
+        if self.heads not in ("split", "joined"):
+            raise ValueError(f"heads must be 'split' or 'joined', got {self.heads!r}")
+        if self.layers is not None:
+            object.__setattr__(self, "layers", tuple(self.layers))
+            if not self.layers:
+                raise ValueError("layers names no block: give at least one, or leave it out and say how many `last`")
 
     @property
     def needs(self) -> tuple[Need, ...]:
-        return (Rows(self.query, tuple(range(-self.last, 0))),)
+        layers = tuple(range(-self.last, 0)) if self.layers is None else self.layers
+        return (Rows(self.query, layers, of=self.of, logits=self.logits, heads=self.heads),)
 
     def __call__(self, evidence: Evidence) -> Tensor:
         return evidence[self.needs[0]].mean(2)
@@ -76,11 +92,69 @@ class QuestionSimilarity(Scorer):
 
 
 @dataclass(frozen=True)
+class KeyNorm(Scorer):
+    """[1, V, N]: L1 length of each token's keys in one block, all heads together.
+
+    DART (arXiv 2502.11494) takes its pivots by it, of the language model's keys; here they are the vision tower's.
+    `layer` counts the blocks that feed the projector.
+    """
+
+    layer: int = -1
+
+    @property
+    def needs(self) -> tuple[Need, ...]:
+        return (Keys((self.layer,)),)
+
+    def __call__(self, evidence: Evidence) -> Tensor:
+        return evidence[self.needs[0]].float().abs().sum((2, 4))
+
+
+@dataclass(frozen=True)
 class TokenNorm(Scorer):
     """[1, V, N]: Euclidean length of each token as the language model would read it; a baseline without attention."""
 
     def __call__(self, evidence: Evidence) -> Tensor:
         return evidence.tokens.float().norm(dim=-1)[None]
+
+
+@dataclass(frozen=True)
+class Uniqueness(Scorer):
+    """[2, V, N]: minus how like the mean of its video a token is, and minus how like that of its frame.
+
+    VidCom2 (arXiv 2505.14454). Tokens as the language model would read them, the half of their channels that vary least
+    in the video, at length 1; likeness is the sum of Gaussians exp(-d^2 / 2a) of the distance to the mean,
+    a = 1/8, 1/4, ... 2. A picture that is no video is its own.
+    """
+
+    def __call__(self, evidence: Evidence) -> Tensor:
+        layout = evidence.layout
+        valid, first = layout.valid, first_frames(layout)
+        video = (first.cumsum(0) - 1).to(valid.device)
+        share = valid.float()[..., None]
+        tokens = evidence.tokens.float().masked_fill(~valid[..., None], 0)
+
+        def mean(x: Tensor) -> Tensor:
+            """[V, N, C] -> [V, 1, C] over a video."""
+            total = x.new_zeros(len(x), x.shape[2]).index_add_(0, video, (x * share).sum(1))
+            count = x.new_zeros(len(x), 1).index_add_(0, video, share.sum(1))
+            return (total / count.clamp(min=1))[video][:, None]
+
+        spread = mean((tokens - mean(tokens)).square())
+        steady = spread.argsort(dim=2, stable=True)[..., : max(tokens.shape[2] // 2, 1)]
+        x = torch.nn.functional.normalize(tokens.gather(2, steady.expand(-1, tokens.shape[1], -1)), dim=2)
+        own = (x * share).sum(1, keepdim=True) / share.sum(1, keepdim=True).clamp(min=1)
+        away = torch.stack([(x - mean(x)).square().sum(2), (x - own).square().sum(2)])
+        return -torch.stack([(-away / (2 * a)).exp() for a in (1 / 8, 1 / 4, 1 / 2, 1, 2)]).sum(0)
+
+
+def first_frames(layout: Layout) -> Tensor:
+    """[V] bool on the CPU: False where a view is the next frame of the video that the view before it is of."""
+    step = torch.ones(len(layout.frame), dtype=torch.bool)
+    follows = layout.frame[1:] == layout.frame[:-1] + 1
+    for part in (layout.sample, layout.image):
+        follows = follows & (part[1:] == part[:-1])
+    step[1:] = ~follows
+    return step
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,21 @@ from transformers.utils.output_capturing import maybe_install_capturing_hooks
 
 from vtcframe.adapter import Adapter, Modality
 from vtcframe.arrangement import Arrangement, Picture, checksums, owners, sample_keys
-from vtcframe.attention import KeyStates, MeanQuery, Reader, Received, Row, Segments, Tap
-from vtcframe.core import Evidence
+from vtcframe.attention import Reader, Row, Segments, Tap
+from vtcframe.core import Evidence, Pruned
+from vtcframe.encoder_stage import (
+    Halves,
+    Inside,
+    by_heads,
+    cure,
+    everything,
+    located,
+    reader_of,
+    rows_of,
+    stacked,
+)
 from vtcframe.needs import ClassToken, Features, Keys, Need, Rows, Similarity
+from vtcframe.pipeline import Stage
 from vtcframe.testimony import is_testimony, testimony
 
 
@@ -48,6 +60,8 @@ class TowerAdapter(Adapter):
 
     family: ClassVar[str]  # model_type of the configuration
     pixels: ClassVar[Mapping[Modality, str]] = {"image": "pixel_values"}  # the input that holds a modality's pixels
+    # why stages inside the encoder cannot be run; "" where `opened` tells what the towers make of what is left
+    closed: ClassVar[str] = "the model's packing needs the whole grid of patches that the encoder was given"
 
     @classmethod
     def matches(cls, model: nn.Module) -> bool:
@@ -152,6 +166,55 @@ class TowerAdapter(Adapter):
         levels = [torch.cat(level) for level in zip(*deepstack, strict=True)]
         return replace(arrangement.evidence(torch.cat(packed), views, levels), project=self.project)
 
+    def opened(self, modality: Modality, encoded: Any, tower: Tower) -> tuple[Tensor, Tensor]:
+        """[rows x structural tokens, D] and [rows, T, D]: the packed features as their rows were encoded."""
+        raise ValueError(f"{type(self).__name__} cannot be pruned inside its encoder: {self.closed}")
+
+    @torch.no_grad()
+    def within(
+        self, inputs: Mapping[str, Any], arrangement: Arrangement, needs: Iterable[Need], stages: Sequence[Stage]
+    ) -> tuple[Evidence, Pruned]:
+        """Encode the pictures with `stages` inside the encoder.
+
+        Return evidence of what is left, with `needs`, and the same as `Pruned` by the layout of the arrangement.
+        """
+        layout, order = arrangement.layout, arrangement.origin.argsort()
+        device, needs, present = inputs["input_ids"].device, tuple(needs), self.present(inputs)
+        rows = [sum(len(picture.box) for picture in self.pictures(modality, inputs)) for modality in present]
+        every = order.split(rows)
+        if len(every) > 1 and (shared := set.intersection(*(set(layout.sample[views].tolist()) for views in every))):
+            raise ValueError(
+                f"samples {sorted(shared)} have images and videos, which two encoders read that share no budget: "
+                "use stages at 'projector'"
+            )
+        parts: list[Evidence] = []
+        scores, structural = [], []
+        for modality, views in zip(present, every, strict=True):
+            tower = self.tower(modality, inputs)
+            if len(tower.read) > 1:
+                raise ValueError(
+                    f"vision_feature_layer {list(tower.read)} reads hidden states of several lengths once tokens leave "
+                    "the encoder: read one layer, or use stages at 'projector'"
+                )
+            own = rows_of(layout, views, device)
+            blocks = [PreNorm(block) for block in tower.module.get_submodule("encoder.layers").children()]
+            inside = Inside(blocks, tower.classes, own, stages, needs, feeding=tower.read[0])
+            with inside, first_blocks(tower, inside.deepest):
+                encoded = self.features(modality, inputs, tower)
+            extra, tokens = self.opened(modality, encoded, tower)
+            parts.append(inside.evidence(tokens))
+            scores.append(inside.scores(own))
+            structural.append(extra)
+        evidence = stacked(parts, arrangement.origin, layout)
+        evidence = evidence.after(everything(evidence))
+        if arrangement.structural is not None:
+            extra = replace(arrangement.structural, tokens=torch.cat(structural))
+            evidence = replace(evidence, structural=extra)
+        whole = rows_of(layout, torch.arange(len(layout.sample)), device)
+        place = located(evidence.layout.column, whole)
+        judged = torch.cat(scores)[arrangement.origin.to(device)]
+        return replace(evidence, project=self.project), Pruned(evidence.tokens, place, judged, whole)
+
     def _gathered(
         self,
         need: Need,
@@ -205,29 +268,23 @@ class TowerAdapter(Adapter):
         return [(module, reader) for module in modules]
 
 
-def reader_of(
-    need: Need, skip: int = 0, pool: Callable[[Tensor], Tensor] | None = None, has_class: bool = True
-) -> Reader | None:
-    """Return what an attention module of an encoder is read by for a need, or None where it cannot serve it."""
-    match need:
-        case Rows(query="cls" | "proxy", tower="vision", over="mean") if has_class:
-            return Row(0, need.logits, need.heads, skip, pool)
-        case Rows(query="mean" | "proxy", tower="vision", over="mean"):
-            return MeanQuery(need.logits, need.heads, skip, pool)
-        case Rows(query="received", tower="vision", over="mean", logits=False, heads=("split" | "mean") as heads):
-            return Received(heads, skip, pool)
-        case Keys(tower="vision"):
-            return KeyStates(skip, pool)
-    return None
+class PreNorm(Halves):
+    """A block of transformers' CLIP and SigLIP."""
 
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__(block, block.get_submodule("self_attn"))
 
-def cure(need: Need) -> str:
-    """Say what can be done about a need that a tower does not serve."""
-    if isinstance(need, ClassToken) or (isinstance(need, Rows) and need.query == "cls" and need.tower == "vision"):
-        return ": it has no class token. Use a proxy, query='mean' or 'received', or the class token of a witness"
-    if isinstance(need, Rows) and need.query == "head":
-        return ": it has no attention-pooling head, or layers is not (-1,)"
-    return ""
+    def attend(self, hidden: Tensor, bias: Tensor | None) -> Tensor:
+        if bias is not None:
+            bias = (bias > -torch.inf).long() if self.flash else bias[:, None, None].to(hidden.dtype)
+        return hidden + self.attention(self.block.layer_norm1(hidden), attention_mask=bias)[0]
+
+    def spread(self, hidden: Tensor, paid: Tensor) -> Tensor:
+        values = self.attention.v_proj(self.block.layer_norm1(hidden))
+        return hidden + self.attention.out_proj(by_heads(values, paid))
+
+    def feed(self, hidden: Tensor) -> Tensor:
+        return hidden + self.block.mlp(self.block.layer_norm2(hidden))
 
 
 @contextmanager

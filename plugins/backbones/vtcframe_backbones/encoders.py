@@ -12,9 +12,21 @@ from vtcframe.adapter import Adapter
 from vtcframe.arrangement import WHOLE, Arrangement, Picture, Prompt, checksums, owners, sample_keys
 from vtcframe.attention import KeyStates, Reader, Tap
 from vtcframe.core import Budget, Evidence, Pruned
+from vtcframe.encoder_stage import (
+    Halves,
+    Inside,
+    Midway,
+    by_heads,
+    cure,
+    encode,
+    everything,
+    located,
+    prune,
+    reader_of,
+    rows_of,
+)
 from vtcframe.needs import ClassToken, Features, Keys, Need, Rows
-from vtcframe.pipeline import Pruner, only_stage
-from vtcframe.tower import cure, reader_of
+from vtcframe.pipeline import Pruner, Stage, planned
 from vtcframe.witness import only_call
 
 
@@ -36,8 +48,12 @@ class Vit(ABC):
         """[B, 3, h, w] -> hidden states behind `site` blocks; `deepest` >= site of them are run."""
 
     @abstractmethod
-    def mask(self, padding: Tensor, block: Any) -> Tensor:
-        """[B, T] bool, True at padding -> the mask by which a block leaves those keys out."""
+    def halves(self, block: Any) -> Halves:
+        """Return a block as stages inside it take it. ValueError where nothing lies between attention and MLP."""
+
+    @abstractmethod
+    def mask(self, bias: Tensor, block: Any) -> Tensor:
+        """[B, T] what is added to the logits of keys -> the mask by which a block does."""
 
     @abstractmethod
     def pooled(self, hidden: Tensor) -> Tensor:
@@ -74,8 +90,16 @@ class TimmVit(Vit):
         )[0]
         return torch.cat([seen[1], seen[0]], 1) if self.prefix else seen
 
-    def mask(self, padding: Tensor, block: Any) -> Tensor:
-        return ~padding[:, None, None]
+    def halves(self, block: Any) -> Halves:
+        if not _is(block, "timm.models.vision_transformer", "Block") or not hasattr(block, "norm1"):
+            raise ValueError(
+                f"a {type(block).__name__} cannot be pruned inside: only timm's Block has attention and MLP one after "
+                "the other, each behind its norm. Use stages at 'projector'"
+            )
+        return _TimmHalves(self, block)
+
+    def mask(self, bias: Tensor, block: Any) -> Tensor:
+        return bias[:, None, None]
 
     def pooled(self, hidden: Tensor) -> Tensor:
         return self.module.forward_head(self.module.norm(hidden))
@@ -107,14 +131,63 @@ class OpenClipVit(Vit):
         )
         return torch.cat([seen["image_intermediates_prefix"][0], seen["image_intermediates"][0]], 1)
 
-    def mask(self, padding: Tensor, block: Any) -> Tensor:
-        added = torch.zeros(padding.shape, device=padding.device).masked_fill(padding, -torch.inf)
-        width = padding.shape[1]  # torch's MultiheadAttention takes no mask by sample but one for each head and query
-        return added[:, None].expand(-1, width, -1).repeat_interleave(block.attn.num_heads, 0)
+    def halves(self, block: Any) -> Halves:
+        return _OpenClipHalves(self, block)
+
+    def mask(self, bias: Tensor, block: Any) -> Tensor:
+        width = bias.shape[1]  # torch's MultiheadAttention takes no mask by sample but one for each head and query
+        return bias[:, None].expand(-1, width, -1).repeat_interleave(block.attn.num_heads, 0)
 
     def pooled(self, hidden: Tensor) -> Tensor:
         pooled = self.module._pool(hidden)[0]  # it has no public name
         return pooled if self.module.proj is None else pooled @ self.module.proj
+
+
+class _TimmHalves(Halves):
+    def __init__(self, vit: Vit, block: Any) -> None:
+        super().__init__(block, block.attn)
+        self.vit = vit
+
+    def attend(self, hidden: Tensor, bias: Tensor | None) -> Tensor:
+        mask = None if bias is None else self.vit.mask(bias.to(hidden.dtype), self.block)
+        return hidden + self.block.drop_path1(self.block.ls1(self.attention(self.block.norm1(hidden), attn_mask=mask)))
+
+    def spread(self, hidden: Tensor, paid: Tensor) -> Tensor:
+        attention, normed = self.attention, self.block.norm1(hidden)
+        seen = attention.norm(by_heads(attention.qkv(normed).chunk(3, -1)[2], paid))
+        if attention.gate is not None:
+            seen = seen * attention.gate(normed).sigmoid()
+        return hidden + self.block.drop_path1(self.block.ls1(attention.proj(seen)))
+
+    def feed(self, hidden: Tensor) -> Tensor:
+        return hidden + self.block.drop_path2(self.block.ls2(self.block.mlp(self.block.norm2(hidden))))
+
+
+class _OpenClipHalves(Halves):
+    def __init__(self, vit: Vit, block: Any) -> None:
+        super().__init__(block, block.attn)
+        self.vit = vit
+
+    def attend(self, hidden: Tensor, bias: Tensor | None) -> Tensor:
+        block, normed = self.block, self.block.ln_1(hidden)
+        mask = None if bias is None else self.vit.mask(bias.to(hidden.dtype), block)
+        if isinstance(self.attention, nn.MultiheadAttention):
+            return hidden + block.ls_1(block.attention(q_x=normed, attn_mask=mask))
+        return hidden + block.ls_1(block.ln_attn(self.attention(normed, attn_mask=mask)))
+
+    def spread(self, hidden: Tensor, paid: Tensor) -> Tensor:
+        attention = self.attention
+        if not isinstance(attention, nn.MultiheadAttention):
+            raise ValueError(
+                f"{type(attention).__name__} of {type(self.block).__name__} takes no attention that was merged: "
+                "let it be computed anew, when='before'"
+            )
+        bias = None if attention.in_proj_bias is None else attention.in_proj_bias.chunk(3)[2]
+        values = torch.nn.functional.linear(self.block.ln_1(hidden), attention.in_proj_weight.chunk(3)[2], bias)
+        return hidden + self.block.ls_1(attention.out_proj(by_heads(values, paid)))
+
+    def feed(self, hidden: Tensor) -> Tensor:
+        return hidden + self.block.ls_2(self.block.mlp(self.block.ln_2(hidden)))
 
 
 class OpenClipTrunk(TimmVit):
@@ -137,14 +210,16 @@ class Encoder(Adapter):
     """
 
     reads = ("pixel_values",)
+    closed = ""
 
-    def __init__(self, model: nn.Module, processor: Any = None, rest: int = 1) -> None:
+    def __init__(self, model: nn.Module, processor: Any = None, rest: int | None = 1) -> None:
+        """With `rest=None` tokens are read behind the last block: for stages inside the encoder alone."""
         super().__init__(model, processor)
         self.vit = self.part(model)
         depth = len(self.vit.blocks)
-        if not 1 <= rest < depth:
+        if rest is not None and not 1 <= rest < depth:
             raise ValueError(f"rest={rest} of {depth} blocks cannot come after pruning: at least one before and after")
-        self.site = depth - rest
+        self.site = depth - (rest or 0)
 
     @staticmethod
     @abstractmethod
@@ -205,6 +280,26 @@ class Encoder(Adapter):
         return replace(evidence, project=nn.Identity())
 
     @torch.no_grad()
+    def within(
+        self, inputs: Mapping[str, Any], arrangement: Arrangement, needs: Iterable[Need], stages: Sequence[Stage]
+    ) -> tuple[Evidence, Pruned]:
+        """Run the blocks before the site with `stages` inside them (see TowerAdapter.within)."""
+        pixels, k = inputs["pixel_values"], self.vit.prefix
+        layout = rows_of(arrangement.layout, torch.arange(len(pixels)), pixels.device)
+        blocks = [self.vit.halves(block) for block in self.vit.blocks]
+        inside = Inside(blocks, k, layout, stages, needs, feeding=self.site, has_class=self.vit.has_class)
+        with inside:
+            self.vit.begin(pixels, self.site, inside.deepest)
+        evidence = inside.evidence()
+        evidence = evidence.after(everything(evidence))
+        if arrangement.structural is not None:
+            prefix = inside.hidden[:, :k].flatten(0, 1)
+            evidence = replace(evidence, structural=replace(arrangement.structural, tokens=prefix))
+        place = located(evidence.layout.column, layout)
+        left = Pruned(evidence.tokens, place, inside.scores(layout), layout)
+        return replace(evidence, project=nn.Identity()), left
+
+    @torch.no_grad()
     def features(self, evidence: Evidence, pruned: Pruned) -> Tensor:
         """[P, D] what the model makes of a picture when the last blocks, pooling and head see only what is left.
 
@@ -220,13 +315,21 @@ class Encoder(Adapter):
                 f"nothing is left of samples {(count == 0).nonzero()[:, 0].tolist()}: keep at least a token"
             )
         k, padding = self.vit.prefix, pruned.place < 0
-        hidden = pruned.tokens.masked_fill(padding[..., None], 0)
+        hidden, size = pruned.tokens.masked_fill(padding[..., None], 0), None
+        if isinstance(evidence, Midway) and evidence.size is not None:
+            size = evidence.size.gather(1, located(pruned.column, evidence.layout).clamp(min=0))
         if evidence.structural is not None:
             hidden = torch.cat([evidence.structural.tokens.view(len(hidden), k, -1).to(hidden), hidden], 1)
             padding = torch.nn.functional.pad(padding, (k, 0))
         ragged = bool((count < pruned.place.shape[1]).any())
+        bias = None
+        if ragged or size is not None:
+            bias = torch.zeros(padding.shape, device=padding.device).masked_fill(padding, -torch.inf)
+            if size is not None:
+                bias[:, k:] += size.log()
         for block in self.vit.blocks[self.site :]:
-            hidden = block(hidden, attn_mask=self.vit.mask(padding, block)) if ragged else block(hidden)
+            options = {} if bias is None else {"attn_mask": self.vit.mask(bias.to(hidden.dtype), block)}
+            hidden = block(hidden, **options)
         if not ragged:
             return self.vit.pooled(hidden)
         parts = [(count == n, self.vit.pooled(hidden[count == n, : k + n])) for n in count.unique().tolist()]
@@ -311,8 +414,8 @@ def extract(
 ) -> Tensor:
     """[P, 3, h, w] -> [P, D]: features of a timm or open_clip model, its last block seeing what `pruner` leaves.
 
-    `tokens` or `ratio` is the budget of each picture (see Budget); without either an adaptive pruner decides. Zero-shot
-    classification with half the patches:
+    A method with stages inside the encoder acts there instead. `tokens` or `ratio` is the budget of each picture (see
+    Budget); without either an adaptive pruner decides. Zero-shot classification with half the patches:
 
         names = [f"a photo of a {name}" for name in classes]
         words = model.encode_text(open_clip.get_tokenizer("ViT-B-32")(names), normalize=True)
@@ -322,13 +425,14 @@ def extract(
     kind = next((kind for kind in (Timm, OpenClip) if kind.matches(model)), None)
     if kind is None:
         raise ValueError(f"{type(model).__name__} is neither a model of timm nor of open_clip")
-    adapter, budget = kind(model), None if tokens is None and ratio is None else Budget(tokens, ratio)
-    stage, inputs = only_stage(pruner.stages(budget)), {"pixel_values": pixels}
+    budget = None if tokens is None and ratio is None else Budget(tokens, ratio)
+    plan, inputs = planned(pruner.stages(budget), pruner), {"pixel_values": pixels}
+    adapter = kind(model, rest=1 if plan.projector else None)
     arrangement = adapter.arrange(inputs)
-    if stage.budget is not None and stage.budget.covers(arrangement.layout):
+    if plan.covers(arrangement.layout):
         return adapter.untouched(pixels)
-    evidence = adapter.encode(inputs, arrangement, stage.pruner.needs)
-    return adapter.features(evidence, stage.pruner(evidence, stage.budget))
+    evidence, left = encode(adapter, inputs, arrangement, plan, plan.needs)
+    return adapter.features(evidence, prune(plan, evidence, left))
 
 
 def _is(model: nn.Module, package: str, name: str | None = None) -> bool:

@@ -35,6 +35,7 @@ class Llava(TowerAdapter):
     """
 
     family = "llava"
+    closed = ""
     reads = (
         "input_ids",
         "attention_mask",
@@ -79,6 +80,11 @@ class Llava(TowerAdapter):
             **self.geometry(inputs),
         )
 
+    def opened(self, modality: Modality, encoded: Any, tower: Tower) -> tuple[Tensor, Tensor]:
+        """Return no structural tokens and what is left of each picture."""
+        tokens = torch.stack(list(encoded.pooler_output))
+        return tokens[:, :0].flatten(0, 1), tokens
+
     def geometry(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """Return what get_image_features needs beside the pixels."""
         return {}
@@ -106,6 +112,7 @@ class LlavaNext(Llava):
     """
 
     family = "llava_next"
+    closed = TowerAdapter.closed
 
     def geometry(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """Return the sizes by which pictures are un-padded."""

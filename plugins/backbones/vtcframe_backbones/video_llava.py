@@ -21,6 +21,7 @@ class VideoLlava(TowerAdapter):
     """
 
     family = "video_llava"
+    closed = ""
     modalities = ("image", "video")
     stacked = ("image", "video")
     pixels: ClassVar[Mapping[Modality, str]] = {"image": "pixel_values", "video": "pixel_values_videos"}
@@ -57,6 +58,11 @@ class VideoLlava(TowerAdapter):
         read = list(tower.read) if len(tower.read) > 1 else tower.read[0]
         encode = getattr(self.model.base_model, f"get_{modality}_features")
         return encode(self.given(modality, inputs), vision_feature_layer=read, return_dict=True)
+
+    def opened(self, modality: Modality, encoded: Any, tower: Tower) -> tuple[Tensor, Tensor]:
+        """Return the class tokens of frames, and what is left of each image or frame."""
+        tokens, classes = encoded.pooler_output, tower.classes if modality == "video" else 0
+        return tokens[:, :classes].flatten(0, 1), tokens[:, classes:]
 
     def pictures(self, modality: Modality, inputs: Mapping[str, Any]) -> list[Picture]:
         """One view an image or frame."""

@@ -1,0 +1,473 @@
+"""Stages inside an encoder: tokens leave it, or become one, between attention and MLP of a block.
+
+While `Inside` is open, the blocks of an encoder are run in two halves, and stages act between them. Everything else of
+the model runs as ever, on the tokens that are left. Nothing is left behind.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, ClassVar, Literal, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad
+
+from vtcframe.attention import Call, KeyStates, MeanQuery, Reader, Received, Row, Tap
+from vtcframe.core import Evidence, Layout, Pruned
+from vtcframe.needs import ClassToken, Features, Keys, Need, Rows
+from vtcframe.pipeline import Plan, Pruner, Stage
+
+When = Literal["amid", "after", "before", "fused"]
+Pooling = Literal["mean", "max"]
+
+
+class Halves(ABC):
+    """A pre-norm block as the two halves between which stages act: attention and MLP, each with its residual."""
+
+    def __init__(self, block: nn.Module, attention: nn.Module) -> None:
+        self.block: Any = block
+        self.attention: Any = attention
+
+    @abstractmethod
+    def attend(self, hidden: Tensor, bias: Tensor | None) -> Tensor:
+        """[B, T, C] -> [B, T, C] behind attention; `bias` [B, T] is added to the logits of keys, -inf hides one."""
+
+    @abstractmethod
+    def spread(self, hidden: Tensor, paid: Tensor) -> Tensor:
+        """Do as `attend`, by attention [B, H, T, T] that is given."""
+
+    @abstractmethod
+    def feed(self, hidden: Tensor) -> Tensor:
+        """[B, T, C] -> [B, T, C] behind the MLP."""
+
+    @property
+    def flash(self) -> bool:
+        """Whether the kernel takes no bias, only which keys are padding."""
+        return "flash" in (getattr(getattr(self.attention, "config", None), "_attn_implementation", None) or "")
+
+
+def by_heads(values: Tensor, paid: Tensor) -> Tensor:
+    """[B, T, H x d] values, [B, H, T, T] attention -> [B, T, H x d]."""
+    heads = values.unflatten(-1, (paid.shape[1], -1)).transpose(1, 2)
+    return (paid.to(values.dtype) @ heads).transpose(1, 2).flatten(2)
+
+
+@dataclass(frozen=True)
+class Attended:
+    """A need of stages in an encoder: attention a token gets in that block, mean over heads and all queries.
+
+    Class tokens ask too; Rows("received") leaves them out.
+    """
+
+    axes: ClassVar[str] = "VN"
+
+
+@dataclass(frozen=True)
+class Midway(Evidence):
+    """Evidence in the midst of an encoder: tokens [V, N, C] are the patches' hidden states. Class tokens always stay.
+
+    What blocks showed before an earlier stage is told of the tokens left only; "feeding" counts the blocks up to here.
+    """
+
+    size: Tensor | None = None  # [V, N] float32, how many patches each token stands for; None where each is one
+    classes: int = 0  # class tokens and registers in front of the patches
+
+    def _take(self, source: Tensor, rows: Layout) -> "Midway":
+        taken: Any = super()._take(source, rows)
+        if self.size is None:
+            return taken
+        return replace(taken, size=self.size.flatten()[source.clamp(min=0)].masked_fill(source < 0, 1))
+
+
+Asked = Need | Attended
+
+
+def sizes(evidence: Evidence) -> Tensor:
+    """[V, N] float32, how many patches each token stands for."""
+    size = evidence.size if isinstance(evidence, Midway) else None
+    return torch.ones(evidence.layout.column.shape, device=evidence.tokens.device) if size is None else size
+
+
+@dataclass(frozen=True)
+class Merged(Pruned):
+    """What is left where tokens became one. Later blocks add the logarithm of the size to the logits of keys."""
+
+    size: Tensor  # [V, M] float32
+    group: Tensor  # [V, N] the output token that each token is part of; -1 = of none
+    share: Tensor  # [V, N] float32, its weight in it; 1 in all
+    pooling: Pooling = "mean"
+
+
+class TokenMerger(Pruner):
+    """A pruner in an encoder whose tokens have sizes; it returns `Merged`.
+
+    `when` it acts: "amid" attention and MLP; "after" the MLP; "before" the attention, which then runs on what is left;
+    or "fused", before the attention, whose map is merged as the tokens are and not computed again.
+    """
+
+    when: When = "amid"
+
+
+def merge(
+    evidence: Evidence,
+    leader: Tensor,
+    order: Tensor,
+    quota: Tensor,
+    weight: Tensor,
+    scores: Tensor,
+    gain: Tensor | None = None,
+    pooling: Pooling = "mean",
+) -> Merged:
+    """Make one token of those that share a leader; it takes its leader's place.
+
+    `leader` [V, N] is the token that each one joins, itself where it stays, -1 where it goes without a trace; `quota`
+    [V] of them lead, and come out in ascending `order` [V, N]. `weight` [V, N] > 0 weighs the mean; `gain` [V, N] is
+    what each adds to the size (its own size). Tokens that stay alone are not changed, bit for bit.
+    """
+    valid, width = evidence.layout.valid, int(quota.max()) if len(quota) else 0
+    index = torch.arange(leader.shape[1], device=leader.device).expand(leader.shape)
+    leads = valid & (leader == index)
+    place = order.masked_fill(~leads, order.shape[1] * 4).argsort(dim=1, stable=True)
+    group = torch.zeros_like(place).scatter_(1, place, index).gather(1, leader.clamp(min=0))
+    group = group.masked_fill(~valid | (leader < 0), -1)
+    empty = torch.arange(width, device=leader.device) >= quota.to(leader.device)[:, None]
+    place = place[:, :width].masked_fill(empty, -1)
+
+    total = _pooled(weight[:, None, :, None], group, None, width)[:, 0, :, 0]
+    share = (weight / total.gather(1, group.clamp(min=0))).masked_fill(group < 0, 0) if width else weight * 0
+    tokens = _pooled(evidence.tokens[:, None].float(), group, share, width, pooling)[:, 0]
+    tokens = tokens.masked_fill(empty[..., None], 0).to(evidence.tokens.dtype)
+    gain = sizes(evidence) if gain is None else gain
+    size = _pooled(gain[:, None, :, None], group, None, width)[:, 0, :, 0].masked_fill(empty, 1)
+    scores = scores.float().masked_fill(~valid, -torch.inf)
+    return Merged(tokens, place, scores, evidence.layout, size, group, share, pooling)
+
+
+def _pooled(x: Tensor, group: Tensor, share: Tensor | None, width: int, pooling: Pooling = "mean") -> Tensor:
+    """[V, H, N, D] -> [V, H, width, D]: the sum of each group, weighed by `share` [V, N], or its maximum."""
+    index = group.masked_fill(group < 0, width)[:, None, :, None].expand(x.shape)
+    out = x.new_zeros(*x.shape[:2], width + 1, x.shape[3])
+    if pooling == "max":
+        return out.scatter_reduce(2, index, x, "amax", include_self=False)[:, :, :width]
+    return out.scatter_add(2, index, x if share is None else x * share[:, None, :, None])[:, :, :width]
+
+
+def fused(paid: Tensor, merged: Merged, classes: int) -> Tensor:
+    """[V, H, T, T] attention before a merge -> [V, H, T', T']: what keys get is summed, queries are pooled."""
+    own = torch.arange(classes, device=paid.device).expand(len(paid), -1)
+    group = torch.cat([own, torch.where(merged.group < 0, -1, merged.group + classes)], 1)
+    share, width = pad(merged.share, (classes, 0), value=1), classes + merged.place.shape[1]
+    keys = _pooled(paid.transpose(2, 3), group, None, width).transpose(2, 3)
+    return _pooled(keys, group, share, width, merged.pooling)
+
+
+def reader_of(
+    need: Need, skip: int = 0, pool: Callable[[Tensor], Tensor] | None = None, has_class: bool = True
+) -> Reader | None:
+    """Return what an attention module of an encoder is read by for a need, or None where it cannot serve it."""
+    match need:
+        case Rows(query="cls" | "proxy", tower="vision", over="mean") if has_class:
+            return Row(0, need.logits, need.heads, skip, pool)
+        case Rows(query="mean" | "proxy", tower="vision", over="mean"):
+            return MeanQuery(need.logits, need.heads, skip, pool)
+        case Rows(query="received", tower="vision", over="mean", logits=False, heads=("split" | "mean") as heads):
+            return Received(heads, skip, pool)
+        case Keys(tower="vision"):
+            return KeyStates(skip, pool)
+    return None
+
+
+def cure(need: Need) -> str:
+    """Say what can be done about a need that a tower does not serve."""
+    if isinstance(need, ClassToken) or (isinstance(need, Rows) and need.query == "cls" and need.tower == "vision"):
+        return ": it has no class token. Use a proxy, query='mean' or 'received', or the class token of a witness"
+    if isinstance(need, Rows) and need.query == "head":
+        return ": it has no attention-pooling head, or layers is not (-1,)"
+    return ""
+
+
+@dataclass(frozen=True)
+class _Everyone:
+    """[B, 1, T]: attention that keys get from all queries."""
+
+    skip: int
+
+    def __call__(self, call: Call) -> Tensor:
+        return Received("mean")(call)[..., self.skip :]
+
+
+@dataclass(frozen=True)
+class _Whole:
+    """[B, H, T, T] float32: the whole attention matrix."""
+
+    def __call__(self, call: Call) -> Tensor:
+        paid = call.query.float() * call.scaling @ call.key.float().transpose(-1, -2)
+        hidden = call.hidden(slice(None))
+        return (paid if hidden is None else paid + hidden).softmax(-1)
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """What one block showed one reader."""
+
+    block: int
+    reader: Reader
+    axes: str  # "VHN", of keys "VHNC"
+
+
+class Inside:
+    """`with Inside(blocks, classes, layout, stages, needs) as inside:` and run the encoder; then `inside.evidence`.
+
+    `blocks` are all of the encoder in depth order, the first `feeding` of which make what is read; `layout` is that of
+    the rows as they are encoded. `needs` are gathered of the tokens that are left. ValueError for what cannot be done,
+    before anything runs.
+    """
+
+    def __init__(
+        self,
+        blocks: Sequence[Halves],
+        classes: int,
+        layout: Layout,
+        stages: Sequence[Stage],
+        needs: Iterable[Need] = (),
+        *,
+        feeding: int | None = None,
+        has_class: bool | None = None,
+    ) -> None:
+        self.blocks, self.classes = list(blocks), classes
+        self.feeding = len(self.blocks) if feeding is None else feeding
+        self.has_class = classes > 0 if has_class is None else has_class
+        self.needs, self.stages = tuple(needs), {_block(stage): stage for stage in stages}
+        for at, stage in self.stages.items():
+            if at >= self.feeding:
+                raise ValueError(
+                    f"{stage.at} is none of the {self.feeding} blocks that make what is read, 0 to {self.feeding - 1}: "
+                    f"give {type(stage.pruner).__name__} or the method it is of other blocks"
+                )
+            if isinstance(stage.pruner, TokenMerger) and any(half.flash for half in self.blocks):
+                raise ValueError(
+                    f"{stage.pruner} gives tokens sizes, which FlashAttention cannot add to its logits: load the model "
+                    "with attn_implementation='sdpa' or 'eager'"
+                )
+        # which readings are wanted, and behind which block by none any more
+        self._wanted = {x: at for at, stage in self.stages.items() for n in stage.pruner.needs for x in self._of(n, at)}
+        for need in self.needs:
+            self._wanted |= dict.fromkeys(self._readings(need, len(self.blocks), self.feeding), len(self.blocks))
+        read = {reading.block for reading in self._wanted}
+        self.deepest = max([self.feeding, *(block + 1 for block in read)])
+        self._first = min([*self.stages, *read])
+        self._judged: list[tuple[Tensor, Tensor]] = []  # columns and scores, stage by stage
+        self._now: Midway = Midway(torch.empty(0), layout, classes=classes)  # `found` holds readings
+        self._hidden = self._bias = None
+
+    def __enter__(self) -> "Inside":
+        self._before = []
+        for k, half in list(enumerate(self.blocks))[self._first :]:
+            own = vars(half.block)
+            self._before.append((own, own.get("forward")))
+            own["forward"] = partial(self._run, k)  # of the instance: hooks of the module run as ever
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        for own, before in self._before:
+            own.pop("forward")
+            if before is not None:
+                own["forward"] = before
+
+    @torch.no_grad()
+    def _run(self, k: int, hidden: Tensor, *_: Any, **__: Any) -> Tensor:
+        """Run block k, and the stage that acts in it."""
+        half, stage = self.blocks[k], self.stages.get(k)
+        when = _when(stage)
+        readings = [reading for reading in self._wanted if reading.block == k]
+        readers = [*(reading.reader for reading in readings), *([_Whole()] if when == "fused" else [])]
+        with Tap({half.attention: readers} if readers else {}) as tap:
+            paid = half.attend(hidden, self._bias)
+        seen: dict[Any, Tensor] = {reading: tap[half.attention, reading.reader][-1] for reading in readings}
+        self._now = replace(self._now, found={**self._now.found, **seen})
+        if when in ("before", "fused"):
+            count = self._now.layout.count
+            hidden, pruned = self._prune(k, hidden)
+            if torch.equal(count, self._now.layout.count):
+                pass  # what was computed holds
+            elif when == "fused":
+                assert isinstance(pruned, Merged), f"{stage} fuses attention and returned no Merged"
+                paid = half.spread(hidden, fused(tap[half.attention, _Whole()][-1], pruned, self.classes))
+            else:
+                paid = half.attend(hidden, self._bias)
+        hidden = half.feed(self._prune(k, paid)[0] if when == "amid" else paid)
+        if when == "after":
+            hidden = self._prune(k, hidden)[0]
+        if k + 1 == self.feeding:
+            self._hidden = hidden
+        return hidden
+
+    def _prune(self, k: int, hidden: Tensor) -> tuple[Tensor, Pruned]:
+        """Return the hidden states that are left, class tokens in front."""
+        stage, patches, now = self.stages[k], hidden[:, self.classes :], self._now
+        found = {need: self._found(need, k + 1, hidden) for need in stage.pruner.needs}
+        pruned = stage.pruner(replace(now, tokens=patches, found=found), stage.budget)
+        if len(pruned.place) != len(patches):
+            raise ValueError(
+                f"{stage.pruner} joins a sample's views, which an encoder reads one by one: across='view' at {stage.at}"
+            )
+        self._judged.append((now.layout.column, pruned.scores))
+        later: Any = {reading: x for reading, x in now.found.items() if self._wanted[cast(Any, reading)] > k}
+        left: Any = replace(now, tokens=patches, found=later).after(pruned)
+        if isinstance(pruned, Merged) and not torch.equal(now.layout.count, left.layout.count):
+            left = replace(left, size=pruned.size)
+        self._now = left
+        self._bias = self._padding_and_sizes()
+        return torch.cat([hidden[:, : self.classes], pruned.tokens.to(hidden.dtype)], 1), pruned
+
+    def _padding_and_sizes(self) -> Tensor | None:
+        """[V, T] what is added to the logits of keys; None where that is nothing."""
+        layout, size = self._now.layout, self._now.size
+        if size is None and bool((layout.count == layout.column.shape[1]).all()):
+            return None
+        return pad(sizes(self._now).log().masked_fill(~layout.valid, -torch.inf), (self.classes, 0))
+
+    def _of(self, need: Asked, block: int) -> list[_Reading]:
+        """Return what serves a need of the stage in `block`."""
+        return self._readings(need, block + 1)
+
+    def _readings(self, need: Asked, run: int, feeding: int | None = None) -> list[_Reading]:
+        """Return what serves a need when `run` blocks are run, of which `feeding` feed (all)."""
+        if isinstance(need, Attended) and feeding is None:
+            return [_Reading(run - 1, _Everyone(self.classes), "VHN")]
+        if need == Features() or (isinstance(need, ClassToken) and self.has_class):
+            return []
+        reader = None if isinstance(need, Attended) else reader_of(need, self.classes, None, self.has_class)
+        if reader is None or not isinstance(need, Rows | Keys):
+            told = "" if isinstance(need, Attended) else cure(need)
+            raise ValueError(f"{need} cannot be gathered of an encoder that is pruned inside{told}")
+        count = (feeding or run) if need.of == "feeding" else len(self.blocks)
+        layers = [layer + count if layer < 0 else layer for layer in need.layers]
+        if not all(0 <= layer < run for layer in layers):
+            raise ValueError(f"{need} asks for a block beyond the {run} that are run by then: leave of='feeding'")
+        return [_Reading(layer, reader, "VHNC" if isinstance(need, Keys) else "VHN") for layer in layers]
+
+    def _found(self, need: Asked, run: int, hidden: Tensor, feeding: int | None = None) -> Tensor:
+        if isinstance(need, ClassToken):
+            return hidden[:, 0]
+        if isinstance(need, Features):
+            return hidden[:, self.classes :]
+        seen: Mapping[Any, Tensor] = self._now.found
+        maps = [seen[reading] for reading in self._readings(need, run, feeding)]
+        return maps[0][:, 0] if isinstance(need, Attended) else torch.stack(maps)
+
+    @property
+    def hidden(self) -> Tensor:
+        """[V, T, C] what the last feeding block made, class tokens in front."""
+        assert self._hidden is not None, "the encoder was not run"
+        return self._hidden
+
+    def evidence(self, tokens: Tensor | None = None) -> Evidence:
+        """Return `needs` of what is left; `tokens` [V, N, D] are what became of the patches' hidden states."""
+        hidden = self.hidden
+        found = {need: self._found(need, len(self.blocks), hidden, self.feeding) for need in self.needs}
+        return replace(self._now, tokens=hidden[:, self.classes :] if tokens is None else tokens, found=found)
+
+    def scores(self, layout: Layout) -> Tensor:
+        """[V, N] float32 by the whole `layout`: the last score that each token got."""
+        scores = torch.zeros(layout.column.shape, device=layout.column.device)
+        for column, judged in self._judged:
+            scores = put(scores, located(column, layout), judged)
+        return scores.masked_fill(~layout.valid, -torch.inf)
+
+
+def _block(stage: Stage) -> int:
+    return int(stage.at.partition(":")[2])
+
+
+def _when(stage: Stage | None) -> When | None:
+    return None if stage is None else getattr(stage.pruner, "when", "amid")
+
+
+def located(column: Tensor, layout: Layout) -> Tensor:
+    """[V, M] columns, -1 = padding -> [V, M] where in the rows of `layout` those tokens lie; -1 = padding."""
+    far = torch.iinfo(torch.long).max
+    ordered, index = layout.column.masked_fill(~layout.valid, far).sort(1)
+    at = torch.searchsorted(ordered, column.contiguous()).clamp(max=max(0, ordered.shape[1] - 1))
+    return index.gather(1, at).masked_fill(column < 0, -1)
+
+
+def put(scores: Tensor, place: Tensor, values: Tensor) -> Tensor:
+    """[V, N] with `values` [V, M] at `place` [V, M], -1 = nowhere."""
+    width = scores.shape[1]
+    return pad(scores, (0, 1)).scatter(1, place.masked_fill(place < 0, width), values)[:, :width]
+
+
+def everything(evidence: Evidence) -> Pruned:
+    """Return all tokens of evidence, each in its own place, in the order of their columns."""
+    layout = evidence.layout
+    place = layout.column.masked_fill(~layout.valid, torch.iinfo(torch.long).max).argsort(dim=1, stable=True)
+    tokens = evidence.tokens.gather(1, place[..., None].expand(-1, -1, evidence.tokens.shape[2]))
+    scores = torch.zeros(place.shape, device=place.device).masked_fill(~layout.valid, -torch.inf)
+    return Pruned(tokens, place.masked_fill(~layout.valid.gather(1, place), -1), scores, layout)
+
+
+def composed(first: Pruned, then: Pruned) -> Pruned:
+    """What `then` left of what `first` had left, by the layout of `first`, or by samples where `then` joined views."""
+    layout, scores = first.layout, first.scores
+    if not torch.equal(then.layout.sample, layout.sample):
+        joined = Evidence(scores[..., None], layout).joined()
+        layout, scores = joined.layout, joined.tokens[..., 0].masked_fill(~joined.layout.valid, -torch.inf)
+    scores = put(scores, located(then.layout.column, layout), then.scores)
+    return Pruned(then.tokens, located(then.column, layout), scores, layout)
+
+
+def stacked(parts: Sequence[Evidence], order: Tensor, layout: Layout) -> Evidence:
+    """Make one evidence of several encoders' rows; `order` [V] puts them into the order of `layout`."""
+    width = max(part.layout.column.shape[1] for part in parts)
+
+    def whole(tensors: Sequence[Tensor], axes: str, empty: float = 0) -> Tensor:
+        v, n = axes.index("V"), axes.index("N") if "N" in axes else None
+        if n is not None:
+            tensors = [pad(x.movedim(n, -1), (0, width - x.shape[n]), value=empty).movedim(-1, n) for x in tensors]
+        return torch.cat(list(tensors), v).index_select(v, order.to(tensors[0].device))
+
+    rows = replace(
+        layout,
+        grid=whole([part.layout.grid for part in parts], "VNC", -1),
+        column=whole([part.layout.column for part in parts], "VN", -1),
+        centre=whole([part.layout.centre for part in parts], "VNC", torch.nan),
+    )
+    found = {need: whole([part[need] for part in parts], need.axes) for need in parts[0].found}
+    return Evidence(whole([part.tokens for part in parts], "VNC"), rows, found)
+
+
+def rows_of(layout: Layout, views: Tensor, device: torch.device) -> Layout:
+    """Return the layout of some views [n], in that order, on a device."""
+    own = {name: getattr(layout, name)[views] for name in ("sample", "image", "frame", "box")}
+    tensors = {name: getattr(layout, name)[views].to(device) for name in ("grid", "column", "centre")}
+    return replace(layout, **own, **tensors)
+
+
+def check_open(adapter: Any, plan: Plan) -> None:
+    """ValueError where an adapter's encoder cannot be pruned inside and a plan wants that."""
+    reason = getattr(adapter, "closed", "it has no encoder whose blocks are known")
+    if plan.encoder and reason:
+        raise ValueError(
+            f"{type(adapter).__name__} cannot be pruned at {plan.encoder[0].at}: {reason}. Use stages at 'projector'"
+        )
+
+
+def encode(
+    adapter: Any, inputs: Mapping[str, Any], arrangement: Any, plan: Plan, needs: Iterable[Need]
+) -> tuple[Evidence, Pruned | None]:
+    """Encode with a plan's stages inside the encoder: evidence of what is left, and the same by the first layout."""
+    if plan.encoder:
+        return adapter.within(inputs, arrangement, needs, plan.encoder)
+    return adapter.encode(inputs, arrangement, needs), None
+
+
+def prune(plan: Plan, evidence: Evidence, left: Pruned | None) -> Pruned:
+    """Act before the language model on what `encode` returned: what is left in the end, by the first layout."""
+    if plan.projector is None:
+        assert left is not None, "a plan has a stage"
+        return left
+    pruned = plan.projector.pruner(evidence, plan.projector.budget)
+    return pruned if left is None else composed(left, pruned)

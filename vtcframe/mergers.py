@@ -1,0 +1,243 @@
+"""Mergers: (kept [V, N] bool, slots [V], scores [V, N], evidence) -> Pruned. Sums are float32, autocast off.
+
+A token that a merger makes takes the place of a dropped one. Where nothing is dropped, nothing is made.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vtcframe.allocators import outliers
+from vtcframe.core import Evidence, Layout, Pruned
+from vtcframe.needs import ClassToken, Features, Keys, Need
+from vtcframe.pipeline import Merger
+
+
+@dataclass(frozen=True)
+class Nearest(Merger):
+    """Every dropped token joins the kept one that it is most alike, by cosine; each kept one becomes the plain mean.
+
+    As VScan merges (arXiv 2505.22654), tokens as the language model would read them. Of equals the first.
+    """
+
+    def __call__(self, kept: Tensor, slots: Tensor, scores: Tensor, evidence: Evidence) -> Pruned:
+        place, tokens = places(kept), real(evidence.tokens, evidence.layout)
+        alike = cosine(tokens, take(tokens, place)).masked_fill((place < 0)[:, None], -torch.inf)
+        return _means(alike.argmax(2), place, kept, scores, evidence)
+
+
+@dataclass(frozen=True)
+class CellMean(Merger):
+    """Every dropped token joins the kept one that lies nearest on the grid; each kept one becomes the plain mean.
+
+    After the selector Grid that is average pooling, exactly where the grid divides. Of equally near ones it is the
+    last, because Grid takes the later of two middles. For rows that are views: joined ones hold several grids.
+    """
+
+    def __call__(self, kept: Tensor, slots: Tensor, scores: Tensor, evidence: Evidence) -> Pruned:
+        place, at = places(kept), evidence.layout.grid.float()
+        own = take(at, place)
+        away = (at[..., None, 0] - own[:, None, :, 0]) ** 2 + (at[..., None, 1] - own[:, None, :, 1]) ** 2
+        last = place.shape[1] - 1
+        to = last - away.masked_fill((place < 0)[:, None], torch.inf).flip(2).argmin(2)
+        return _means(to, place, kept, scores, evidence)
+
+
+@dataclass(frozen=True)
+class Fuse(Merger):
+    """All dropped tokens become one, weighted by score; it is read last and takes the first place that is free.
+
+    EViT (arXiv 2202.07800) sums scores times tokens between a block's attention and its MLP, whose norm
+    mends the length: `mean=False`. Before a language model nothing does, so the default divides by the sum of the
+    weights. Negative scores weigh nothing there; where none is positive, all weigh the same.
+    """
+
+    mean: bool = True
+
+    def slots(self, quota: Tensor, layout: Layout) -> Tensor:
+        return one_where_dropped(quota, layout)
+
+    def __call__(self, kept: Tensor, slots: Tensor, scores: Tensor, evidence: Evidence) -> Pruned:
+        layout, dropped = evidence.layout, evidence.layout.valid & ~kept
+        weight = scores.masked_fill(~dropped, 0)
+        if self.mean:
+            weight = weight.clamp(min=0)
+            weight = F.normalize(torch.where((weight > 0).any(1, keepdim=True), weight, dropped.float()), p=1, dim=1)
+        fused = product(weight[:, None], real(evidence.tokens, layout)).to(evidence.tokens.dtype)
+        place = places(kept)
+        spare = first(dropped, slots)
+        return compact([(take(evidence.tokens, place), place), (fused, spare)], scores, layout)
+
+
+@dataclass(frozen=True)
+class Contextual(Merger):
+    """`share` of the quota are contextual tokens: evenly spaced dropped ones, to which all others are added.
+
+    VisionZip (arXiv 2412.04467). Every other dropped token joins the target whose key is most alike (cosine of the
+    head-mean keys of the last block that feeds the projector; of equals the first). As in its code a target becomes
+    itself plus the mean of what joined it, in features before the projector. `class_token` puts [CLS] first, into the
+    first place that no target takes; it comes off the quota. Order: [CLS], kept, targets, each in raster order.
+
+    Needs `evidence.project`, which evidence that was loaded lacks, and rows that are views for `class_token`.
+    """
+
+    share: float = 10 / 64
+    class_token: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.share <= 1:
+            raise ValueError(f"share is the fraction of contextual tokens and must lie in [0, 1], got {self.share}")
+
+    @property
+    def needs(self) -> tuple[Need, ...]:
+        return (Features(), Keys((-1,)), *([ClassToken()] if self.class_token else []))
+
+    def slots(self, quota: Tensor, layout: Layout) -> Tensor:
+        wanted = (quota * self.share).round().long() + self.class_token
+        return wanted.minimum(quota).masked_fill(quota >= layout.count, 0)
+
+    def __call__(self, kept: Tensor, slots: Tensor, scores: Tensor, evidence: Evidence) -> Pruned:
+        layout, dropped = evidence.layout, evidence.layout.valid & ~kept
+        head = slots.clamp(max=int(self.class_token))
+        wanted = (slots - head).to(kept.device)[:, None]
+        step = (dropped.sum(1, keepdim=True) // wanted.clamp(min=1)).clamp(min=1)
+        nth = dropped.cumsum(1) - 1
+        target = dropped & (nth % step == 0) & (nth < step * wanted)
+        x, keys = real(evidence[Features()], layout), real(evidence[Keys((-1,))][0].float().mean(1), layout)
+        own, at = places(kept), places(target)
+        to = cosine(keys, take(keys, at)).masked_fill((at < 0)[:, None], -torch.inf).argmax(2)
+        total, joined = sums(x, to, dropped & ~target & (wanted > 0), at.shape[1])
+        contexts = take(x, at) + total / joined.clamp(min=1)
+        parts = [(take(evidence.tokens, own), own), (projected(self, contexts, evidence), at)]
+        if self.class_token:
+            if ClassToken() not in evidence.found:
+                raise ValueError(f"{self} places each view's class token: use across='view', or class_token=False")
+            one = evidence[ClassToken()][:, None]
+            one = one.repeat(1, 1, x.shape[2] // one.shape[2])  # for each of the patches that make a token (InternVL)
+            parts.insert(0, (projected(self, one, evidence), first(dropped & ~target, head)))
+        return compact(parts, scores, layout)
+
+
+@dataclass(frozen=True)
+class Absorb(Merger):
+    """A kept token adds score times feature of the `nearest` others by key; a `summary` adds up all that are dropped.
+
+    PruMerge (arXiv 2403.15388): cosine of the joined keys of the tower's last block, kept and dropped
+    neighbours alike, all read before any is changed; nothing is normalised, so scores must be shares of attention. As
+    in its code those that stand out (see Outliers) come first, by score, then the others in raster order, the summary
+    last; it takes the first place that is free, and a budget includes it. Features are merged before the projector.
+
+    Needs `evidence.project`, which evidence that was loaded lacks.
+    """
+
+    nearest: int = 32
+    summary: bool = True
+
+    def __post_init__(self) -> None:
+        if self.nearest < 1:
+            raise ValueError(f"nearest counts neighbours and must be at least 1, got {self.nearest}")
+
+    @property
+    def needs(self) -> tuple[Need, ...]:
+        return (Features(), Keys((-1,), of="tower"))
+
+    def slots(self, quota: Tensor, layout: Layout) -> Tensor:
+        return one_where_dropped(quota, layout) * self.summary
+
+    def __call__(self, kept: Tensor, slots: Tensor, scores: Tensor, evidence: Evidence) -> Pruned:
+        layout, dropped = evidence.layout, evidence.layout.valid & ~kept
+        some = dropped.any(1, keepdim=True)  # a row that keeps all is left as it is
+        leads = outliers(scores, layout) & some
+        place = places(kept, scores.masked_fill(~leads, torch.finfo(scores.dtype).min))
+        x, weight = real(evidence[Features()], layout), scores.masked_fill(~layout.valid, 0)
+        keys = real(evidence[self.needs[1]][0].movedim(1, 2).flatten(2), layout)
+        alike = cosine(take(keys, place), keys)  # [V, M, N]
+        itself = place[..., None] == torch.arange(kept.shape[1], device=kept.device)
+        near = best(alike.masked_fill(itself | ~layout.valid[:, None], -torch.inf), self.nearest)
+        made = projected(self, take(x, place) + product(near * weight[:, None], x), evidence)
+        parts = [(torch.where(some[..., None], made, take(evidence.tokens, place)), place)]
+        if self.summary:
+            summary = projected(self, product((weight * dropped)[:, None], x), evidence)
+            parts.append((summary, first(dropped, slots)))
+        return compact(parts, scores, layout)
+
+
+def places(mask: Tensor, by: Tensor | None = None) -> Tensor:
+    """[V, N] bool -> [V, M] where it is True, in raster order or by falling `by` [V, N]; -1 = padding, M at least 1."""
+    key = mask.float() if by is None else by.masked_fill(~mask, -torch.inf)
+    count = mask.sum(1)
+    width = max([1, *count.tolist()])
+    order = key.argsort(dim=1, descending=True, stable=True)[:, :width]
+    return order.masked_fill(torch.arange(order.shape[1], device=mask.device) >= count[:, None], -1)
+
+
+def first(free: Tensor, slots: Tensor) -> Tensor:
+    """[V, N] bool, slots [V] -> [V, 1]: the first free place, -1 where there is none or no slot."""
+    wanted = free.any(1, keepdim=True) & (slots.to(free.device)[:, None] > 0)
+    return free.long().argmax(1, keepdim=True).masked_fill(~wanted, -1)
+
+
+def one_where_dropped(quota: Tensor, layout: Layout) -> Tensor:
+    """[V] -> [V]: one slot in each row that keeps some but not all."""
+    return ((quota > 0) & (quota < layout.count)).long()
+
+
+def real(values: Tensor, layout: Layout) -> Tensor:
+    """[V, N, C] in float32, 0 at padding, whatever lies there."""
+    return values.float().masked_fill(~layout.valid[..., None], 0)
+
+
+def take(values: Tensor, place: Tensor) -> Tensor:
+    """[V, N, C], [V, M] -> [V, M, C]; anything where place is -1."""
+    return values.gather(1, place.clamp(min=0)[..., None].expand(-1, -1, values.shape[2]))
+
+
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """Matrix product in float32, also where the caller's autocast would round it."""
+    with torch.autocast(a.device.type, enabled=False):
+        return a.float() @ b.float()
+
+
+def cosine(a: Tensor, b: Tensor) -> Tensor:
+    """[V, N, C], [V, M, C] -> [V, N, M]."""
+    return product(F.normalize(a, dim=-1), F.normalize(b, dim=-1).mT)
+
+
+def best(values: Tensor, count: int) -> Tensor:
+    """[..., N] -> bool: the `count` highest above -inf; of equals the first."""
+    last = values.topk(min(count, values.shape[-1])).values[..., -1:]
+    above, level = values > last, values == last
+    return (above | (level & (level.cumsum(-1) <= count - above.sum(-1, keepdim=True)))) & (values > -torch.inf)
+
+
+def sums(values: Tensor, to: Tensor, joins: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """[V, N, C], [V, N] which of `count`, [V, N] bool -> [V, count, C] added up, [V, count, 1] how many."""
+    share = (to[..., None] == torch.arange(count, device=to.device)) & joins[..., None]
+    return product(share.mT, values), share.sum(1)[..., None]
+
+
+def _means(to: Tensor, place: Tensor, kept: Tensor, scores: Tensor, evidence: Evidence) -> Pruned:
+    """Let every dropped token join one of the kept ones at place [V, M], the number `to` [V, N] says which."""
+    layout, tokens = evidence.layout, real(evidence.tokens, evidence.layout)
+    total, joined = sums(tokens, to, layout.valid & ~kept, place.shape[1])
+    means = ((take(tokens, place) + total) / (1 + joined)).to(evidence.tokens.dtype)
+    return compact([(means, place)], scores, layout)
+
+
+def projected(merger: Merger, features: Tensor, evidence: Evidence) -> Tensor:
+    """[V, M, C] -> [V, M, D] by the model's projector. ValueError for evidence that has none."""
+    if evidence.project is None:
+        raise ValueError(
+            f"{merger} merges features before the projector, and this evidence has none (loaded evidence): observe the "
+            "model, or use Nearest, CellMean or Fuse, which merge tokens"
+        )
+    return evidence.project(features.to(evidence[Features()].dtype)).to(evidence.tokens.dtype)
+
+
+def compact(parts: list[tuple[Tensor, Tensor]], scores: Tensor, layout: Layout) -> Pruned:
+    """Put (tokens [V, M, D], place [V, M]) behind one another, padding at the end."""
+    tokens, place = (torch.cat(x, 1) for x in zip(*parts, strict=True))
+    order = places(place >= 0)
+    return Pruned(take(tokens, order), place.gather(1, order.clamp(min=0)).masked_fill(order < 0, -1), scores, layout)
