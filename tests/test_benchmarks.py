@@ -68,3 +68,11 @@ def test_readers_are_timed_on_one_and_the_same_call(script):
         found = {name: call() for name, call in calls.items()}
     assert found["class row"].shape == found["mean query"].shape == found["received"].shape == (1, 16, 8)
     assert found["SDPA"].shape == (1, 16, 8, 64)
+
+
+def test_every_selector_has_its_row_for_every_number_of_views(script, capsys):
+    selection = script("selection")
+    selection.main("--views 1 2 --tokens 16 --width 4 --keep 3 --rounds 1".split())
+    head, _, *rows = table_of(capsys.readouterr().out)
+    assert head == list(selection.HEAD)
+    assert [row[1:3] for row in rows] == [[v, str(s)] for v in "12" for s in selection.SELECTORS]

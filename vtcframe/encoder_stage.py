@@ -222,7 +222,7 @@ class Inside:
 
     `blocks` are all of the encoder in depth order, the first `feeding` of which make what is read; `layout` is that of
     the rows as they are encoded. `needs` are gathered of the tokens that are left. ValueError for what cannot be done,
-    before anything runs.
+    before anything runs. The blocks are changed for as long as it is open, for every thread that runs them.
     """
 
     def __init__(
