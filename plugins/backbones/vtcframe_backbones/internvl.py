@@ -12,6 +12,7 @@ from torch.nn.functional import adaptive_avg_pool2d, pad
 from vtcframe.adapter import Modality
 from vtcframe.arrangement import WHOLE, Picture, Prompt
 from vtcframe.tower import Tower, TowerAdapter
+from vtcframe_backbones.llava import Llava
 
 
 @dataclass(frozen=True)
@@ -36,15 +37,7 @@ class InternVl(TowerAdapter):
 
     family = "internvl"
     stacked = ("image",)
-    reads = (
-        "input_ids",
-        "attention_mask",
-        "position_ids",
-        "pixel_values",
-        "image_sizes",
-        "vision_feature_layer",
-        "vision_feature_select_strategy",
-    )
+    reads = Llava.reads
 
     def tower(self, modality: Modality, inputs: Mapping[str, Any]) -> Tower:
         """Return the vision tower."""

@@ -11,21 +11,14 @@ from vtcframe.adapter import Modality
 from vtcframe.arrangement import Picture
 from vtcframe.attention import Groups, Segments
 from vtcframe.tower import Tower, TowerAdapter
+from vtcframe_backbones.llava import Llava
 
 
 class Mistral3(TowerAdapter):
     """Mistral 3: a view is a picture, a token a square of patches. Breaks behind rows are text, and stay."""
 
     family = "mistral3"
-    reads = (
-        "input_ids",
-        "attention_mask",
-        "position_ids",
-        "pixel_values",
-        "image_sizes",
-        "vision_feature_layer",
-        "vision_feature_select_strategy",
-    )
+    reads = Llava.reads
 
     def given(self, modality: Modality, inputs: Mapping[str, Any]) -> Any:
         """[images, values] the pixels of each, zeros behind them: the processor pads pictures to those of the batch."""
