@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from vtcframe.allocators import AttentionMass, OverviewGuided
 from vtcframe.ensemblers import Mean, OverviewFusion
-from vtcframe.methods.cls import _ByCls
+from vtcframe.methods.cls import ByCls
 from vtcframe.needs import Stand
 from vtcframe.pipeline import Facts, Pipeline
 from vtcframe.scorers import ClsAttention
@@ -12,7 +12,7 @@ from vtcframe.selectors import TopK
 
 
 @dataclass(frozen=True, repr=False)
-class HiRed(_ByCls):
+class HiRed(ByCls):
     """HiRED (arXiv 2408.10945): crops share the budget by the overview's attention in the first block.
 
     `alpha` of a picture's budget goes to the overview; tokens are chosen by [CLS] in the last block that feeds the
@@ -37,7 +37,7 @@ class HiRed(_ByCls):
 
 
 @dataclass(frozen=True, repr=False)
-class GlobalCom2(_ByCls):
+class GlobalCom2(ByCls):
     """GlobalCom2 (arXiv 2501.05179): the overview says how much of each crop stays, and helps to say what.
 
     Attention logits of the tower's last block, as in its code. Give it Budget(ratio=r): overview and crops keep about

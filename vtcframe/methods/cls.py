@@ -10,7 +10,7 @@ from vtcframe.scorers import ClsAttention, Random
 from vtcframe.selectors import Grid, TopK
 
 
-class _ByCls(Method):
+class ByCls(Method):
     """A method that ranks by [CLS]; where something stands in for it, its name says so."""
 
     def __repr__(self) -> str:
@@ -20,7 +20,7 @@ class _ByCls(Method):
 
 
 @dataclass(frozen=True, repr=False)
-class VtcCls(_ByCls):
+class VtcCls(ByCls):
     """VTC-CLS (arXiv 2412.05819): the most attended by [CLS], mean over the last blocks that feed the projector.
 
     The authors' code sums layers where the paper averages (the same ranking), numbers positions anew ("compact" here)
@@ -38,7 +38,7 @@ class VtcCls(_ByCls):
 
 
 @dataclass(frozen=True, repr=False)
-class FasterVlm(_ByCls):
+class FasterVlm(ByCls):
     """FasterVLM (arXiv 2412.01818): the most attended by [CLS] in the last block that feeds the projector.
 
     The paper counts tokens for each crop: Budget(tokens, per="view"). Its code drops un-padding and newlines from

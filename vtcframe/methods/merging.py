@@ -9,7 +9,7 @@ from vtcframe.allocators import Even, Outliers, apportion, outliers
 from vtcframe.core import Evidence, Layout
 from vtcframe.ensemblers import Mean
 from vtcframe.mergers import Absorb, CellMean, Contextual
-from vtcframe.methods.cls import _ByCls
+from vtcframe.methods.cls import ByCls
 from vtcframe.needs import Stand
 from vtcframe.pipeline import Allocator, Facts, Method, Pipeline, Selector
 from vtcframe.scorers import ClsAttention
@@ -17,7 +17,7 @@ from vtcframe.selectors import Grid, TopK, highest
 
 
 @dataclass(frozen=True, repr=False)
-class VisionZip(_ByCls):
+class VisionZip(ByCls):
     """VisionZip (arXiv 2412.04467): dominant tokens by [CLS], [CLS] itself, the rest merged into contextual ones.
 
     The paper counts tokens for each view, of which `share` are contextual: 54 + 10 = 64, 108 + 20 and 162 + 30. Its
@@ -45,7 +45,7 @@ def _of_tower(query: Stand) -> ClsAttention:
 
 
 @dataclass(frozen=True, repr=False)
-class PruMerge(_ByCls):
+class PruMerge(ByCls):
     """PruMerge (arXiv 2403.15388): tokens whose [CLS] attention stands out, each absorbing its nearest by key.
 
     Attention of the tower's last block with all heads as one. Without a budget it is adaptive, the summary token on
@@ -68,7 +68,7 @@ class PruMerge(_ByCls):
 
 
 @dataclass(frozen=True, repr=False)
-class PruMergePlus(_ByCls):
+class PruMergePlus(ByCls):
     """PruMerge+ (arXiv 2403.15388): PruMerge, and tokens sampled evenly among the others, about three for each outlier.
 
     Without a budget it is adaptive, as in its code, whose steps are made safe: where a sixth of the tokens or more
