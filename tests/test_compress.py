@@ -227,7 +227,8 @@ def test_positions_come_with_a_stage(ready):
         ({"pruner": VtcCls(), "tokens": 0}, "at least 1, got 0"),
         ({"pruner": VtcCls(), "tokens": -1}, "at least 1, got -1"),
         ({"stages": []}, "act at nowhere: this version prunes inside the encoder"),
-        ({"stages": [Stage("llm:2", VtcCls(), Budget(3))]}, "act at llm:2: this version"),
+        ({"stages": [Stage("cache", VtcCls(), Budget(3))]}, "act at cache: this version"),
+        ({"stages": [Stage("llm:4", VtcCls(), Budget(3))]}, "before layers 1 to 3 of its language model, not at"),
     ],
 )
 def test_what_compress_cannot_do_is_an_error(llava, options, says):

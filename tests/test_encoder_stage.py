@@ -33,11 +33,12 @@ from vtcframe import (
 from vtcframe.backbone import Backbone
 from vtcframe.config import bundled
 from vtcframe.data import read_samples
-from vtcframe.encoder_stage import Attended, Midway, composed, fused, merge, sizes
+from vtcframe.encoder_stage import Attended, Midway, fused, merge, sizes
 from vtcframe.mergers import Fuse
 from vtcframe.methods.encoder import DiffRate, DiffRateStep, EVit, KeepRate, Mctf, MctfStep, ToMe, ToMeStep
 from vtcframe.pipeline import Plan, planned
 from vtcframe.predict import Comparison, Predictor
+from vtcframe.remains import composed
 from vtcframe.scorers import Random
 from vtcframe.testing import check_pruner, check_restored, emulated_flash, make_evidence, make_inputs, samples_of
 from vtcframe.testing.backbones import SAMPLES, VISION, randomised, tiny_llava
@@ -354,7 +355,7 @@ def test_a_pruner_that_joins_views_is_none_of_an_encoder():
         (["encoder:1", "encoder:1"], "one a block"),
         (["projector", "encoder:1"], "in the order in which they act"),
         (["projector", "projector"], "once at 'projector'"),
-        (["encoder:0", "llm:2"], "act at encoder:0, llm:2: this version"),
+        (["encoder:0", "cache"], "act at encoder:0, cache: this version"),
         ([], "act at nowhere"),
     ],
 )

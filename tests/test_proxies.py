@@ -102,7 +102,7 @@ def received_by_hand(call, sees, real):
 @pytest.mark.parametrize("elements", [1, 150, 2**20], ids=["row by row", "few rows", "many"])
 @every_call
 def test_received_is_the_mean_over_the_rows_of_patches(name, elements, monkeypatch):
-    monkeypatch.setattr(attention, "_ELEMENTS", elements)
+    monkeypatch.setattr(attention, "ELEMENTS", elements)
     call, sees, real = CALLS[name]
     want = received_by_hand(call, sees, real)
     close(Received(skip=SKIP)(call), want[..., SKIP:])

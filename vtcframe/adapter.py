@@ -78,9 +78,28 @@ class Adapter(ABC):
         """Arrange and encode. The evidence may be pruned any number of times."""
         return self.encode(inputs, self.arrange(inputs, ids), needs)
 
+    def decoder(self) -> nn.Module:
+        """Return the language model without its head: the module that has the layers."""
+        return self.model.base_model.language_model
+
     def llm_layers(self) -> Sequence[nn.Module]:
         """Return the blocks of the language model, in depth order."""
-        return tuple(self.model.base_model.language_model.get_submodule("layers").children())
+        return tuple(self.decoder().get_submodule("layers").children())
+
+    def llm_first(self) -> int:
+        """Return the first layer of the language model before which tokens can leave."""
+        return 1
+
+    def has_mrope(self) -> bool:
+        """Tell whether rotary positions have several axes."""
+        return "mrope_section" in (getattr(self.model.config.get_text_config(), "rope_parameters", None) or {})
+
+    def blocks(self, spliced: Mapping[str, Any]) -> Tensor | None:
+        """[P, L] on the CPU: which picture a slot of a spliced prompt is of, -1 = none; None where causality holds.
+
+        For models whose pictures see themselves in both directions.
+        """
+        return None
 
     def prompt(self, inputs: Mapping[str, Any]) -> Prompt:
         """Return the batch of prompts by column."""
@@ -111,6 +130,19 @@ class Adapter(ABC):
         `result["input_ids"].shape[1]`. Make a new dict for every call: `generate` changes what it is given.
         ValueError for "compact" positions of a model with M-RoPE, whose positions are places in a picture.
         """
+        return self.spliced(inputs, evidence, pruned, positions)[0]
+
+    def spliced(
+        self,
+        inputs: Mapping[str, Any],
+        evidence: Evidence,
+        pruned: Pruned,
+        positions: Literal["original", "compact"] = "original",
+    ) -> tuple[dict[str, Any], Tensor]:
+        """Return what `splice` does, and [P, L] on the CPU: the own column of each slot of the new prompts, -1 = none.
+
+        "Own" is what a slot stands for: the column it had in the caller's prompt.
+        """
         prompt = self.prompt(inputs)
         place, keep, feature, slot = self._places(inputs, prompt), *_plan(prompt, evidence, pruned)
         if positions == "compact" and len(place) > 1:
@@ -134,17 +166,14 @@ class Adapter(ABC):
             if inputs.get(name) is not None
         }
         passed = {k: v for k, v in inputs.items() if k not in self.reads}
-        return (
-            passed
-            | follow
-            | {
-                "input_ids": prompt.ids.gather(1, order).masked_fill(padding, self._padding()).to(device),
-                # always: position gaps without one read as packed sequences
-                "attention_mask": (~padding).long().to(device),
-                "position_ids": place if len(place) > 1 else place[0],
-                "mm_encoder_outputs": self._encoded(prompt, keep, feature, evidence, pruned),
-            }
-        )
+        made = {
+            "input_ids": prompt.ids.gather(1, order).masked_fill(padding, self._padding()).to(device),
+            # always: position gaps without one read as packed sequences
+            "attention_mask": (~padding).long().to(device),
+            "position_ids": place if len(place) > 1 else place[0],
+            "mm_encoder_outputs": self._encoded(prompt, keep, feature, evidence, pruned),
+        }
+        return passed | follow | made, order.masked_fill(padding, -1)
 
     def _places(self, inputs: Mapping[str, Any], prompt: Prompt) -> Tensor:
         """[A, P, C] positions by column, the caller's own where there are any."""

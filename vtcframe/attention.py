@@ -16,7 +16,7 @@ from vtcframe.gates import listening
 
 _LOWEST = torch.finfo(torch.float32).min
 _NEVER = -1e4  # an additive mask that adds no more than this hides: exp of it is 0 in float32
-_ELEMENTS = 2**21  # of attention that `Received` holds at a time
+ELEMENTS = 2**21  # of attention that a reader holds at a time
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ class Row:
     def __call__(self, call: Call) -> Tensor:
         row = self.index % call.query.shape[2]
         rows = slice(row, row + 1)
-        paid = _logits(call.query[:, :, rows], _float(call.key), call.scaling, self.heads)
+        paid = logits_of(call.query[:, :, rows], as_float(call.key), call.scaling, self.heads)
         if (hidden := call.hidden(rows)) is not None:
             paid = paid + hidden
         return _finished((paid if self.logits else paid.softmax(-1))[:, :, 0], self.heads, self.skip, self.pool)
@@ -150,7 +150,7 @@ class MeanQuery:
             asking = asking[:, None, first:, None]
             query = query.masked_fill(~asking, 0).sum(2, keepdim=True) / asking.sum(2, keepdim=True).clamp(min=1)
         if present is None:
-            paid = _logits(query, _float(self.pool(key) if self.pool else key), call.scaling, self.heads)
+            paid = logits_of(query, as_float(self.pool(key) if self.pool else key), call.scaling, self.heads)
         else:
             present = present[:, None, self.skip :, None]
             key, share = key.masked_fill(~present, 0), present.float()
@@ -158,7 +158,7 @@ class MeanQuery:
                 share = self.pool(share)
                 key = self.pool(key) / share.where(share > 0, 1)
             hidden = (share == 0).transpose(2, 3)
-            paid = _logits(query, _float(key), call.scaling, self.heads).masked_fill(hidden, _LOWEST)
+            paid = logits_of(query, as_float(key), call.scaling, self.heads).masked_fill(hidden, _LOWEST)
         return _finished((paid if self.logits else paid.softmax(-1))[:, :, 0], self.heads)
 
 
@@ -178,16 +178,16 @@ class Received:
 
     def __call__(self, call: Call) -> Tensor:
         wide = call.query.shape[1] * call.key.shape[2]
-        rows = max(1, min(_ELEMENTS // wide, call.query.shape[2] // 2))  # never the whole matrix, small as it may be
-        parts = [self._received(part, rows) for part in call.parts(max(1, _ELEMENTS // (wide * rows)))]
+        rows = max(1, min(ELEMENTS // wide, call.query.shape[2] // 2))  # never the whole matrix, small as it may be
+        parts = [self._received(part, rows) for part in call.parts(max(1, ELEMENTS // (wide * rows)))]
         return _finished(torch.cat(parts), self.heads, self.skip, self.pool)
 
     def _received(self, call: Call, rows: int) -> Tensor:
-        first, count, asking, key = call.first(self.skip), call.query.shape[2], call.asking(), _float(call.key)
+        first, count, asking, key = call.first(self.skip), call.query.shape[2], call.asking(), as_float(call.key)
         total = torch.zeros(*call.query.shape[:2], key.shape[2], device=key.device)
         for start in range(first, count, rows):
             some = slice(start, start + rows)
-            paid = _logits(call.query[:, :, some], key, call.scaling)
+            paid = logits_of(call.query[:, :, some], key, call.scaling)
             if (hidden := call.hidden(some)) is not None:
                 paid += hidden
             paid = paid.softmax(-1)
@@ -210,12 +210,13 @@ class KeyStates:
         return self.pool(key) if self.pool else key
 
 
-def _float(key: Tensor) -> Tensor:
+def as_float(key: Tensor) -> Tensor:
+    """Return keys in float32."""
     # Contiguous: keys are strided views over heads, and the product would copy them transposed, ten times as slow.
     return key.to(torch.float32, memory_format=torch.contiguous_format).contiguous()
 
 
-def _logits(query: Tensor, key: Tensor, scaling: float, heads: Heads = "split") -> Tensor:
+def logits_of(query: Tensor, key: Tensor, scaling: float, heads: Heads = "split") -> Tensor:
     """[B, H, R, K], or [B, 1, R, K] of heads joined, from query [B, H, R, d] and key [B, G, K, d]."""
     (_, count, rows, width), groups = query.shape, key.shape[1]
     scaling = (count * width) ** -0.5 if heads == "joined" else scaling
@@ -275,19 +276,20 @@ class Tap:
     ) -> None:
         """Hand one kernel call to the readers of its module."""
         with torch.autocast(query.device.type, enabled=False):
-            for call in _calls(module, query, key, mask, options, self.segments):
+            for call in calls_of(module, query, key, mask, options, self.segments):
                 for reader in self.readers[module]:
                     self._seen.setdefault((module, reader), []).append(reader(call))
 
 
-def _calls(
+def calls_of(
     module: nn.Module,
     query: Tensor,
     key: Tensor,
     mask: Tensor | None,
     options: Mapping[str, Any],
-    segments: Segments | None,
+    segments: Segments | None = None,
 ) -> Iterator[Call]:
+    """Yield what a kernel is called with, one `Call` for each packed sequence."""
     scaling = options.get("scaling")
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     causal = options.get("is_causal")

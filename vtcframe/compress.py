@@ -14,7 +14,9 @@ from transformers.generation.streamers import BaseStreamer
 
 from vtcframe.adapter import adapter_for
 from vtcframe.core import Budget, Layout, Pruned
-from vtcframe.encoder_stage import check_open, encode, prune
+from vtcframe.footprint import kv_bytes
+from vtcframe.llm_stage import check_options
+from vtcframe.passage import Passage, check_open, encode, prune
 from vtcframe.pipeline import Plan, Pruner, Stage, planned
 
 
@@ -28,7 +30,11 @@ class Result:
     after: Tensor  # [P]
     structural_before: Tensor  # [P]
     structural_after: Tensor  # [P]
-    # wall time: "observe" (stages inside the encoder are in it), "prune", "splice", "generate"
+    visual: Tensor  # [P, layers] what each layer of the language model reads of them
+    kv_bytes: Tensor  # [P] of the prompt's keys and values, text and all, as the cache holds them while it answers
+    kv_bytes_before: Tensor  # [P] the same unpruned
+    # wall time: "observe" (stages inside the encoder are in it), "prune", "splice", "generate" (those inside the
+    # language model are in it)
     seconds: Mapping[str, float]
 
     @property
@@ -43,6 +49,14 @@ class Result:
         Of several stages each token's last score: that of the stage that dropped it, where one did.
         """
         return None if self.pruned is None else self.pruned.scores
+
+    @property
+    def processed(self) -> Tensor:
+        """[P] float32: the visual tokens that a layer reads, mean over the language model's layers.
+
+        What a budget really costs: that of stages inside the language model is read by the layers behind only.
+        """
+        return self.visual.float().mean(1)
 
 
 def compress(
@@ -97,6 +111,8 @@ class Compressed:
         """
         options = _bound(self.model.generate, args, kwargs)
         _refuse(options)
+        if self.plan.llm:
+            check_options(options, self.model.generation_config)
         inputs = {name: options.pop(name, None) for name in self.adapter.reads}
         inputs = {name: given for name, given in inputs.items() if given is not None}
         inputs.setdefault("attention_mask", _mask(inputs, self.model))
@@ -106,24 +122,30 @@ class Compressed:
         structural = torch.zeros_like(layout.untouched)
         if arrangement.structural is not None:
             structural = torch.bincount(arrangement.structural.sample, minlength=len(structural))
+        decoder = self.adapter.decoder()
+        lengths = self.adapter.prompt(inputs).real.sum(1)
+        depth = len(self.adapter.llm_layers())
+        before = kv_bytes(decoder, lengths[:, None].expand(-1, depth))
         if self.plan.covers(layout):
             out = self.model.generate(**inputs, **options)
             watch.lap("generate")
             counts = layout.untouched, layout.untouched, structural, structural
-            self.last = Result(layout, None, *counts, watch.seconds)
+            visual = layout.untouched[:, None].expand(-1, depth)
+            self.last = Result(layout, None, *counts, visual, before, before, watch.seconds)
             return out
         evidence, left = encode(self.adapter, inputs, arrangement, self.plan, self.plan.needs)
         watch.lap("observe")
-        pruned = prune(self.plan, evidence, left)
+        pruned, known = prune(self.plan, evidence, left)
         watch.lap("prune")
-        spliced = self.adapter.splice(inputs, evidence, pruned, self.plan.positions)
-        read = self.adapter.prompt(spliced).visual.sum(1)
+        passage = Passage(self.adapter, inputs, self.plan, evidence, pruned, known)
         watch.lap("splice")
-        caller = _Caller(inputs["input_ids"], spliced["input_ids"].shape[1])
-        out = self.model.generate(**spliced, **caller.translated(options, self.model.generation_config))
+        caller = _Caller(inputs["input_ids"], passage.given["input_ids"].shape[1])
+        with passage:
+            out = self.model.generate(**passage.given, **caller.translated(options, self.model.generation_config))
         watch.lap("generate")
-        counts = layout.untouched, pruned.total, structural, read - pruned.total
-        self.last = Result(layout, pruned, *counts, watch.seconds)
+        pruned, read = passage.pruned, passage.stages
+        counts = layout.untouched, pruned.total, structural, read.structural
+        self.last = Result(layout, pruned, *counts, read.visual, kv_bytes(decoder, read.held), before, watch.seconds)
         return caller.restored(out)
 
 

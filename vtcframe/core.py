@@ -125,7 +125,7 @@ class Evidence:
 
     def after(self, pruned: "Pruned") -> "Evidence":
         """Return what a later stage still knows of the tokens that are left, in the order of `pruned`."""
-        old = self if len(pruned.layout.column) == len(self.layout.column) else self.joined()
+        old = self if torch.equal(pruned.layout.sample, self.layout.sample) else self.joined()
         first = torch.arange(len(pruned.place), device=pruned.place.device)[:, None] * old.layout.column.shape[1]
         source = torch.where(pruned.place < 0, -1, first + pruned.place)
         return replace(old._take(source, pruned.layout), tokens=pruned.tokens)

@@ -17,7 +17,8 @@ from torch.nn.functional import pad
 from vtcframe.attention import Call, KeyStates, MeanQuery, Reader, Received, Row, Tap
 from vtcframe.core import Evidence, Layout, Pruned
 from vtcframe.needs import ClassToken, Features, Keys, Need, Rows
-from vtcframe.pipeline import Plan, Pruner, Stage
+from vtcframe.pipeline import Pruner, Stage
+from vtcframe.remains import located, put
 
 When = Literal["amid", "after", "before", "fused"]
 Pooling = Literal["mean", "max"]
@@ -239,7 +240,7 @@ class Inside:
         self.blocks, self.classes = list(blocks), classes
         self.feeding = len(self.blocks) if feeding is None else feeding
         self.has_class = classes > 0 if has_class is None else has_class
-        self.needs, self.stages = tuple(needs), {_block(stage): stage for stage in stages}
+        self.needs, self.stages = tuple(needs), {stage.layer: stage for stage in stages}
         for at, stage in self.stages.items():
             if at >= self.feeding:
                 raise ValueError(
@@ -378,45 +379,8 @@ class Inside:
         return scores.masked_fill(~layout.valid, -torch.inf)
 
 
-def _block(stage: Stage) -> int:
-    return int(stage.at.partition(":")[2])
-
-
 def _when(stage: Stage | None) -> When | None:
     return None if stage is None else getattr(stage.pruner, "when", "amid")
-
-
-def located(column: Tensor, layout: Layout) -> Tensor:
-    """[V, M] columns, -1 = padding -> [V, M] where in the rows of `layout` those tokens lie; -1 = padding."""
-    far = torch.iinfo(torch.long).max
-    ordered, index = layout.column.masked_fill(~layout.valid, far).sort(1)
-    at = torch.searchsorted(ordered, column.contiguous()).clamp(max=max(0, ordered.shape[1] - 1))
-    return index.gather(1, at).masked_fill(column < 0, -1)
-
-
-def put(scores: Tensor, place: Tensor, values: Tensor) -> Tensor:
-    """[V, N] with `values` [V, M] at `place` [V, M], -1 = nowhere."""
-    width = scores.shape[1]
-    return pad(scores, (0, 1)).scatter(1, place.masked_fill(place < 0, width), values)[:, :width]
-
-
-def everything(evidence: Evidence) -> Pruned:
-    """Return all tokens of evidence, each in its own place, in the order of their columns."""
-    layout = evidence.layout
-    place = layout.column.masked_fill(~layout.valid, torch.iinfo(torch.long).max).argsort(dim=1, stable=True)
-    tokens = evidence.tokens.gather(1, place[..., None].expand(-1, -1, evidence.tokens.shape[2]))
-    scores = torch.zeros(place.shape, device=place.device).masked_fill(~layout.valid, -torch.inf)
-    return Pruned(tokens, place.masked_fill(~layout.valid.gather(1, place), -1), scores, layout)
-
-
-def composed(first: Pruned, then: Pruned) -> Pruned:
-    """What `then` left of what `first` had left, by the layout of `first`, or by samples where `then` joined views."""
-    layout, scores = first.layout, first.scores
-    if not torch.equal(then.layout.sample, layout.sample):
-        joined = Evidence(scores[..., None], layout).joined()
-        layout, scores = joined.layout, joined.tokens[..., 0].masked_fill(~joined.layout.valid, -torch.inf)
-    scores = put(scores, located(then.layout.column, layout), then.scores)
-    return Pruned(then.tokens, located(then.column, layout), scores, layout)
 
 
 def stacked(parts: Sequence[Evidence], order: Tensor, layout: Layout) -> Evidence:
@@ -444,30 +408,3 @@ def rows_of(layout: Layout, views: Tensor, device: torch.device) -> Layout:
     own = {name: getattr(layout, name)[views] for name in ("sample", "image", "frame", "box")}
     tensors = {name: getattr(layout, name)[views].to(device) for name in ("grid", "column", "centre")}
     return replace(layout, **own, **tensors)
-
-
-def check_open(adapter: Any, plan: Plan) -> None:
-    """ValueError where an adapter's encoder cannot be pruned inside and a plan wants that."""
-    reason = getattr(adapter, "closed", "it has no encoder whose blocks are known")
-    if plan.encoder and reason:
-        raise ValueError(
-            f"{type(adapter).__name__} cannot be pruned at {plan.encoder[0].at}: {reason}. Use stages at 'projector'"
-        )
-
-
-def encode(
-    adapter: Any, inputs: Mapping[str, Any], arrangement: Any, plan: Plan, needs: Iterable[Need]
-) -> tuple[Evidence, Pruned | None]:
-    """Encode with a plan's stages inside the encoder: evidence of what is left, and the same by the first layout."""
-    if plan.encoder:
-        return adapter.within(inputs, arrangement, needs, plan.encoder)
-    return adapter.encode(inputs, arrangement, needs), None
-
-
-def prune(plan: Plan, evidence: Evidence, left: Pruned | None) -> Pruned:
-    """Act before the language model on what `encode` returned: what is left in the end, by the first layout."""
-    if plan.projector is None:
-        assert left is not None, "a plan has a stage"
-        return left
-    pruned = plan.projector.pruner(evidence, plan.projector.budget)
-    return pruned if left is None else composed(left, pruned)

@@ -32,14 +32,21 @@ class Row:
     method: str | None = None  # a pruner with its options, or "unpruned"; None for a sample that failed
     budget: dict[str, Any] | None = None  # as in the configuration; None where nothing was pruned
     prediction: str | None = None
-    visual_tokens: int | None = None  # that the language model read
+    visual_tokens: int | None = None  # that the language model read, behind its last stage where it has some
     visual_tokens_before: int | None = None
     structural_tokens: int | None = None  # newlines and the like that it read with them
+    layer_tokens: list[int] | None = None  # visual tokens that each layer of the language model read
+    kv_bytes: int | None = None  # of the prompt's keys and values while it answers
     seconds: float | None = None  # share of its batch's wall time in this run: prune, splice and generate
     encode_seconds: float | None = None  # the encoding before it, once for all runs; 0 where generate encodes
     batch: int | None = None  # the batch that it was answered in; in the first, everything runs for the first time
     views: list[View] | None = None  # where the writer wants them and tokens were judged
     error: str | None = None
+
+    @property
+    def processed(self) -> float | None:
+        """Visual tokens that a layer of the language model read, mean over the layers."""
+        return fmean(self.layer_tokens) if self.layer_tokens else self.visual_tokens
 
     @property
     def correct(self) -> bool | None:
@@ -80,21 +87,30 @@ def columns(rows: Sequence[Row]) -> dict[str, list[Row]]:
 
 
 def table(rows: Iterable[Row]) -> str:
-    """Lay out mean visual tokens, seconds and accuracies, a line for each method and budget. Failures do not count."""
+    """Lay out mean visual tokens, seconds and accuracies, a line for each method and budget. Failures do not count.
+
+    "tokens" are those left in the end; "a layer" those that a layer of the language model reads, mean over its layers,
+    which are more where tokens leave inside it; "KV MiB" what is held of the prompt's keys and values.
+    """
     answered = [row for row in rows if row.error is None]
     runs: dict[tuple[str, str], list[Row]] = {}
     for row in answered:
         runs.setdefault((str(row.method), written(row.budget)), []).append(row)
-    lines = []
+    lines, told = [], all(row.layer_tokens and row.kv_bytes for row in answered)
     for (method, budget), own in runs.items():
         split = columns(own)
         if not lines:
-            lines.append(["method", "budget", "tokens", "seconds", *split])
-            lines.append(["questions", "", "", "", *(str(len(part)) for part in split.values())])
+            cost = ["a layer", "KV MiB"] if told else []
+            lines.append(["method", "budget", "tokens", "seconds", *cost, *split])
+            lines.append(["questions", "", "", "", *[""] * len(cost), *(str(len(part)) for part in split.values())])
         scores = [accuracy(part) for part in split.values()]
         tokens = f"{fmean(row.visual_tokens or 0 for row in own):.1f}"
         time = "-" if (mean := seconds(own)) is None else f"{mean:.4f}"
-        lines.append([method, budget, tokens, time, *("-" if score is None else f"{score:.3f}" for score in scores)])
+        line = [method, budget, tokens, time]
+        if told:
+            line.append(f"{fmean(row.processed or 0 for row in own):.1f}")
+            line.append(f"{fmean(row.kv_bytes or 0 for row in own) / 2**20:.3f}")
+        lines.append([*line, *("-" if score is None else f"{score:.3f}" for score in scores)])
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(_aligned(line, widths) for line in lines)
 

@@ -9,7 +9,8 @@ from typing import ClassVar, Literal
 
 Tower = str  # "vision", "llm", or a witness: "timm:NAME", "open_clip:NAME/WEIGHTS" (see vtcframe.witness)
 Stand = Literal["cls", "mean", "received", "head", "proxy"]  # [CLS], or what stands in for it
-Query = Stand | Literal["last", "text", "rated", "after"]
+Asking = Literal["last", "text", "rated", "after"]  # who asks in the language model
+Query = Stand | Asking
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class Rows:
     logits: bool = False  # before the softmax
     heads: Literal["split", "mean", "joined"] = "split"  # "mean" before `over`; "joined" as one head of full width
     over: Literal["mean", "max"] = "mean"  # how several query rows become one
+    relative: bool = False
 
 
 @dataclass(frozen=True)
@@ -65,10 +67,10 @@ class ClassToken:
 
 @dataclass(frozen=True)
 class Text:
-    """The same of the text tokens behind the pictures, NaN where a sample has fewer."""
+    """The same of the text tokens behind a sample's last visual token, NaN where it has fewer; heads joined."""
 
     axes: ClassVar[str] = "PTC"
-    what: Keys | Features
+    what: Keys | Features  # of the language model, one layer
 
 
 @dataclass(frozen=True)
@@ -85,4 +87,38 @@ class Similarity:
     model: str = "clip"
 
 
-Need = Rows | Keys | Features | ClassToken | Text | Similarity
+@dataclass(frozen=True)
+class Flow:
+    """Where a walk along the attention of a language model's layer ends, which starts at every token alike.
+
+    AIM (arXiv 2412.03248): `steps` steps d <- d M, where M is the softmax of the logits divided by `temperature`.
+    Layers count as in Rows. It reads the whole attention `steps` times, some rows at a time.
+    """
+
+    axes: ClassVar[str] = "LVHN"
+    layers: tuple[int, ...]
+    temperature: float = 0.1
+    steps: int = 5
+
+
+@dataclass(frozen=True)
+class Probed:
+    """Mean attention that probes of a language model's layer pay to a token, of those that can see it.
+
+    ZipCache (arXiv 2405.14256): probes are the last `recent` share of the prompt and as many more of the rest as
+    `random` says, drawn by a hash of (seed, sample, column). Layers count as in Rows.
+    """
+
+    axes: ClassVar[str] = "LVHN"
+    layers: tuple[int, ...]
+    recent: float = 0.05
+    random: float = 0.05
+    seed: int = 0
+
+
+Need = Rows | Keys | Features | ClassToken | Text | Similarity | Flow | Probed
+
+
+def in_llm(need: Need) -> bool:
+    """Tell whether the language model must be asked."""
+    return isinstance(need, Text | Flow | Probed) or getattr(need, "tower", None) == "llm"

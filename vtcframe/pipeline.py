@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from vtcframe.core import Budget, Evidence, Layout, Pruned
-from vtcframe.needs import Need
+from vtcframe.needs import Need, in_llm
 
 
 class Component(ABC):  # noqa: B024 (the kinds add the abstract call)
@@ -89,20 +89,32 @@ class Stage:
 
     Sites: "encoder:K" (in the vision tower, between attention and MLP of its block K, from 0), "projector" (before the
     language model), "llm:K" (before its layer K), "cache" (keys and values after prefill). Positions: "original", each
-    kept token keeps its rotary position, or "compact", the tokens left are numbered anew; the last stage's count.
+    token left keeps its rotary position, or "compact", the tokens left are numbered anew from here on. Of stages inside
+    the encoder and at the projector the last one's count. `forget` is the first of the layers before K whose caches
+    lose what leaves, once the prompt is read; None: they keep it, as each layer keeps what it has read.
     """
 
     at: str
     pruner: Pruner
     budget: Budget | None = None
     positions: Literal["original", "compact"] = "original"
+    forget: int | None = None
 
     def __post_init__(self) -> None:
         site, _, layer = self.at.partition(":")
         if not (layer.isdecimal() if site in ("encoder", "llm") else self.at in ("projector", "cache")):
             raise ValueError(f"no site is called {self.at!r}: use 'encoder:K', 'projector', 'llm:K' or 'cache'")
+        if site == "llm" and int(layer) < 1:
+            raise ValueError("nothing of the language model is run before layer 0: use 'projector', or 'llm:1'")
         if self.positions not in ("original", "compact"):
             raise ValueError(f"positions must be 'original' or 'compact', got {self.positions!r}")
+        if self.forget is not None and (site != "llm" or not 0 <= self.forget < int(layer)):
+            raise ValueError(f"forget names a layer before K of a stage at 'llm:K', got {self.forget} at {self.at!r}")
+
+    @property
+    def layer(self) -> int:
+        """K of "encoder:K" or "llm:K"."""
+        return int(self.at.partition(":")[2])
 
 
 @dataclass(frozen=True)
@@ -111,22 +123,29 @@ class Plan:
 
     encoder: tuple[Stage, ...]
     projector: Stage | None = None
+    llm: tuple[Stage, ...] = ()
     method: Pruner | None = None  # that the stages are of, where they were not given one by one
+
+    @property
+    def before(self) -> tuple[Stage, ...]:
+        """Those that act before the language model, in their order."""
+        return (*self.encoder, *([self.projector] if self.projector else []))
 
     @property
     def stages(self) -> tuple[Stage, ...]:
         """All of them, in the order in which they act."""
-        return (*self.encoder, *([self.projector] if self.projector else []))
+        return (*self.before, *self.llm)
 
     @property
     def needs(self) -> tuple[Need, ...]:
-        """What must be gathered of the tokens that the language model would read."""
-        return self.projector.pruner.needs if self.projector else ()
+        """What must be gathered of the tokens that the language model would read, for this stage and those after it."""
+        later = (need for stage in self.llm for need in stage.pruner.needs if not in_llm(need))
+        return tuple(dict.fromkeys((*(self.projector.pruner.needs if self.projector else ()), *later)))
 
     @property
     def positions(self) -> Literal["original", "compact"]:
-        """Those of the last stage."""
-        return self.stages[-1].positions
+        """Those of the last stage before the language model."""
+        return self.before[-1].positions if self.before else "original"
 
     @property
     def budget(self) -> Budget | None:
@@ -143,17 +162,21 @@ class Plan:
 
 def planned(stages: Sequence[Stage], method: Pruner | None = None) -> Plan:
     """Sort stages by where they act. ValueError for none, for a site this version has not, or for a wrong order."""
-    encoder = tuple(stage for stage in stages if stage.at.startswith("encoder:"))
-    others = [stage for stage in stages if stage not in encoder]
+    encoder, projector, llm = (
+        tuple(stage for stage in stages if stage.at.startswith(site)) for site in ("encoder:", "projector", "llm:")
+    )
     sites = ", ".join(stage.at for stage in stages) or "nowhere"
-    if not stages or [stage.at for stage in others] not in ([], ["projector"]):
-        raise ValueError(f"the stages act at {sites}: this version prunes inside the encoder, and once at 'projector'")
-    blocks = [int(stage.at.partition(":")[2]) for stage in encoder]
-    if (*encoder, *others) != tuple(stages) or blocks != sorted(set(blocks)):
-        raise ValueError(f"the stages act at {sites}: give them in the order in which they act, one a block")
+    if not stages or len(encoder) + len(projector) + len(llm) < len(stages) or len(projector) > 1:
+        raise ValueError(
+            f"the stages act at {sites}: this version prunes inside the encoder, once at 'projector', and "
+            "inside the language model"
+        )
+    ordered = all([stage.layer for stage in part] == sorted({stage.layer for stage in part}) for part in (encoder, llm))
+    if (*encoder, *projector, *llm) != tuple(stages) or not ordered:
+        raise ValueError(f"the stages act at {sites}: give them in the order in which they act, one a block or layer")
     for stage in stages:
         _ = stage.pruner.needs  # options that make no sense are told here, and not in the midst of a run
-    return Plan(encoder, others[0] if others else None, method)
+    return Plan(encoder, projector[0] if projector else None, llm, method)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import copy
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -17,8 +18,10 @@ from vtcframe.backbone import Backbone, asked, shown
 from vtcframe.config import UsageError
 from vtcframe.core import Budget, Evidence, Layout, Pruned
 from vtcframe.data import Sample
-from vtcframe.encoder_stage import check_open, encode, prune
+from vtcframe.footprint import kv_bytes
+from vtcframe.llm_stage import check_options
 from vtcframe.metrics import Row, View
+from vtcframe.passage import Passage, check_open, encode, prune
 from vtcframe.pictures import Picture
 from vtcframe.pipeline import Plan, Pruner, Stage, planned
 
@@ -90,6 +93,8 @@ class Predictor(LightningModule):
             for plan in self.runs:
                 if plan is not None:
                     check_open(self.adapter, plan)
+                    if plan.llm:
+                        check_options({}, self.options)
         except (ValueError, LookupError) as error:
             raise UsageError(str(error)) from error
         if unknown:
@@ -153,8 +158,7 @@ class Predictor(LightningModule):
         viewed = min(self.viewed, len(samples))
         self.viewed -= viewed
         for plan in self.runs:
-            pruned, encoding = None, 0.0  # generate itself encodes
-            given, kept = inputs, layout.untouched  # where nothing is to be dropped the model is called as it is
+            passage, encoding = None, 0.0  # where nothing is to be dropped the model is called as it is, and encodes
             if plan in pruning and plan.encoder not in encoded:
                 start = time.perf_counter()
                 alike = [other for other in pruning if other.encoder == plan.encoder]
@@ -163,23 +167,21 @@ class Predictor(LightningModule):
             start = time.perf_counter()
             if plan in pruning:
                 evidence, left, encoding = encoded[plan.encoder]
-                pruned, given = self._prune(plan, inputs, evidence, left)
-                kept = pruned.total
-            predictions = self._generate(given)
+                passage = self._passage(plan, inputs, evidence, left)
+            predictions = self._generate(inputs, plan, passage)
             seconds = self._since(start) / len(samples)
-            structural = self.adapter.prompt(given).visual.sum(1) - kept
+            told = self._told(inputs, layout, passage)
             for p, prediction in enumerate(predictions):
                 row = _row(
                     samples[p],
                     method="unpruned" if plan is None else str(plan),
                     budget=None if plan is None else _written(plan.budget),
                     prediction=prediction,
-                    visual_tokens=int(kept[p]),
                     visual_tokens_before=int(layout.untouched[p]),
-                    structural_tokens=int(structural[p]),
                     seconds=seconds,
                     encode_seconds=encoding,
-                    views=None if pruned is None or p >= viewed else _views(layout, pruned, p),
+                    views=None if passage is None or p >= viewed else _views(layout, passage.pruned, p),
+                    **{name: values[p].tolist() for name, values in told.items()},
                 )
                 rows[p].append(row)
         return rows
@@ -212,25 +214,41 @@ class Predictor(LightningModule):
         except ValueError as error:
             raise UsageError(f"{self.backbone.path} cannot show what the pruners look at: {error}") from error
 
-    def _prune(
-        self, plan: Plan, inputs: Mapping[str, Any], evidence: Evidence, left: Pruned | None
-    ) -> tuple[Pruned, dict[str, Any]]:
+    def _passage(self, plan: Plan, inputs: Mapping[str, Any], evidence: Evidence, left: Pruned | None) -> Passage:
         try:
-            pruned = prune(plan, evidence, left)
-            return pruned, self.adapter.splice(inputs, evidence, pruned, plan.positions)
+            return Passage(self.adapter, inputs, plan, evidence, *prune(plan, evidence, left))
         except ValueError as error:
             raise UsageError(f"{plan} cannot prune {self.backbone.path}: {error}") from error
 
-    def _generate(self, inputs: Mapping[str, Any]) -> list[str]:
+    def _generate(self, inputs: Mapping[str, Any], plan: Plan | None, passage: Passage | None) -> list[str]:
+        given = inputs if passage is None else passage.given
         try:
-            out: Tensor = self.model.generate(**inputs, generation_config=self.options)
+            with passage or nullcontext():
+                out: Tensor = self.model.generate(**given, generation_config=self.options)
         except (ValueError, IndexError) as error:  # IndexError: a token that the model has no embedding of
+            inside = f" under {plan}" if plan is not None and plan.llm else ""
             raise UsageError(
-                f"{self.backbone.path} cannot answer: {error}. Look at the options of generate, and whether the "
-                "processor is the model's own"
+                f"{self.backbone.path} cannot answer{inside}: {error}. Look at the options of generate, and whether "
+                "the processor is the model's own"
             ) from error
-        answers = self.processor.batch_decode(out[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        answers = self.processor.batch_decode(out[:, given["input_ids"].shape[1] :], skip_special_tokens=True)
         return [answer.strip() for answer in answers]
+
+    def _told(self, inputs: Mapping[str, Any], layout: Layout, passage: Passage | None) -> dict[str, Tensor]:
+        """Return [P, ...] of what the language model read, by the names of a row's fields."""
+        prompt, depth, decoder = self.adapter.prompt(inputs), len(self.adapter.llm_layers()), self.adapter.decoder()
+        if passage is not None:
+            read = passage.stages
+            kept, structural, layers, held = passage.pruned.total, read.structural, read.visual, read.held
+        else:
+            kept, structural = layout.untouched, prompt.visual.sum(1) - layout.untouched
+            layers, held = (x[:, None].expand(-1, depth) for x in (kept, prompt.real.sum(1)))
+        return {
+            "visual_tokens": kept,
+            "structural_tokens": structural,
+            "layer_tokens": layers,
+            "kv_bytes": kv_bytes(decoder, held),
+        }
 
     def _since(self, start: float) -> float:
         """Seconds until all that was launched is done."""

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from vtcframe.core import Evidence, Layout
-from vtcframe.needs import Keys, Need, Rows, Similarity, Stand
+from vtcframe.needs import Asking, Keys, Need, Rows, Similarity, Stand
 from vtcframe.pipeline import Scorer
 
 
@@ -52,6 +52,52 @@ class ClsAttention(Scorer):
 
     def __call__(self, evidence: Evidence) -> Tensor:
         return evidence[self.needs[0]].mean(2)
+
+
+@dataclass(frozen=True)
+class TextAttention(Scorer):
+    """[1, V, N]: attention that the question pays to each token in a layer of the language model.
+
+    At a stage at "llm:K" `layer` is one up to K, K itself before it is run, and -1 the one before K, by which FastV
+    ranks (arXiv 2403.06764). Before the language model the layers up to it are run once more for this, on all tokens.
+    `queries` tells who asks, "last", "text", "rated" or "after" (see Rows), and `over` whether the mean or the largest
+    of what they pay counts. `heads` averages them, takes the largest, or averages only that many of them, those that
+    pay a sample's visual tokens most (SparseVLM 2). `relative` divides by what rotary positions alone would pay.
+    """
+
+    layer: int = -1
+    queries: Asking = "last"
+    heads: Literal["mean", "max"] | int = "mean"
+    over: Literal["mean", "max"] = "mean"
+    relative: bool = False
+
+    def __post_init__(self) -> None:
+        if self.queries not in get_args(Asking):
+            raise ValueError(f"queries must be one of {', '.join(map(repr, get_args(Asking)))}, got {self.queries!r}")
+        if self.over not in ("mean", "max"):
+            raise ValueError(f"over must be 'mean' or 'max', got {self.over!r}")
+        count = isinstance(self.heads, int) and not isinstance(self.heads, bool) and self.heads >= 1
+        if self.heads not in ("mean", "max") and not count:
+            raise ValueError(f"heads must be 'mean', 'max' or how many of them, got {self.heads!r}")
+
+    @property
+    def needs(self) -> tuple[Need, ...]:
+        heads = "mean" if self.heads == "mean" else "split"
+        return (Rows(self.queries, (self.layer,), tower="llm", heads=heads, over=self.over, relative=self.relative),)
+
+    def __call__(self, evidence: Evidence) -> Tensor:
+        paid, layout = evidence[self.needs[0]], evidence.layout  # [1, V, H, N]
+        if self.heads == "max":
+            return paid.amax(2)
+        if self.heads == "mean":
+            return paid.mean(2)
+        if self.heads > paid.shape[2]:
+            raise ValueError(f"{self}: the layer has {paid.shape[2]} heads only")
+        valid, sample = layout.valid, layout.sample.to(paid.device)
+        looking = paid[0].masked_fill(~valid[:, None], 0).sum(2)  # [V, H]
+        looking = looking.new_zeros(len(layout.key), paid.shape[2]).index_add_(0, sample, looking)
+        chosen = looking.argsort(dim=1, descending=True, stable=True)[:, : self.heads][sample]  # [V, heads]
+        return paid[0].gather(1, chosen[..., None].expand(-1, -1, paid.shape[3])).mean(1)[None]
 
 
 @dataclass(frozen=True)

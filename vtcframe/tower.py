@@ -23,14 +23,14 @@ from vtcframe.encoder_stage import (
     Inside,
     by_heads,
     cure,
-    everything,
-    located,
     reader_of,
     rows_of,
     stacked,
 )
-from vtcframe.needs import ClassToken, Features, Keys, Need, Rows, Similarity
+from vtcframe.llm_stage import probe
+from vtcframe.needs import ClassToken, Features, Keys, Need, Rows, Similarity, in_llm
 from vtcframe.pipeline import Stage
+from vtcframe.remains import everything, located
 from vtcframe.testimony import is_testimony, testimony
 
 
@@ -131,7 +131,7 @@ class TowerAdapter(Adapter):
     def encode(self, inputs: Mapping[str, Any], arrangement: Arrangement, needs: Iterable[Need] = ()) -> Evidence:
         """Encode the pictures and gather `needs`: attention, keys, features and class tokens of the vision towers."""
         asked_for, packed, deepstack = tuple(dict.fromkeys(needs)), [], []
-        needs = [need for need in asked_for if not is_testimony(need)]
+        needs = [need for need in asked_for if not is_testimony(need) and not in_llm(need)]
         if own := [
             need for need in asked_for if isinstance(need, Similarity) and need.model.partition(":")[0] == "clip"
         ]:
@@ -162,9 +162,15 @@ class TowerAdapter(Adapter):
             if is_testimony(need):
                 features = views[Features()] if need in own else None
                 views[need] = testimony(need, self, inputs, arrangement, features)
-        views = {need: views[need] for need in asked_for}
         levels = [torch.cat(level) for level in zip(*deepstack, strict=True)]
-        return replace(arrangement.evidence(torch.cat(packed), views, levels), project=self.project)
+        evidence = arrangement.evidence(torch.cat(packed), {}, levels)
+        views |= self._spoken(inputs, evidence, asked_for)
+        return replace(evidence, found={need: views[need] for need in asked_for}, project=self.project)
+
+    def _spoken(self, inputs: Mapping[str, Any], evidence: Evidence, needs: Iterable[Need]) -> dict[Need, Tensor]:
+        """Return those of `needs` that the language model must be asked, of the tokens as it would read them."""
+        asked = [need for need in needs if in_llm(need)]
+        return probe(self, inputs, evidence, asked) if asked else {}
 
     def opened(self, modality: Modality, encoded: Any, tower: Tower) -> tuple[Tensor, Tensor]:
         """[rows x structural tokens, D] and [rows, T, D]: the packed features as their rows were encoded."""
@@ -198,7 +204,8 @@ class TowerAdapter(Adapter):
                 )
             own = rows_of(layout, views, device)
             blocks = [PreNorm(block) for block in tower.module.get_submodule("encoder.layers").children()]
-            inside = Inside(blocks, tower.classes, own, stages, needs, feeding=tower.read[0])
+            seen = [need for need in needs if not in_llm(need)]
+            inside = Inside(blocks, tower.classes, own, stages, seen, feeding=tower.read[0])
             with inside, first_blocks(tower, inside.deepest):
                 encoded = self.features(modality, inputs, tower)
             extra, tokens = self.opened(modality, encoded, tower)
@@ -213,7 +220,9 @@ class TowerAdapter(Adapter):
         whole = rows_of(layout, torch.arange(len(layout.sample)), device)
         place = located(evidence.layout.column, whole)
         judged = torch.cat(scores)[arrangement.origin.to(device)]
-        return replace(evidence, project=self.project), Pruned(evidence.tokens, place, judged, whole)
+        found = {**evidence.found, **self._spoken(inputs, evidence, needs)}
+        evidence = replace(evidence, found=found, project=self.project)
+        return evidence, Pruned(evidence.tokens, place, judged, whole)
 
     def _gathered(
         self,

@@ -54,7 +54,7 @@ def make_evidence(needs: Iterable[Need] = (), samples: Samples = SAMPLES, channe
 
 def _made(need: Need, layout: Layout, channels: int) -> Tensor:
     sizes = {"V": len(layout.sample), "N": layout.column.shape[1], "P": len(layout.key), "H": 4, "T": 6, "C": channels}
-    sizes["L"] = len(need.layers) if isinstance(need, Rows | Keys) else 1
+    sizes["L"] = len(getattr(need, "layers", (0,)))
     if isinstance(need, Rows) and need.heads != "split":
         sizes["H"] = 1
     if isinstance(need, Text) and isinstance(need.what, Keys):

@@ -18,15 +18,13 @@ from vtcframe.encoder_stage import (
     Midway,
     by_heads,
     cure,
-    encode,
-    everything,
-    located,
-    prune,
     reader_of,
     rows_of,
 )
 from vtcframe.needs import ClassToken, Features, Keys, Need, Rows
+from vtcframe.passage import encode, prune
 from vtcframe.pipeline import Pruner, Stage, planned
+from vtcframe.remains import everything, located
 from vtcframe.witness import only_call
 
 
@@ -338,7 +336,7 @@ class Encoder(Adapter):
             out[rows] = part
         return out
 
-    def llm_layers(self) -> Sequence[nn.Module]:
+    def decoder(self) -> nn.Module:
         """Raise ValueError: there is no language model."""
         raise ValueError(f"{type(self.model).__name__} has no language model whose layers could be pruned")
 
@@ -431,8 +429,10 @@ def extract(
     arrangement = adapter.arrange(inputs)
     if plan.covers(arrangement.layout):
         return adapter.untouched(pixels)
+    if plan.llm:
+        raise ValueError(f"{type(model).__name__} has no language model: {plan} acts at {plan.llm[0].at}")
     evidence, left = encode(adapter, inputs, arrangement, plan, plan.needs)
-    return adapter.features(evidence, prune(plan, evidence, left))
+    return adapter.features(evidence, prune(plan, evidence, left)[0])
 
 
 def _is(model: nn.Module, package: str, name: str | None = None) -> bool:

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from vtcframe.adapter import Modality
@@ -53,6 +54,14 @@ class Gemma3(TowerAdapter):
         """One view a picture."""
         side = self.model.base_model.multi_modal_projector.tokens_per_side
         return [Picture.grids((side, side))] * len(inputs["pixel_values"])
+
+    def blocks(self, spliced: Mapping[str, Any]) -> Tensor | None:
+        """[P, L]: the pictures, numbered as they follow one another, where the prompts say which tokens are theirs."""
+        if (types := spliced.get("token_type_ids")) is None:
+            return None
+        picture = types.cpu() == 1
+        first = picture & ~torch.nn.functional.pad(picture, (1, 0))[:, :-1]
+        return torch.where(picture, first.long().cumsum(1) - 1, -1)
 
     def portraits(self, modality: Modality, inputs: Mapping[str, Any]) -> Sequence[Tensor]:
         """Return the pictures as the tower sees them."""

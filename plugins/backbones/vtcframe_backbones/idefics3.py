@@ -33,9 +33,9 @@ class Idefics3(TowerAdapter):
         tiles = pixels.flatten(0, 1)
         return tiles[tiles.flatten(1).any(1)]
 
-    def llm_layers(self) -> Sequence[nn.Module]:
-        """Return the blocks of the language model, in depth order."""
-        return tuple(self.model.base_model.text_model.layers)
+    def decoder(self) -> nn.Module:
+        """Return the language model without its head."""
+        return self.model.base_model.text_model
 
     def tower(self, modality: Modality, inputs: Mapping[str, Any]) -> Tower:
         """Return the vision tower."""

@@ -145,3 +145,7 @@ class Qwen3Vl(Qwen2Vl):
     """
 
     family = "qwen3_vl"
+
+    def llm_first(self) -> int:
+        """Return the layer behind those to which features are added."""
+        return max(1, len(self.model.config.vision_config.deepstack_visual_indexes))
