@@ -23,6 +23,7 @@ from transformers.masking_utils import (
     sliding_window_overlay,
 )
 
+from vtcframe.allocators import overview
 from vtcframe.attention import calls_of
 from vtcframe.core import Evidence, Pruned, Structural, reading
 from vtcframe.gates import listening
@@ -193,7 +194,12 @@ class Segment:
         sample, index = layout.sample[:, None].expand(stand.shape), stand % (length + 1)  # padding goes to the last
         candidate[sample, index] = True
         if stand.numel():
-            behind[sample, index] = (stand.amax(1, keepdim=True) + 1).clamp(max=length - 1).expand(stand.shape)
+            crop = overview(layout) >= 0  # crops of a picture end together, with the last of them
+            picture = torch.stack([layout.sample, layout.image, layout.frame], 1)
+            alike = (picture[:, None] == picture).all(-1) & crop[:, None] & crop
+            alike |= torch.eye(len(crop), dtype=torch.bool)
+            end = stand.amax(1).expand(alike.shape).masked_fill(~alike, -1).amax(1, keepdim=True)
+            behind[sample, index] = (end + 1).clamp(max=length - 1).expand(stand.shape)
         text = (length - self.said).clamp(max=length - 1)
         return Sequences(self.column, layout.key, candidate[:, :-1], text, behind[:, :-1])
 

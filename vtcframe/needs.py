@@ -26,6 +26,14 @@ class Rows:
     `of="feeding"` counts only the blocks whose output reaches the projector: LLaVA reads `hidden_states[-2]`, so its
     last block is no part of it. Methods that publish scores of that unused block say `of="tower"`. Blocks that attend
     within windows (Qwen2.5-VL) are not counted either: their weights do not compare across a picture.
+
+    Of the language model, where causality shows a token to those behind it only: "last" is the prompt's last token,
+    "text" all behind the last visual token of the sample, "rated" those of them that SparseVLM rates above the mean
+    (see `vtcframe.queries.rate`), "after" all behind the view, visual ones too, or behind the last crop of a picture
+    that is cut into crops. Where nothing is behind, the last token asks. `over` tells whether the mean of what they pay
+    counts or the largest, and `relative` divides by what rotary positions alone would make them pay (SparseVLM 2). At
+    "llm:K" layers up to K can be read, K itself before it is run, and negative ones count back from K. Before the
+    language model all of them can, and the layers up to the deepest asked for are run once more for it.
     """
 
     axes: ClassVar[str] = "LVHN"

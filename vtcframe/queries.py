@@ -23,7 +23,9 @@ class Sequences:
     key: Tensor  # [P] the samples' hashes
     candidate: Tensor  # [P, L] bool, the visual tokens that may be dropped
     text: Tensor  # [P] the first slot behind a sample's visual tokens; L - 1 where none is
-    behind: Tensor  # [P, L] the first slot behind the view that a candidate is of; L - 1 where none is
+    # [P, L] the first slot behind the view that a candidate is of, or behind all crops of its picture; L - 1 where none
+    # is
+    behind: Tensor
     rated: Tensor | None = None  # [P, L] bool, the text that SparseVLM rates
     rotary: tuple[Tensor, Tensor] | None = None  # cosine and sine [P or 1, L, d] of the layer
 
