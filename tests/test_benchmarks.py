@@ -76,3 +76,10 @@ def test_every_selector_has_its_row_for_every_number_of_views(script, capsys):
     head, _, *rows = table_of(capsys.readouterr().out)
     assert head == list(selection.HEAD)
     assert [row[1:3] for row in rows] == [[v, str(s)] for v in "12" for s in selection.SELECTORS]
+
+
+def test_stages_inside_are_beside_the_oracle(script, capsys):
+    script("inside").main(["--batch", "2", "--layers", "3", "--width", "128", "--rounds", "2"])
+    table = table_of(capsys.readouterr().out)
+    assert [cells[1] for cells in table[2:]][:2] == ["plain", "FastV, 64 stay"]
+    assert table[-1][1] == "oracle"

@@ -41,6 +41,7 @@ OPTIONS = {  # what has no default
     "WitnessAttention": {"model": "timm:any"},
     "QuestionSimilarity": {"model": "open_clip:any"},
     "Mixed": {"rest": MaxMin()},
+    "Sinkless": {"scorer": Random(), "dims": (1, 3), "threshold": 1.0},
 }
 CHECKS = {
     "scorer": check_scorer,

@@ -239,8 +239,8 @@ def test_hidden_states_keys_and_text_are_the_models_own(llava):
         for v in (layout.sample == p).nonzero()[:, 0].tolist():
             view = [c + begin for c in layout.column[v].tolist() if c >= 0]
             torch.testing.assert_close(evidence[needs[0]][v, : len(view)], normed[p, view], atol=1e-5, rtol=1e-4)
-            want = keys[p][:, view].transpose(0, 1)
-            torch.testing.assert_close(evidence[needs[2]][0, v, : len(view)], want, atol=1e-5, rtol=1e-4)
+            want = keys[p][:, view]
+            torch.testing.assert_close(evidence[needs[2]][0, v, :, : len(view)], want, atol=1e-5, rtol=1e-4)
 
 
 def test_tokens_are_the_hidden_states_that_enter_the_layer():

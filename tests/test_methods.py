@@ -1,6 +1,7 @@
 """Every registered method on every family that its site and signal allow."""
 
 import pytest
+import torch
 
 from conftest import SERVED, backbone
 from vtcframe import Budget, ClassToken, Rows, Similarity, adapter_for, compress
@@ -14,7 +15,20 @@ METHODS = {
     entry.name: entry.load() for entry in entries() if entry.kind == "pruner" and issubclass(entry.load(), Method)
 }
 
-OPTIONS = {"VScanEncoder": {"layer": 0, "window": 2}, "TokenCorrelation": {"layer": 0}, "ClsCoverage": {"last": 1}}
+OPTIONS = {  # for towers and language models of 4 blocks
+    "VScanEncoder": {"layer": 0, "window": 2},
+    "TokenCorrelation": {"layer": 0},
+    "ClsCoverage": {"last": 1},
+    "PyramidDrop": {"layers": (2, 3)},
+    "SinkFilter": {"dims": (1, 3), "threshold": 1.5},
+    "SparseVlm": {"layers": (1, 2, 3), "heads": 2},
+    "VisualExit": {"layers": (2,)},
+    "VScan": {"layer": 2, "shallow": 0, "window": 2, "query": "proxy"},
+    "PruneVid": {"layer": 2},
+    "HoliTom": {"layer": 2},
+    "MustDrop": {"layers": (2, 3), "query": "proxy"},
+    "Aim": {"first": 1, "span": 2},
+}
 
 
 @pytest.mark.parametrize("name", sorted(METHODS))
@@ -45,6 +59,59 @@ def test_a_method_prunes_a_family_or_says_what_it_lacks(name, family):
             last = compressed.last
             assert (last.after <= budget.total(last.layout)).all()
             assert (last.after > 0).eq(last.before > 0).all()
+
+
+INSIDE = sorted(name for name, kind in METHODS.items() if "llm" in kind.facts.site)
+BUDGETS = {  # what a method does not take from everybody
+    "SparseVlm": [Budget(ratio=1 / 3)],
+    "VisualExit": [None],
+    "MustDrop": [None, Budget(64)],
+}
+
+
+def refused(name, family):
+    """Why a method cannot run on a tiny model, beyond what its options are there for."""
+    if name == "SparseVlm" and family == "qwen3_vl":
+        return r"before layers 2 to 3 of its language model"  # three stages, and deepstack
+    return None
+
+
+@pytest.mark.parametrize("family", SERVED)
+@pytest.mark.parametrize("name", INSIDE)
+def test_a_method_prunes_inside_any_language_model(name, family):
+    """The same answers alone and in a ragged batch, fewer tokens the deeper, videos too."""
+    model, processor = backbone(family)
+    options = dict(OPTIONS.get(name, {}))
+    if name == "MustDrop":
+        options["windows"] = family in ("llava", "video_llava")
+    if family == "gemma3" and name in ("MustDrop", "PruneVid"):
+        options["forget"] = False
+    method = METHODS[name](**options)
+    for budget in BUDGETS.get(name, [Budget(tokens=5), Budget(ratio=0.5)]):
+        if why := refused(name, family):
+            with pytest.raises(ValueError, match=why):
+                compress(model, stages=method.stages(budget), processor=processor)
+            continue
+        compressed = compress(model, stages=method.stages(budget), processor=processor)
+        for kind in ("ragged several", "videos"):
+            if kind not in samples_of(family):
+                continue
+            samples = SAMPLES[kind]
+            inputs = inputs_for(model, processor, samples)
+            answer = compressed.generate(**inputs, max_new_tokens=3, do_sample=False)
+            last, new = compressed.last, answer[:, inputs["input_ids"].shape[1] :]
+            assert (last.visual.diff(dim=1) <= 0).all()
+            assert torch.equal(last.visual[:, -1], last.after)
+            assert (last.kv_bytes <= last.kv_bytes_before).all()
+            assert last.after.sum() < last.before.sum()
+            for p, sample in enumerate(samples):
+                if sample[1]:
+                    one = inputs_for(model, processor, [sample])
+                    alone = compressed.generate(**one, max_new_tokens=3, do_sample=False)[
+                        0, one["input_ids"].shape[1] :
+                    ]
+                    assert alone.tolist() == new[p, : len(alone)].tolist()
+                    assert torch.equal(compressed.last.visual[0], last.visual[p])
 
 
 def lacks(model, adapter, method, inputs):

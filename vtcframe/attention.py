@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from vtcframe.gates import listening
 
 _LOWEST = torch.finfo(torch.float32).min
-_NEVER = -1e4  # an additive mask that adds no more than this hides: exp of it is 0 in float32
+NEVER = -1e4  # an additive mask that adds no more than this hides: exp of it is 0 in float32
 ELEMENTS = 2**21  # of attention that a reader holds at a time
 
 
@@ -30,7 +30,7 @@ class Call:
     causal: bool  # the kernel masks what comes after a query by itself
     window: int | None  # and what lies that many places or more before it
 
-    def hidden(self, rows: slice) -> Tensor | None:
+    def hidden(self, rows: slice | Tensor) -> Tensor | None:
         """Additive mask [B or 1, 1 or H, rows, K] of some query rows, float32; None if they see every key."""
         count, length, device = self.query.shape[2], self.key.shape[2], self.key.device
         if self.mask is not None and self.mask.ndim == 4:
@@ -63,7 +63,7 @@ class Call:
             return self.mask[:, -length:].bool().to(self.key.device)
         mask = self.mask[..., :length]
         own = mask.diagonal(dim1=2, dim2=3) if mask.shape[2] == length else mask.amax(2)
-        return (own if own.dtype == torch.bool else own > _NEVER).any(1).to(self.key.device)
+        return (own if own.dtype == torch.bool else own > NEVER).any(1).to(self.key.device)
 
     def asking(self) -> Tensor | None:
         """[B or 1, Q] bool: which queries are of tokens and not of padding; None if all are."""

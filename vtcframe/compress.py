@@ -78,11 +78,12 @@ def compress(
     """
     if (pruner is None) == (stages is None):
         raise ValueError("give a pruner or stages, exactly one of them")
+    budget = None if tokens is None and ratio is None else Budget(tokens, ratio)
     if pruner is not None:
-        stages = pruner.stages(None if tokens is None and ratio is None else Budget(tokens, ratio))
-    elif tokens is not None or ratio is not None:
+        stages = pruner.stages(budget)
+    elif budget is not None:
         raise ValueError("stages say their budgets themselves: give tokens or ratio with a pruner only")
-    return Compressed(model, planned(stages or (), pruner), processor)
+    return Compressed(model, planned(stages or (), pruner, budget), processor)
 
 
 class Compressed:

@@ -17,6 +17,7 @@ from vtcframe.registry import entries, named
 COMPONENT_KEYS = {  # key in the YAML -> kind in the registry
     "pruner": "pruner",
     "pruners": "pruner",
+    "scorer": "scorer",
     "scorers": "scorer",
     "ensembler": "ensembler",
     "allocator": "allocator",

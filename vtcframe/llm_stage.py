@@ -488,11 +488,9 @@ class LlmStages:
         return x if len(x) < len(self.segments[0].column) else self._once(x)
 
     def _shown(self, part: Need, seen: Tensor) -> Tensor:
-        """[P, H, L] or keys [P, G, L, d] -> as the axes of a part say."""
+        """[P, H, L], keys [P, G, L, d] -> as the axes of a part say."""
         if isinstance(part, Text):
             return self._text(seen.transpose(1, 2).flatten(2))
-        if isinstance(part, Keys):
-            return self._tokens(seen.transpose(1, 2))[None]
         return self._tokens(seen.transpose(1, 2)).transpose(1, 2)[None]
 
     def _tokens(self, x: Tensor) -> Tensor:

@@ -14,6 +14,8 @@ from torch import Tensor
 from vtcframe.core import Budget, Evidence, Layout, Pruned
 from vtcframe.needs import Need, in_llm
 
+Positions = Literal["original", "compact"]
+
 
 class Component(ABC):  # noqa: B024 (the kinds add the abstract call)
     """Anything that may ask for evidence."""
@@ -97,7 +99,7 @@ class Stage:
     at: str
     pruner: Pruner
     budget: Budget | None = None
-    positions: Literal["original", "compact"] = "original"
+    positions: Positions = "original"
     forget: int | None = None
 
     def __post_init__(self) -> None:
@@ -125,6 +127,7 @@ class Plan:
     projector: Stage | None = None
     llm: tuple[Stage, ...] = ()
     method: Pruner | None = None  # that the stages are of, where they were not given one by one
+    nominal: Budget | None = None  # and what it was given
 
     @property
     def before(self) -> tuple[Stage, ...]:
@@ -143,14 +146,14 @@ class Plan:
         return tuple(dict.fromkeys((*(self.projector.pruner.needs if self.projector else ()), *later)))
 
     @property
-    def positions(self) -> Literal["original", "compact"]:
+    def positions(self) -> Positions:
         """Those of the last stage before the language model."""
         return self.before[-1].positions if self.before else "original"
 
     @property
     def budget(self) -> Budget | None:
-        """Return that of the last stage: what is left in the end."""
-        return self.stages[-1].budget
+        """What a method was given, whatever it made of it, or that of the last stage: what is left."""
+        return self.nominal or self.stages[-1].budget
 
     def covers(self, layout: Layout) -> bool:
         """Tell whether no stage would drop anything of what every sample has at first."""
@@ -160,8 +163,11 @@ class Plan:
         return " + ".join(map(str, [self.method] if self.method else [stage.pruner for stage in self.stages]))
 
 
-def planned(stages: Sequence[Stage], method: Pruner | None = None) -> Plan:
-    """Sort stages by where they act. ValueError for none, for a site this version has not, or for a wrong order."""
+def planned(stages: Sequence[Stage], method: Pruner | None = None, budget: Budget | None = None) -> Plan:
+    """Sort stages by where they act; `method` and `budget` are what they came from.
+
+    ValueError for none, for a site this version has not, or for a wrong order.
+    """
     encoder, projector, llm = (
         tuple(stage for stage in stages if stage.at.startswith(site)) for site in ("encoder:", "projector", "llm:")
     )
@@ -176,7 +182,7 @@ def planned(stages: Sequence[Stage], method: Pruner | None = None) -> Plan:
         raise ValueError(f"the stages act at {sites}: give them in the order in which they act, one a block or layer")
     for stage in stages:
         _ = stage.pruner.needs  # options that make no sense are told here, and not in the midst of a run
-    return Plan(encoder, projector[0] if projector else None, llm, method)
+    return Plan(encoder, projector[0] if projector else None, llm, method, budget)
 
 
 @dataclass(frozen=True)

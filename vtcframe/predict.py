@@ -48,7 +48,8 @@ class Comparison:
 
     def runs(self) -> list[Plan | None]:
         """Return what is to be run; None is the untouched model."""
-        return [None, *(planned(pruner.stages(budget), pruner) for pruner in self.pruners for budget in self.budgets)]
+        asked = [(pruner, budget) for pruner in self.pruners for budget in self.budgets]
+        return [None, *(planned(pruner.stages(budget), pruner, budget) for pruner, budget in asked)]
 
 
 class _RefusedError(ValueError):

@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from vtcframe.attention import _NEVER, ELEMENTS, Call, as_float, logits_of
+from vtcframe.attention import ELEMENTS, NEVER, Call, as_float, logits_of
 from vtcframe.needs import Probed
-from vtcframe.scorers import _mix
+from vtcframe.scorers import mix
 
 
 def probed(call: Call, need: Probed, column: Tensor, key: Tensor) -> Tensor:
@@ -34,8 +34,8 @@ def probes(column: Tensor, key: Tensor, need: Probed) -> Tensor:
     behind = count - present.cumsum(1)  # how many come later
     recent = present & (behind < (count.double() * need.recent).long().clamp(min=1))
     rest = present & ~recent
-    own = _mix(key ^ _mix(torch.tensor(need.seed, device=key.device))).to(column.device)
-    drawn = _mix(own[:, None] + column).masked_fill(~rest, torch.iinfo(torch.long).min)
+    own = mix(key ^ mix(torch.tensor(need.seed, device=key.device))).to(column.device)
+    drawn = mix(own[:, None] + column).masked_fill(~rest, torch.iinfo(torch.long).min)
     rank = drawn.argsort(dim=1, descending=True, stable=True).argsort(1)
     return recent | (rest & (rank < (count.double() * need.random).long()))
 
@@ -51,10 +51,10 @@ def attended(call: Call, rows: Tensor) -> tuple[Tensor, Tensor]:
     total, seen = torch.zeros(1, heads, length, device=key.device), torch.zeros(1, 1, length, device=key.device)
     for some in rows.split(max(1, ELEMENTS // max(heads * length, 1))):
         paid = logits_of(call.query[:, :, some], key, call.scaling)
-        hidden = call.hidden(some)  # pyright: ignore[reportArgumentType] (an index picks rows as a slice does)
+        hidden = call.hidden(some)
         if hidden is None:
             seen = seen + len(some)
         else:
-            paid, seen = paid + hidden, seen + (hidden > _NEVER).sum(2)
+            paid, seen = paid + hidden, seen + (hidden > NEVER).sum(2)
         total += paid.softmax(-1).sum(2)
     return total, seen

@@ -38,8 +38,7 @@ def read(need: Rows | Keys | Flow | Probed, call: Call, sequences: Sequences) ->
         case Flow():
             return flow(call, need)
         case Probed():
-            device = call.key.device
-            return probed(call, need, sequences.column.to(device), sequences.key.to(device))
+            return probed(call, need, sequences.column, sequences.key)
     return paid(call, need, sequences)
 
 

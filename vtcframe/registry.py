@@ -55,17 +55,25 @@ class Core:
 
 
 COMPONENTS = (  # kind, module, names
-    ("scorer", "scorers", "ClsAttention KeyNorm QuestionSimilarity Random TokenNorm Uniqueness WitnessAttention"),
+    ("scorer", "scorers", "ClsAttention KeyNorm QuestionSimilarity Random TextAttention TokenNorm Uniqueness"),
+    ("scorer", "scorers", "WitnessAttention"),
+    ("scorer", "methods.llm", "ProbeAttention Sinkless"),
     ("ensembler", "ensemblers", "Borda Max Mean OverviewFusion RankFusion Weighted"),
     ("allocator", "allocators", "AttentionMass EffectiveRank Entropy Even Joint Outliers OverviewGuided"),
+    ("allocator", "methods.staged", "Crops Share"),
     ("selector", "selectors", "Coverage Deduplicate Dpp Grid LocalGlobal MaxMin Mixed OutliersThenDraw TopK WholeRows"),
+    ("selector", "methods.dart", "LeastLike"),
     ("merger", "mergers", "Absorb CellMean Contextual Fuse Nearest"),
+    ("merger", "methods.sparse", "Recycle"),
+    ("merger", "methods.staged", "PairwiseMean"),
     ("pruner", "pipeline", "Pipeline"),
     ("pruner", "methods", "ClsCoverage FasterVlm VtcCls RandomPruner UniformPruner Pool"),
     ("pruner", "methods", "CdPruner DamroOutliers DivPrune FoPru GlobalCom2 HiRed PruMerge PruMergePlus"),
     ("pruner", "methods", "TokenCorrelation VScanEncoder VisPruner VisionZip"),
     ("pruner", "methods", "FastVid HoliTomOuter PruneVidOuter TsLlava VidCom2"),
     ("pruner", "methods", "DiffRate EVit Mctf ToMe"),
+    ("pruner", "methods", "Dart FastV PyramidDrop SinkFilter SparseVlm VisualExit ZipCacheSaliency"),
+    ("pruner", "methods", "HoliTom MiniMonkeyScm PruneVid VScan"),
     ("transform", "transforms", "Downsample FramesAsPictures Thumbnail"),
 )
 

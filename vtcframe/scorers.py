@@ -141,15 +141,21 @@ class QuestionSimilarity(Scorer):
 class KeyNorm(Scorer):
     """[1, V, N]: L1 length of each token's keys in one block, all heads together.
 
-    DART (arXiv 2502.11494) takes its pivots by it, of the language model's keys; here they are the vision tower's.
-    `layer` counts the blocks that feed the projector.
+    DART (arXiv 2502.11494) takes its pivots by it, of the language model's keys, tower="llm": layers then count as in
+    TextAttention, and keys have their rotary positions. In the vision tower `layer` counts the blocks that feed the
+    projector.
     """
 
     layer: int = -1
+    tower: Literal["vision", "llm"] = "vision"
+
+    def __post_init__(self) -> None:
+        if self.tower not in ("vision", "llm"):
+            raise ValueError(f"tower must be 'vision' or 'llm', got {self.tower!r}")
 
     @property
     def needs(self) -> tuple[Need, ...]:
-        return (Keys((self.layer,)),)
+        return (Keys((self.layer,), self.tower),)
 
     def __call__(self, evidence: Evidence) -> Tensor:
         return evidence[self.needs[0]].float().abs().sum((2, 4))
@@ -214,12 +220,12 @@ class Random(Scorer):
 
     def __call__(self, evidence: Evidence) -> Tensor:
         layout = evidence.layout
-        key = _mix(layout.key ^ _mix(torch.tensor(self.seed)))[layout.sample]
-        bits = _mix(key.to(layout.column.device)[:, None] + layout.column)
+        key = mix(layout.key ^ mix(torch.tensor(self.seed)))[layout.sample]
+        bits = mix(key.to(layout.column.device)[:, None] + layout.column)
         return ((bits >> 40) & 0xFFFFFF).float()[None] / 2**24
 
 
-def _mix(x: Tensor) -> Tensor:
+def mix(x: Tensor) -> Tensor:
     """SplitMix64's finaliser (Steele et al., OOPSLA 2014) on wrapping int64."""
     for shift, factor in ((30, -0x40A7B892E31B1A47), (27, -0x6B2FB644ECCEEE15), (31, 1)):
         x = (x ^ ((x >> shift) & ((1 << (64 - shift)) - 1))) * factor

@@ -2,6 +2,7 @@
 
 from vtcframe.methods.anyres import GlobalCom2, HiRed
 from vtcframe.methods.cls import FasterVlm, RandomPruner, UniformPruner, VtcCls
+from vtcframe.methods.dart import Dart
 from vtcframe.methods.default import ClsCoverage
 from vtcframe.methods.diversity import (
     CdPruner,
@@ -13,36 +14,50 @@ from vtcframe.methods.diversity import (
     VScanEncoder,
 )
 from vtcframe.methods.encoder import DiffRate, EVit, Mctf, ToMe
+from vtcframe.methods.llm import FastV, PyramidDrop, SinkFilter, VisualExit, ZipCacheSaliency
 from vtcframe.methods.merging import Pool, PruMerge, PruMergePlus, VisionZip
 from vtcframe.methods.pictures import TsLlava
+from vtcframe.methods.sparse import SparseVlm
+from vtcframe.methods.staged import HoliTom, MiniMonkeyScm, PruneVid, VScan
 from vtcframe.methods.video import FastVid, HoliTomOuter, PruneVidOuter, VidCom2
 
 __all__ = [
     "CdPruner",
     "ClsCoverage",
     "DamroOutliers",
+    "Dart",
     "DiffRate",
     "DivPrune",
     "EVit",
+    "FastV",
     "FastVid",
     "FasterVlm",
     "FoPru",
     "GlobalCom2",
     "HiRed",
+    "HoliTom",
     "HoliTomOuter",
     "Mctf",
+    "MiniMonkeyScm",
     "Pool",
     "PruMerge",
     "PruMergePlus",
+    "PruneVid",
     "PruneVidOuter",
+    "PyramidDrop",
     "RandomPruner",
+    "SinkFilter",
+    "SparseVlm",
     "ToMe",
     "TokenCorrelation",
     "TsLlava",
     "UniformPruner",
+    "VScan",
     "VScanEncoder",
     "VidCom2",
     "VisPruner",
     "VisionZip",
+    "VisualExit",
     "VtcCls",
+    "ZipCacheSaliency",
 ]

@@ -161,7 +161,7 @@ class FastVid(_AcrossFrames):
         attended, anchors = self.plan(total, cut, evidence)
         first = highest(scores, attended)
         others = valid & ~first
-        anchor = highest(_peaks(x, others, torch.full_like(anchors, 4))[0], anchors)
+        anchor = highest(peaks(x, others, torch.full_like(anchors, 4))[0], anchors)
         segment = cut.cumsum(0) - 1
         width = torch.zeros(len(cut), dtype=torch.long).index_add_(0, segment, anchors)
         if not width.any():
@@ -324,7 +324,7 @@ class PruneVidOuter(_StillPlaces):
         real = torch.arange(longest) < count[:, None]
         at = (start + torch.arange(longest)).clamp(max=max(len(frame) - 1, 0)).to(frame.device)
         wanted = (count.double() * self.clusters).long().clamp(min=1)
-        label = _nearest_peak(*_peaks(frame[at], real.to(frame.device), wanted.clamp(max=7)), wanted).cpu()
+        label = _nearest_peak(*peaks(frame[at], real.to(frame.device), wanted.clamp(max=7)), wanted).cpu()
         cut = begins.clone()
         for row, (first, end) in zip(label.tolist(), runs, strict=True):
             changes = [v for v in range(first + 1, end) if row[v - first] != row[v - first - 1]]
@@ -345,7 +345,7 @@ def clusters(x: Tensor, among: Tensor, quota: Tensor, neighbours: int) -> tuple[
     Every token of a row's `among` that is no centre joins the nearest one. There are as many neighbours as centres at
     most, as recorded of HoliTom's code.
     """
-    score, away = _peaks(x, among, quota.clamp(max=neighbours))
+    score, away = peaks(x, among, quota.clamp(max=neighbours))
     centre = highest(score, quota)
     to = _nearest_peak(score, away, quota)
     joins = among & ~centre & centre.any(1, keepdim=True)
@@ -354,7 +354,7 @@ def clusters(x: Tensor, among: Tensor, quota: Tensor, neighbours: int) -> tuple[
     return centre, total, torch.bincount(to[joins], minlength=among.numel()).view(among.shape)
 
 
-def _peaks(x: Tensor, among: Tensor, neighbours: Tensor) -> tuple[Tensor, Tensor]:
+def peaks(x: Tensor, among: Tensor, neighbours: Tensor) -> tuple[Tensor, Tensor]:
     """[V, N, D], [V, N], [V] -> how much of a density peak each token is [V, N] (-inf elsewhere), distances [V, N, N].
 
     Density peaks over nearest neighbours, the token itself among them (Du et al., Knowledge-Based Systems 99, 2016):

@@ -424,7 +424,7 @@ def extract(
     if kind is None:
         raise ValueError(f"{type(model).__name__} is neither a model of timm nor of open_clip")
     budget = None if tokens is None and ratio is None else Budget(tokens, ratio)
-    plan, inputs = planned(pruner.stages(budget), pruner), {"pixel_values": pixels}
+    plan, inputs = planned(pruner.stages(budget), pruner, budget), {"pixel_values": pixels}
     adapter = kind(model, rest=1 if plan.projector else None)
     arrangement = adapter.arrange(inputs)
     if plan.covers(arrangement.layout):

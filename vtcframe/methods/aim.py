@@ -1,0 +1,170 @@
+"""AIM: tokens that are alike become one before the language model, and inside it they fade out layer by layer."""
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from vtcframe.allocators import Even, Joint
+from vtcframe.core import Budget, Evidence, Layout, Pruned
+from vtcframe.ensemblers import Mean
+from vtcframe.mergers import cosine, places, sums, take
+from vtcframe.needs import Flow, Need
+from vtcframe.pipeline import Allocator, Facts, Method, Pipeline, Pruner, Scorer, Stage
+from vtcframe.remains import put
+from vtcframe.selectors import TopK
+
+
+@dataclass(frozen=True)
+class AttentionFlow(Scorer):
+    """[1, V, N]: where a walk along the attention of a layer of the language model ends, root mean square over heads.
+
+    AIM (arXiv 2412.03248): it starts at every token alike, text too, and takes `steps` steps; attention is sharpened
+    by `temperature`. `layer` counts as in TextAttention. Causal attention leads to early tokens, so that of equally
+    attended ones these are the more important.
+    """
+
+    layer: int = -1
+    temperature: float = 0.1
+    steps: int = 5
+
+    def __post_init__(self) -> None:
+        if not self.temperature > 0:
+            raise ValueError(f"temperature must be positive, got {self.temperature}")
+        if self.steps < 1:
+            raise ValueError(f"steps must be at least 1, got {self.steps}: after none every token is the same")
+
+    @property
+    def needs(self) -> tuple[Need, ...]:
+        return (Flow((self.layer,), self.temperature, self.steps),)
+
+    def __call__(self, evidence: Evidence) -> Tensor:
+        return evidence[self.needs[0]].float().square().mean(2).sqrt()
+
+
+@dataclass(frozen=True)
+class Halving(Pruner):
+    """Merges tokens that are alike, in rounds that leave at least half of a view, until its budget is reached.
+
+    Of AIM (arXiv 2412.03248). In a round every other token, the first among them, is a source, which goes to the most
+    alike of the others, by cosine of the tokens as the language model would read them; of equals the first. The closest
+    pairs merge, as many as have to go: what sources go to becomes the plain mean of itself and them, whatever those
+    stood for before, and keeps its place. As in the code the sources that are left come first, the closest of them in
+    front, then the others, which the next round's halves depend on. Every view of a sample keeps the same, as far as
+    it has tokens; one that keeps all is left in its order, and one whose share is none is gone without a trace.
+    """
+
+    @torch.no_grad()
+    def __call__(self, evidence: Evidence, budget: Budget | None = None) -> Pruned:
+        if budget is None:
+            raise ValueError(f"{self} merges down to a budget: give tokens or ratio")
+        layout = evidence.layout
+        left = Even()(layout.column, budget.total(layout), evidence)
+        count = layout.count * (left > 0)
+        stays = (left > 0).to(layout.column.device)[:, None]
+        place, scores = places(layout.valid & stays), stays.float().repeat(1, layout.column.shape[1])
+        tokens = take(evidence.tokens.float(), place).masked_fill((place < 0)[..., None], 0)
+        while (gone := (count - left).minimum(count // 2)).any():
+            tokens, place, joined = _merged(tokens, place, gone.to(place.device)[:, None])
+            scores, count = put(scores, *joined), count - gone
+        scores = scores.masked_fill(~layout.valid, -torch.inf)
+        return Pruned(tokens.to(evidence.tokens.dtype), place, scores, layout)
+
+
+def _merged(tokens: Tensor, place: Tensor, gone: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
+    """Tokens [V, M, D], place [V, M], -1 = padding, gone [V, 1] -> both of what is left, and of sources [V, E] both.
+
+    Of sources those are the places and minus the highest cosine. M is at least 2.
+    """
+    even, odd, merges = slice(0, None, 2), slice(1, None, 2), gone > 0
+    alike = cosine(tokens[:, even], tokens[:, odd]).masked_fill((place < 0)[:, None, odd], -torch.inf)
+    best, to = alike.max(2)
+    rank = best.masked_fill(place[:, even] < 0, -torch.inf).argsort(dim=1, descending=True, stable=True).argsort(1)
+    joins = rank < gone
+    total, joined = sums(tokens[:, even], to, joins, tokens.shape[1] // 2)
+    tokens = tokens.clone()
+    tokens[:, odd] = (tokens[:, odd] + total) / (1 + joined)
+    order = torch.arange(place.shape[1], device=place.device).repeat(len(place), 1)
+    order[:, odd] += merges * place.shape[1]
+    order[:, even] = torch.where(merges, rank, order[:, even])
+    stays = place >= 0
+    stays[:, even] &= ~joins
+    source = torch.where(merges, place[:, even], -1), -best
+    at = places(stays, -order.float())
+    return take(tokens, at), place.gather(1, at.clamp(min=0)).masked_fill(at < 0, -1), source
+
+
+@dataclass(frozen=True)
+class Fading(Allocator):
+    """Of the tokens that `entered` left of a sample before the language model `left` in `of`, rounded down.
+
+    The highest scores of all its views together. A sample of which `entered` took nothing keeps what it has.
+    """
+
+    left: int
+    of: int
+    entered: Budget
+
+    def __call__(self, scores: Tensor, budget: Tensor | None, evidence: Evidence) -> Tensor:
+        layout = evidence.layout
+        total = entering(self.entered, layout)
+        part = total * self.left // self.of
+        return Joint()(scores, torch.where(total < layout.untouched, part, layout.total(layout.count)), evidence)
+
+
+def entering(budget: Budget, layout: Layout) -> Tensor:
+    """[P] on the CPU: what a budget a sample left when all its tokens were there, whatever has gone since."""
+    index = torch.arange(int(layout.untouched.max()) if len(layout.key) else 0)
+    column = torch.where(index < layout.untouched[:, None], index, -1)
+    return budget.total(replace(layout, sample=torch.arange(len(layout.key)), column=column))
+
+
+@dataclass(frozen=True)
+class Aim(Method):
+    """AIM (arXiv 2412.03248): merges what is alike before the language model, where the rest fades out over layers.
+
+    A budget is what merging leaves (see Halving), a quarter without one, as for the paper's videos: of 196 tokens a
+    frame 98, then 49. LLaVA-1.5's 576, 288, 252 are tokens=252. Behind each of the `span` layers from `first` on 1 /
+    span of that goes, and behind the last one the rest; what stays is rounded down, and is what a walk along the
+    attention of that layer reaches most (see AttentionFlow). A sample that the budget leaves whole keeps all, inside
+    too. `first` is that of Qwen2-7B's 28 layers; the code takes 13 of LLaVA-1.5's 32.
+
+    The code hides tokens and drops none, so that its walk starts at those that are gone too; it numbers tokens anew
+    after merging ("compact" here), and judges LLaVA-1.5's by keys where this takes tokens. It protects the text of a
+    batch's first sample only. Here all text stays.
+    """
+
+    facts = Facts(
+        "arXiv 2412.03248",
+        "cosine of tokens, then where a walk along the LLM's attention ends",
+        "bipartite matching, then top-k",
+        "averaged in, then gone",
+        "exact; differs: walks start at the tokens left, the code's at those gone too",
+        "projector, llm",
+        True,
+    )
+    first: int = 14
+    span: int = 8
+    temperature: float = 0.1
+    steps: int = 5
+    positions: Literal["original", "compact"] = "original"
+
+    def __post_init__(self) -> None:
+        if self.first < 0 or self.span < 1:
+            raise ValueError(
+                f"first counts layers from 0 and span is at least 1, got first={self.first} and span={self.span}"
+            )
+
+    def stages(self, budget: Budget | None) -> tuple[Stage, ...]:
+        budget = Budget(ratio=0.25) if budget is None else budget
+        if budget.per != "sample":
+            raise ValueError(
+                f"Aim's later stages cannot tell what {budget.tokens} for each {budget.per} were: give ratio, or "
+                "tokens for each sample"
+            )
+        scorers, layers = (AttentionFlow(-1, self.temperature, self.steps),), []
+        for step in range(1, self.span + 1):
+            fading = Fading(self.span - step, self.span, budget)
+            layers.append(Stage(f"llm:{self.first + step}", Pipeline(scorers, Mean(), fading, TopK()), budget))
+        return (Stage("projector", Halving(), budget, self.positions), *layers)

@@ -1,0 +1,227 @@
+"""MustDrop: what is alike becomes one in the encoder, what no text asks for leaves the language model and its cache."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from vtcframe.allocators import Joint, apportion
+from vtcframe.core import Budget, Evidence, Pruned
+from vtcframe.encoder_stage import When, merge
+from vtcframe.ensemblers import Max
+from vtcframe.needs import Need, Stand
+from vtcframe.pipeline import Allocator, Facts, Method, Pipeline, Pruner, Scorer, Stage
+from vtcframe.scorers import ClsAttention, TextAttention
+from vtcframe.selectors import TopK, highest, unit
+
+
+@dataclass(frozen=True)
+class Windows(Pruner):
+    """In an encoder, behind a block: windows of `side` x `side` patches that are alike become their mean.
+
+    Of MustDrop (arXiv 2411.10803): where the mean cosine of all pairs of different patches is at least `alike`. The
+    mean takes the place of the window's central patch. Windows count from the top left corner; those that a picture's
+    edge cuts, or of which a patch is gone, stay as they are. Later blocks take the mean for one patch, as in the code,
+    and not for `side` squared ones. All windows alike merge; the code merges as many in each picture of a batch as in
+    that with the fewest, and puts the means in front, by falling likeness, which means nothing to an encoder.
+    """
+
+    alike: float = 0.8
+    side: int = 3
+    when: ClassVar[When] = "after"
+
+    def __post_init__(self) -> None:
+        if self.side < 2:
+            raise ValueError(f"side counts the patches along a window and must be at least 2, got {self.side}")
+
+    @torch.no_grad()
+    def __call__(self, evidence: Evidence, budget: Budget | None = None) -> Pruned:
+        if budget is not None:
+            raise ValueError(f"{self} takes no budget: it merges what is alike, by `alike`")
+        layout, grid, whole = evidence.layout, evidence.layout.grid, self.side**2
+        there = layout.valid & (grid[..., 0] >= 0)
+        across = (int(grid[..., 1].max()) if grid.numel() else 0) // self.side + 1
+        down = (int(grid[..., 0].max()) if grid.numel() else 0) // self.side + 1
+        own = (grid[..., 0] // self.side * across + grid[..., 1] // self.side).masked_fill(~there, down * across)
+
+        def summed(values: Tensor) -> Tensor:
+            """[V, N, C] -> [V, windows + 1, C]; the last one is of the patches in none."""
+            index = own[..., None].expand(values.shape)
+            return values.new_zeros(len(own), down * across + 1, values.shape[2]).scatter_add_(1, index, values)
+
+        total = summed(unit(evidence.tokens.float(), there)).square().sum(2)
+        alike = ((total - whole) / (whole * (whole - 1))).gather(1, own)
+        complete = (summed(there.float()[..., None])[..., 0] == whole).gather(1, own) & there
+        joins = complete & (alike >= self.alike)
+        index = torch.arange(own.shape[1], device=own.device).expand(own.shape)
+        central = (grid % self.side == self.side // 2).all(2) & there
+        centre = own.new_zeros(len(own), down * across + 1).scatter_(1, own.masked_fill(~central, down * across), index)
+        leader = torch.where(joins, centre.gather(1, own), index)
+        quota = layout.count - (joins & ~central).sum(1).cpu()
+        scores = torch.where(complete, -alike, 1)
+        merged = merge(evidence, leader, index, quota, torch.ones_like(scores), scores)
+        return Pruned(merged.tokens, merged.place, merged.scores, layout)  # without sizes
+
+
+@dataclass(frozen=True)
+class TextShare(Scorer):
+    """[1, V, N]: a token's part of all that the text pays to its sample's visual tokens, in units of `share`.
+
+    Of MustDrop (arXiv 2411.10803), whose "global" threshold is 1 here: all text behind the pictures asks, mean over
+    heads. `layer` counts as in TextAttention.
+    """
+
+    share: float = 0.001
+    layer: int = -1
+
+    def __post_init__(self) -> None:
+        _check_positive("share", self.share)
+
+    @property
+    def needs(self) -> tuple[Need, ...]:
+        return TextAttention(self.layer, "text").needs
+
+    def __call__(self, evidence: Evidence) -> Tensor:
+        layout = evidence.layout
+        paid = TextAttention(self.layer, "text")(evidence).float().masked_fill(~layout.valid, 0)
+        sample = layout.sample.to(paid.device)
+        total = paid.new_zeros(len(layout.key)).index_add_(0, sample, paid[0].sum(1))
+        return paid / (total * self.share).clamp(min=torch.finfo(torch.float32).tiny)[sample][:, None]
+
+
+@dataclass(frozen=True)
+class TextPeak(Scorer):
+    """[1, V, N]: the most that any token of the text behind the pictures pays, mean over heads, in units of `peak`.
+
+    Of MustDrop (arXiv 2411.10803), whose "individual" threshold is 1 here. `layer` counts as in TextAttention.
+    """
+
+    peak: float = 0.001
+    layer: int = -1
+
+    def __post_init__(self) -> None:
+        _check_positive("peak", self.peak)
+
+    @property
+    def needs(self) -> tuple[Need, ...]:
+        return TextAttention(self.layer, "text", over="max").needs
+
+    def __call__(self, evidence: Evidence) -> Tensor:
+        return TextAttention(self.layer, "text", over="max")(evidence).float() / self.peak
+
+
+@dataclass(frozen=True)
+class KeySet(Scorer):
+    """[1, V, N]: 1 for the part `part` of a sample that [CLS] attends to most, rounded up, 0 for the others.
+
+    Of MustDrop (arXiv 2411.10803), by the tower's last block, mean over heads. The part is of the sample's tokens
+    before any was dropped, all views together, so that it is the same set in every stage as long as none of it goes.
+    The code counts the patches that are left of a single picture once windows have merged. `query` names what stands
+    in for a missing [CLS] (see ClsAttention).
+    """
+
+    part: float = 0.08
+    query: Stand = "cls"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.part <= 1:
+            raise ValueError(f"part is a part of the tokens and must lie in [0, 1], got {self.part}")
+
+    @property
+    def needs(self) -> tuple[Need, ...]:
+        return ClsAttention(1, self.query, of="tower").needs
+
+    def __call__(self, evidence: Evidence) -> Tensor:
+        layout = evidence.layout
+        paid = ClsAttention(1, self.query, of="tower")(evidence)[0].float()
+        scores = paid.masked_fill(~layout.valid, -torch.inf)
+        wanted = (layout.untouched.double() * self.part).ceil().long()
+        key = highest(scores, Joint()(scores, wanted, evidence).minimum(layout.count))
+        return key.float().masked_fill(~paid.isfinite(), torch.nan)[None]
+
+
+@dataclass(frozen=True)
+class Above(Allocator):
+    """Adaptive: as many as have a score of `threshold` or more; a budget is split by these numbers.
+
+    A sample of which none has keeps the one token with the highest score.
+    """
+
+    threshold: float = 1.0
+
+    def __call__(self, scores: Tensor, budget: Tensor | None, evidence: Evidence) -> Tensor:
+        layout = evidence.layout
+        count = (layout.valid & (scores >= self.threshold)).sum(1).cpu()
+        if budget is not None:
+            return apportion(budget, count, layout)
+        bare = (layout.total(count) == 0) & (layout.total(layout.count) > 0)
+        return count + Joint()(scores, bare.long(), evidence)
+
+
+@dataclass(frozen=True)
+class MustDrop(Method):
+    """MustDrop (arXiv 2411.10803): merges in the encoder, drops in the language model, and forgets there.
+
+    Behind block 0 of the vision tower windows that are alike become one (see Windows). Behind each of `layers` of the
+    language model a token goes that all text together pays less than `share` of its attention to pictures, and each
+    text token less than `peak`; but never one of the `keys`, the part that [CLS] attends to most (see KeySet). Once the
+    prompt is read, the caches of the layers from the first of `layers` on lose what has left, too.
+
+    How many stay depends on the picture and the question. The paper's budgets name thresholds, share and peak: tokens=
+    192 is 0.001 and 0.001, 128 is 0.0012 and 0.001, 64 is 0.011 and 0.01 (0.005 and 0.001 on VizWiz). No budget takes
+    those of the fields; any other is refused.
+
+    The code numbers positions anew ("compact" here) and leaves keys in the cache at their old ones, so that new tokens
+    collide with them. "original" works with every backbone. `windows=False` leaves the encoder alone, for towers that
+    cannot be pruned inside; `forget=False` leaves caches alone, for models with sliding windows; `query` names what
+    stands in for a missing [CLS]. None of these is part of the paper.
+    """
+
+    facts = Facts(
+        "arXiv 2411.10803",
+        "similarity in windows, attention of all text, [CLS] attention",
+        "thresholds",
+        "averaged in windows, then gone, from caches too",
+        "exact; differs: every window alike merges, in any batch; the key set is a part of all tokens",
+        "encoder, llm",
+        True,
+    )
+    share: float = 0.001
+    peak: float = 0.001
+    layers: tuple[int, ...] = (2, 6, 10, 14)
+    alike: float = 0.8
+    keys: float = 0.08
+    windows: bool = True
+    forget: bool = True
+    query: Stand = "cls"
+    positions: Literal["original", "compact"] = "original"
+
+    def __post_init__(self) -> None:
+        layers = tuple(self.layers)
+        object.__setattr__(self, "layers", layers)
+        if not layers or list(layers) != sorted(set(layers)) or layers[0] < 0:
+            raise ValueError(f"layers counts from 0 and ascends, one at least: got {layers}")
+
+    def stages(self, budget: Budget | None) -> tuple[Stage, ...]:
+        if budget is not None and budget not in PRESETS:
+            raise ValueError(
+                f"MustDrop finds by itself how many stay, and knows thresholds for tokens={', '.join(_NAMED)} of 576, "
+                f"not for {budget}: give one of these, or no budget and share and peak"
+            )
+        share, peak = (self.share, self.peak) if budget is None else PRESETS[budget]
+        scorers = TextShare(share), TextPeak(peak), KeySet(self.keys, self.query)
+        filters = Pipeline(scorers, Max(), Above(), TopK())
+        forget = self.layers[0] if self.forget else None
+        inside = [Stage(f"llm:{layer + 1}", filters, None, self.positions, forget) for layer in self.layers]
+        merging = Stage("encoder:0", Windows(self.alike), None, self.positions)
+        return (*([merging] if self.windows else []), *inside)
+
+
+PRESETS = {Budget(192): (0.001, 0.001), Budget(128): (0.0012, 0.001), Budget(64): (0.011, 0.01)}  # share, peak
+_NAMED = [str(budget.tokens) for budget in PRESETS]
+
+
+def _check_positive(name: str, value: float) -> None:
+    if not value > 0:
+        raise ValueError(f"{name} is a threshold and must be positive, got {value}")
