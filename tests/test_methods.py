@@ -27,7 +27,7 @@ OPTIONS = {  # for towers and language models of 4 blocks
     "PruneVid": {"layer": 2},
     "HoliTom": {"layer": 2},
     "MustDrop": {"layers": (2, 3), "query": "proxy"},
-    "Aim": {"first": 1, "span": 2},
+    "Aim": {"first": 2, "span": 2},
 }
 
 

@@ -226,7 +226,7 @@ def test_stages_are_those_published_and_follow_their_fields():
     assert {stage.positions for stage in stages} == {"original"}
     assert {stage.budget for stage in stages} == {Budget(ratio=0.25)}
     assert planned(stages).budget == Budget(ratio=0.25)
-    stages = Aim(first=0, span=2, temperature=0.5, steps=3, positions="compact").stages(Budget(9))
+    stages = Aim(first=1, span=2, temperature=0.5, steps=3, positions="compact").stages(Budget(9))
     assert [(stage.at, stage.positions, stage.budget) for stage in stages] == [
         ("projector", "compact", Budget(9)),
         ("llm:1", "original", Budget(9)),
@@ -235,9 +235,9 @@ def test_stages_are_those_published_and_follow_their_fields():
     assert [stage.pruner.needs for stage in stages] == [(), *[(Flow((-1,), 0.5, 3),)] * 2]
     with pytest.raises(ValueError, match="what 9 for each view were: give ratio, or tokens for each sample"):
         Aim().stages(Budget(9, per="view"))
-    with pytest.raises(ValueError, match="got first=-1 and span=8"):
-        Aim(first=-1)
-    with pytest.raises(ValueError, match="got first=14 and span=0"):
+    with pytest.raises(ValueError, match="got first=0 and span=8"):
+        Aim(first=0)
+    with pytest.raises(ValueError, match="got first=15 and span=0"):
         Aim(span=0)
 
 
@@ -323,7 +323,7 @@ def schedule(tensors, params):
     before, span, first = map(int, found.groups())
     assert first == before + 1
     n, seen = end - start, tensors["mask_entering_layer"].bool()
-    _, *inside = Aim(first, span).stages(None)
+    _, *inside = Aim(first + 1, span).stages(None)
     own = replace(layout([(1, n)]), untouched=torch.tensor([4 * n]))  # of which merging has left a quarter
     evidence = Evidence(torch.zeros(1, n, 1), own)
     stages = {stage.layer: stage for stage in inside if stage.layer < params["layers"]}
@@ -373,7 +373,7 @@ def test_every_family_lets_its_tokens_merge_and_fade(family):
     model, processor = backbone(family)
     adapter = adapter_for(model, processor)
     first = adapter.llm_first()
-    compressed = compress(model, Aim(first=first - 1, span=2), ratio=0.25, processor=processor)
+    compressed = compress(model, Aim(first=first, span=2), ratio=0.25, processor=processor)
     inputs = inputs_for(model, processor, SAMPLES["ragged one"])
     out = compressed.generate(**inputs, max_new_tokens=3, min_new_tokens=3, do_sample=False)
     last, entry = compressed.last, Budget(ratio=0.25).total(compressed.last.layout)

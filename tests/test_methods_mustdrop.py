@@ -184,7 +184,7 @@ def test_stages_are_those_published_and_follow_their_fields():
     assert [(stage.at, stage.forget) for stage in inside] == [(f"llm:{k}", 2) for k in (3, 7, 11, 15)]
     assert {(stage.positions, stage.budget) for stage in (first, *inside)} == {("original", None)}
     assert planned(MustDrop().stages(None)).needs == (CLS,)
-    own = MustDrop(0.2, 0.3, [0, 3], 0.5, 0.1, False, True, "proxy", "compact").stages(None)
+    own = MustDrop(0.2, 0.3, [1, 4], 0.5, 0.1, False, True, "proxy", "compact").stages(None)
     assert [(stage.at, stage.forget, stage.positions) for stage in own] == [
         ("llm:1", 0, "compact"),
         ("llm:4", 0, "compact"),
@@ -193,7 +193,7 @@ def test_stages_are_those_published_and_follow_their_fields():
     assert {stage.forget for stage in MustDrop(forget=False).stages(None)} == {None}
     assert MustDrop(alike=0.5, positions="compact").stages(None)[0].pruner == Windows(0.5)
     assert MustDrop(positions="compact").stages(None)[0].positions == "compact"
-    for layers in ((), (3, 1), (2, 2), (-1, 2)):
+    for layers in ((), (3, 1), (2, 2), (0, 2)):
         with pytest.raises(ValueError, match="layers counts from 0 and ascends"):
             MustDrop(layers=layers)
 
@@ -264,7 +264,7 @@ def test_every_family_lets_tokens_leave_and_forgets_them(family):
     model, processor = backbone(family)
     adapter = adapter_for(model, processor)
     first = adapter.llm_first()
-    layers, depth = (first - 1, first), len(adapter.llm_layers())
+    layers, depth = (first, first + 1), len(adapter.llm_layers())
     forget = family != "gemma3"  # which has sliding windows
     samples = SAMPLES["ragged one"]
     most = int(adapter.arrange(inputs_for(model, processor, samples)).layout.untouched.max())
@@ -283,7 +283,7 @@ def test_every_family_lets_tokens_leave_and_forgets_them(family):
     lines = last.structural_before - last.structural_after
     per_token = last.kv_bytes_before / depth
     lengths = inputs_for(model, processor, samples)["attention_mask"].sum(1)
-    gone = (whole - left + lines) * (depth - layers[0])
+    gone = (whole - left + lines) * (depth - layers[0] + 1)
     assert (last.kv_bytes_before - last.kv_bytes).tolist() == (gone * per_token / lengths).round().long().tolist()
     for row, sample in enumerate(samples):
         if sample[1]:
@@ -294,7 +294,7 @@ def test_every_family_lets_tokens_leave_and_forgets_them(family):
 def test_windows_merge_in_the_encoder_and_what_is_left_goes_on(family):
     samples = SAMPLES["ragged one"]
     for alike, positions in ((-1.0, "original"), (-1.0, "compact"), (2.0, "original")):
-        method = MustDrop(layers=(1, 2), alike=alike, share=0.1, peak=1.0, positions=positions)
+        method = MustDrop(layers=(2, 3), alike=alike, share=0.1, peak=1.0, positions=positions)
         out, last = asked(family, samples, method)
         whole = last.layout.untouched
         sides = (last.layout.grid.amax(1) + 1) // 3  # windows down and across
@@ -311,4 +311,4 @@ def test_windows_merge_in_the_encoder_and_what_is_left_goes_on(family):
 def test_a_tower_that_cannot_be_pruned_inside_says_so():
     model, processor = backbone("qwen2_vl")
     with pytest.raises(ValueError, match="cannot be pruned at encoder:0"):
-        compress(model, MustDrop(layers=(1, 2), query="proxy"), processor=processor)
+        compress(model, MustDrop(layers=(2, 3), query="proxy"), processor=processor)

@@ -5,7 +5,8 @@
 
 Prints a Markdown table for each budget: accuracy by type of question, on attributes (all types but counting) and on
 all, the lowest mean over the types that leaves one out, and how much more attributes are right than with the untouched
-model and with VtcCls, with 95 % intervals of a paired bootstrap over pictures. Several seeds of a method become one
+model and with VtcCls, with 95 % intervals of a paired bootstrap over pictures; and the visual tokens that are left in
+the end and those that a layer of the language model reads, mean over its layers. Several seeds of a method become one
 line, with their lowest and highest.
 """
 
@@ -62,7 +63,17 @@ def table(methods: dict[str, list[Answers]], unpruned: list[Answers]) -> list[st
     """Return the lines of one budget's table, the best on attributes first."""
     types = sorted({str(row.type) for row in unpruned[0].values()})
     attributes = [kind for kind in types if kind != COUNT]
-    head = ["method", *types, "attributes", "all", "least without one type", "- unpruned", "- VtcCls"]
+    head = [
+        "method",
+        *types,
+        "attributes",
+        "all",
+        "least without one type",
+        "- unpruned",
+        "- VtcCls",
+        "left",
+        "a layer",
+    ]
     lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
     order = sorted(methods, key=lambda name: -fmean(accuracy(methods[name], attributes)))
     for name in order:
@@ -73,8 +84,14 @@ def table(methods: dict[str, list[Answers]], unpruned: list[Answers]) -> list[st
         least = min(fmean([x for j, x in enumerate(by_type) if j != i]) for i in range(len(types)))
         cells = [f"{x:.3f}" for x in by_type] + [told, f"{fmean(accuracy(seeds, types)):.3f}", f"{least:.3f}"]
         cells += [paired(seeds, other, attributes) for other in (unpruned, methods[OURS])]
+        rows = [row for answers in seeds for row in answers.values()]
+        cells += [f"{fmean(count or 0 for count in counts):.1f}" for counts in _tokens(rows)]
         lines.append(f"| `{name}` | " + " | ".join(cells) + " |")
     return lines
+
+
+def _tokens(rows: Sequence[Row]) -> tuple[list[int | None], list[float | None]]:
+    return [row.visual_tokens for row in rows], [row.processed for row in rows]
 
 
 def main(arguments: list[str] | None = None) -> None:

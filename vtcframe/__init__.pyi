@@ -29,6 +29,7 @@ from .methods import (
     CdPruner as CdPruner,
     ClsCoverage as ClsCoverage,
     DamroOutliers as DamroOutliers,
+    Aim as Aim,
     Dart as Dart,
     DiffRate as DiffRate,
     DivPrune as DivPrune,
@@ -42,6 +43,7 @@ from .methods import (
     HoliTom as HoliTom,
     HoliTomOuter as HoliTomOuter,
     Mctf as Mctf,
+    MustDrop as MustDrop,
     MiniMonkeyScm as MiniMonkeyScm,
     Pool as Pool,
     PruMerge as PruMerge,
@@ -65,6 +67,8 @@ from .methods import (
     VtcCls as VtcCls,
     ZipCacheSaliency as ZipCacheSaliency,
 )
+from .methods.aim import AttentionFlow as AttentionFlow
+from .methods.mustdrop import Above as Above, KeySet as KeySet, TextPeak as TextPeak, TextShare as TextShare
 from .methods.dart import LeastLike as LeastLike
 from .methods.llm import ProbeAttention as ProbeAttention, Sinkless as Sinkless
 from .methods.sparse import Recycle as Recycle

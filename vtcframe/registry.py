@@ -57,9 +57,12 @@ class Core:
 COMPONENTS = (  # kind, module, names
     ("scorer", "scorers", "ClsAttention KeyNorm QuestionSimilarity Random TextAttention TokenNorm Uniqueness"),
     ("scorer", "scorers", "WitnessAttention"),
+    ("scorer", "methods.aim", "AttentionFlow"),
     ("scorer", "methods.llm", "ProbeAttention Sinkless"),
+    ("scorer", "methods.mustdrop", "KeySet TextPeak TextShare"),
     ("ensembler", "ensemblers", "Borda Max Mean OverviewFusion RankFusion Weighted"),
     ("allocator", "allocators", "AttentionMass EffectiveRank Entropy Even Joint Outliers OverviewGuided"),
+    ("allocator", "methods.mustdrop", "Above"),
     ("allocator", "methods.staged", "Crops Share"),
     ("selector", "selectors", "Coverage Deduplicate Dpp Grid LocalGlobal MaxMin Mixed OutliersThenDraw TopK WholeRows"),
     ("selector", "methods.dart", "LeastLike"),
@@ -73,7 +76,7 @@ COMPONENTS = (  # kind, module, names
     ("pruner", "methods", "FastVid HoliTomOuter PruneVidOuter TsLlava VidCom2"),
     ("pruner", "methods", "DiffRate EVit Mctf ToMe"),
     ("pruner", "methods", "Dart FastV PyramidDrop SinkFilter SparseVlm VisualExit ZipCacheSaliency"),
-    ("pruner", "methods", "HoliTom MiniMonkeyScm PruneVid VScan"),
+    ("pruner", "methods", "Aim HoliTom MiniMonkeyScm MustDrop PruneVid VScan"),
     ("transform", "transforms", "Downsample FramesAsPictures Thumbnail"),
 )
 

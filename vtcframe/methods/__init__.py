@@ -1,5 +1,6 @@
 """Published methods and baselines: their own few fields and the parts they are made of."""
 
+from vtcframe.methods.aim import Aim
 from vtcframe.methods.anyres import GlobalCom2, HiRed
 from vtcframe.methods.cls import FasterVlm, RandomPruner, UniformPruner, VtcCls
 from vtcframe.methods.dart import Dart
@@ -16,12 +17,14 @@ from vtcframe.methods.diversity import (
 from vtcframe.methods.encoder import DiffRate, EVit, Mctf, ToMe
 from vtcframe.methods.llm import FastV, PyramidDrop, SinkFilter, VisualExit, ZipCacheSaliency
 from vtcframe.methods.merging import Pool, PruMerge, PruMergePlus, VisionZip
+from vtcframe.methods.mustdrop import MustDrop
 from vtcframe.methods.pictures import TsLlava
 from vtcframe.methods.sparse import SparseVlm
 from vtcframe.methods.staged import HoliTom, MiniMonkeyScm, PruneVid, VScan
 from vtcframe.methods.video import FastVid, HoliTomOuter, PruneVidOuter, VidCom2
 
 __all__ = [
+    "Aim",
     "CdPruner",
     "ClsCoverage",
     "DamroOutliers",
@@ -39,6 +42,7 @@ __all__ = [
     "HoliTomOuter",
     "Mctf",
     "MiniMonkeyScm",
+    "MustDrop",
     "Pool",
     "PruMerge",
     "PruMergePlus",

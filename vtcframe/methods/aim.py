@@ -1,7 +1,6 @@
 """AIM: tokens that are alike become one before the language model, and inside it they fade out layer by layer."""
 
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -11,7 +10,7 @@ from vtcframe.core import Budget, Evidence, Layout, Pruned
 from vtcframe.ensemblers import Mean
 from vtcframe.mergers import cosine, places, sums, take
 from vtcframe.needs import Flow, Need
-from vtcframe.pipeline import Allocator, Facts, Method, Pipeline, Pruner, Scorer, Stage
+from vtcframe.pipeline import Allocator, Facts, Method, Pipeline, Positions, Pruner, Scorer, Stage
 from vtcframe.remains import put
 from vtcframe.selectors import TopK
 
@@ -125,10 +124,10 @@ class Aim(Method):
     """AIM (arXiv 2412.03248): merges what is alike before the language model, where the rest fades out over layers.
 
     A budget is what merging leaves (see Halving), a quarter without one, as for the paper's videos: of 196 tokens a
-    frame 98, then 49. LLaVA-1.5's 576, 288, 252 are tokens=252. Behind each of the `span` layers from `first` on 1 /
-    span of that goes, and behind the last one the rest; what stays is rounded down, and is what a walk along the
-    attention of that layer reaches most (see AttentionFlow). A sample that the budget leaves whole keeps all, inside
-    too. `first` is that of Qwen2-7B's 28 layers; the code takes 13 of LLaVA-1.5's 32.
+    frame 98, then 49. LLaVA-1.5's 576, 288, 252 are tokens=252. Before each of the `span` layers from `first` on 1 /
+    span of that goes, and before the last of them the rest; what stays is rounded down, and is what a walk along the
+    attention of the layer before reaches most (see AttentionFlow). A sample that the budget leaves whole keeps all,
+    inside too. `first` is that of Qwen2-7B's 28 layers; the code's for LLaVA-1.5's 32 is 14.
 
     The code hides tokens and drops none, so that its walk starts at those that are gone too; it numbers tokens anew
     after merging ("compact" here), and judges LLaVA-1.5's by keys where this takes tokens. It protects the text of a
@@ -144,16 +143,17 @@ class Aim(Method):
         "projector, llm",
         True,
     )
-    first: int = 14
+    first: int = 15
     span: int = 8
     temperature: float = 0.1
     steps: int = 5
-    positions: Literal["original", "compact"] = "original"
+    positions: Positions = "original"
 
     def __post_init__(self) -> None:
-        if self.first < 0 or self.span < 1:
+        if self.first < 1 or self.span < 1:
             raise ValueError(
-                f"first counts layers from 0 and span is at least 1, got first={self.first} and span={self.span}"
+                "first counts layers from 0, one of which must have been run, and span is at least 1, got "
+                f"first={self.first} and span={self.span}"
             )
 
     def stages(self, budget: Budget | None) -> tuple[Stage, ...]:
@@ -166,5 +166,5 @@ class Aim(Method):
         scorers, layers = (AttentionFlow(-1, self.temperature, self.steps),), []
         for step in range(1, self.span + 1):
             fading = Fading(self.span - step, self.span, budget)
-            layers.append(Stage(f"llm:{self.first + step}", Pipeline(scorers, Mean(), fading, TopK()), budget))
+            layers.append(Stage(f"llm:{self.first + step - 1}", Pipeline(scorers, Mean(), fading, TopK()), budget))
         return (Stage("projector", Halving(), budget, self.positions), *layers)

@@ -141,7 +141,7 @@ class PyramidDrop(Method):
     positions: Positions = "original"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "layers", _ascending(self.layers))
+        object.__setattr__(self, "layers", ascending(self.layers))
         object.__setattr__(self, "ratios", tuple(self.ratios))
         if any(not 0 < ratio <= 1 for ratio in self.ratios) or list(self.ratios) != sorted(self.ratios, reverse=True):
             raise ValueError(
@@ -210,7 +210,7 @@ class VisualExit(Method):
     patience: int = 1
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "layers", _ascending(self.layers))
+        object.__setattr__(self, "layers", ascending(self.layers))
         if self.threshold is not None and not 0 < self.threshold <= 1:
             raise ValueError(f"threshold is a share of attention and must lie in (0, 1], got {self.threshold}")
         if not 1 <= self.patience <= self.layers[0]:
@@ -329,7 +329,8 @@ class Sinkless(Scorer):
         return hidden[..., list(self.dims)].abs().amax(-1) * scale > self.threshold
 
 
-def _ascending(layers: Sequence[int]) -> tuple[int, ...]:
+def ascending(layers: Sequence[int]) -> tuple[int, ...]:
+    """Return layers before which stages act, as YAML gives them. ValueError unless they ascend from 1 up."""
     layers = tuple(layers)
     if not layers or list(layers) != sorted(set(layers)) or layers[0] < 1:
         raise ValueError(f"layers counts from 0 and ascends, from 1 up, one at least: got {layers}")

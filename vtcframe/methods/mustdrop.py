@@ -1,7 +1,7 @@
 """MustDrop: what is alike becomes one in the encoder, what no text asks for leaves the language model and its cache."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -10,8 +10,9 @@ from vtcframe.allocators import Joint, apportion
 from vtcframe.core import Budget, Evidence, Pruned
 from vtcframe.encoder_stage import When, merge
 from vtcframe.ensemblers import Max
+from vtcframe.methods.llm import ascending
 from vtcframe.needs import Need, Stand
-from vtcframe.pipeline import Allocator, Facts, Method, Pipeline, Pruner, Scorer, Stage
+from vtcframe.pipeline import Allocator, Facts, Method, Pipeline, Positions, Pruner, Scorer, Stage
 from vtcframe.scorers import ClsAttention, TextAttention
 from vtcframe.selectors import TopK, highest, unit
 
@@ -163,10 +164,10 @@ class Above(Allocator):
 class MustDrop(Method):
     """MustDrop (arXiv 2411.10803): merges in the encoder, drops in the language model, and forgets there.
 
-    Behind block 0 of the vision tower windows that are alike become one (see Windows). Behind each of `layers` of the
-    language model a token goes that all text together pays less than `share` of its attention to pictures, and each
-    text token less than `peak`; but never one of the `keys`, the part that [CLS] attends to most (see KeySet). Once the
-    prompt is read, the caches of the layers from the first of `layers` on lose what has left, too.
+    Behind block 0 of the vision tower windows that are alike become one (see Windows). Before each of `layers` of the
+    language model a token goes that all text together pays less than `share` of its attention to pictures in the layer
+    before, and each text token less than `peak`; but never one of the `keys`, the part that [CLS] attends to most (see
+    KeySet). Once the prompt is read, the caches from the layer before the first of `layers` on lose what has left, too.
 
     How many stay depends on the picture and the question. The paper's budgets name thresholds, share and peak: tokens=
     192 is 0.001 and 0.001, 128 is 0.0012 and 0.001, 64 is 0.011 and 0.01 (0.005 and 0.001 on VizWiz). No budget takes
@@ -189,19 +190,16 @@ class MustDrop(Method):
     )
     share: float = 0.001
     peak: float = 0.001
-    layers: tuple[int, ...] = (2, 6, 10, 14)
+    layers: tuple[int, ...] = (3, 7, 11, 15)
     alike: float = 0.8
     keys: float = 0.08
     windows: bool = True
     forget: bool = True
     query: Stand = "cls"
-    positions: Literal["original", "compact"] = "original"
+    positions: Positions = "original"
 
     def __post_init__(self) -> None:
-        layers = tuple(self.layers)
-        object.__setattr__(self, "layers", layers)
-        if not layers or list(layers) != sorted(set(layers)) or layers[0] < 0:
-            raise ValueError(f"layers counts from 0 and ascends, one at least: got {layers}")
+        object.__setattr__(self, "layers", ascending(self.layers))
 
     def stages(self, budget: Budget | None) -> tuple[Stage, ...]:
         if budget is not None and budget not in PRESETS:
@@ -212,8 +210,8 @@ class MustDrop(Method):
         share, peak = (self.share, self.peak) if budget is None else PRESETS[budget]
         scorers = TextShare(share), TextPeak(peak), KeySet(self.keys, self.query)
         filters = Pipeline(scorers, Max(), Above(), TopK())
-        forget = self.layers[0] if self.forget else None
-        inside = [Stage(f"llm:{layer + 1}", filters, None, self.positions, forget) for layer in self.layers]
+        forget = self.layers[0] - 1 if self.forget else None
+        inside = [Stage(f"llm:{layer}", filters, None, self.positions, forget) for layer in self.layers]
         merging = Stage("encoder:0", Windows(self.alike), None, self.positions)
         return (*([merging] if self.windows else []), *inside)
 
