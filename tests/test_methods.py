@@ -26,7 +26,7 @@ OPTIONS = {  # for towers and language models of 4 blocks
     "VScan": {"layer": 2, "shallow": 0, "window": 2, "query": "proxy"},
     "PruneVid": {"layer": 2},
     "HoliTom": {"layer": 2},
-    "MustDrop": {"layers": (2, 3), "query": "proxy"},
+    "MustDrop": {"layers": (2, 3), "query": "proxy", "share": 0.5, "peak": 0.2},  # of a few tokens
     "Aim": {"first": 2, "span": 2},
 }
 
@@ -65,7 +65,7 @@ INSIDE = sorted(name for name, kind in METHODS.items() if "llm" in kind.facts.si
 BUDGETS = {  # what a method does not take from everybody
     "SparseVlm": [Budget(ratio=1 / 3)],
     "VisualExit": [None],
-    "MustDrop": [None, Budget(64)],
+    "MustDrop": [None],
 }
 
 

@@ -12,7 +12,7 @@ from vtcframe.testing.flash import attention, emulated_flash
 from vtcframe.testing.published import PUBLISHED, on_meta
 from vtcframe.testing.samples import SAMPLES, draw, film, make_inputs
 
-CLOSE = 1e-5
+CLOSE = 5e-5  # logits of some units, float32: machines round otherwise
 GREEDY = {"do_sample": False, "max_new_tokens": 4}
 CASES = [(family, name) for family in BACKBONES for name in samples_of(family)]
 
