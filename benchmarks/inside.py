@@ -13,7 +13,6 @@ from collections.abc import Callable
 from statistics import median
 
 import torch
-from timing import coverage, head, line, machine, ratio, rounds
 from transformers import DynamicCache, LlamaConfig, LlamaModel
 
 from vtcframe import Budget, Evidence, Layout, Pipeline
@@ -23,6 +22,7 @@ from vtcframe.llm_stage import LlmStages
 from vtcframe.pipeline import Stage
 from vtcframe.scorers import Random, TextAttention
 from vtcframe.selectors import TopK
+from vtcframe.timing import coverage, head, line, machine, ratio, rounds
 
 SYSTEM, VISUAL, QUESTION, KEPT, AT = 35, 576, 64, 64, 2
 HEAD = ("batch", "variant", "CPU s", "CPU / plain", "wall s", "wall / plain")

@@ -13,11 +13,11 @@ import argparse
 from collections.abc import Callable, Sequence
 
 import torch
-from timing import coverage, head, line, machine, ratio, rounds, spread
 from torch import Tensor
 from torch.nn import functional as F
 
 from vtcframe.attention import Call, MeanQuery, Received, Row
+from vtcframe.timing import coverage, estimate, head, line, machine, ratio, rounds
 
 HEADS, WIDTH = 16, 64
 
@@ -60,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     columns = ("CPU ms", "wall ms", "CPU / SDPA", "wall / SDPA", f"CPU / {first} tokens", f"wall / {first} tokens")
     print(*head(("tokens", "reader", *columns)), sep="\n")
     for (tokens, name), times in taken.items():
-        cells = [spread([1000 * x for x in mine]) for mine in times]
+        cells = [estimate([1000 * x for x in mine]) for mine in times]
         for base in (taken[tokens, "SDPA"], taken[first, name]):
             cells += [ratio(mine, other) for mine, other in zip(times, base, strict=True)]
         print(line((str(tokens), name, *cells)))

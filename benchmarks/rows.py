@@ -23,13 +23,13 @@ from pathlib import Path
 from statistics import median
 
 import torch
-from timing import coverage, head, line, machine, ratio, rounds
 from torch import Tensor
 from transformers import AutoModelForImageTextToText, CLIPVisionConfig, LlamaConfig, LlavaConfig
 
 from vtcframe.adapter import adapter_for
 from vtcframe.attention import Row, Tap
 from vtcframe.needs import Rows
+from vtcframe.timing import coverage, head, line, machine, ratio, rounds
 
 Variant = Callable[[], tuple[Sequence[Tensor], Tensor | None]]  # -> visual tokens, rows [L, V, H, N]
 

@@ -13,11 +13,11 @@ from dataclasses import replace
 from statistics import median
 
 import torch
-from timing import rounds
 
 from vtcframe import Coverage, Deduplicate, Dpp, Grid, MaxMin, Mixed, Selector, TopK
 from vtcframe.needs import Features
 from vtcframe.testing import make_evidence
+from vtcframe.timing import rounds
 
 SELECTORS: tuple[Selector, ...] = (TopK(), Grid(), MaxMin(), Dpp(), Coverage(), Deduplicate(), Mixed(MaxMin()))
 ON_DEVICE = "grid", "column", "centre"

@@ -45,12 +45,6 @@ def test_all_variants_do_the_same_work(rows):
         torch.testing.assert_close(other[-3:], maps[0], rtol=0, atol=1e-6)
 
 
-def test_the_interval_is_that_of_the_sign_test(script):
-    interval = script("timing").interval
-    assert interval(range(15)) == (3, 11, pytest.approx(0.96484375))
-    assert interval([5, 4, 3, 2, 1]) == (1, 5, pytest.approx(0.9375))
-
-
 def test_every_reader_has_its_row_for_every_length_and_its_growth(script, capsys):
     script("reducers").main(["--tokens", "8", "16", "--rounds", "2", "--dtype", "bfloat16"])
     table = table_of(capsys.readouterr().out)

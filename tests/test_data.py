@@ -5,8 +5,9 @@ from types import SimpleNamespace
 import pytest
 from PIL import Image
 
+from vtcframe.benchmark import Benchmark
 from vtcframe.config import UsageError, bundled
-from vtcframe.data import Questions, read_samples
+from vtcframe.data import Questions, Sample, read_samples
 from vtcframe.transforms import FramesAsPictures, Transform
 
 LINE = {"id": "a", "image": "a.png", "question": "what is it ?"}
@@ -34,10 +35,11 @@ def test_a_question_may_have_several_images_and_a_number_for_an_id(tmp_path):
     ("lines", "message"),
     [
         ([LINE, '{"id": '], r"questions.jsonl, line 2: no JSON: .* column 8"),
-        ([LINE, LINE], r"questions.jsonl, line 2: the id 'a' was on an earlier line"),
-        (["", LINE, "[1]"], r"questions.jsonl, line 3: a line holds one JSON object, this one a list"),
+        ([LINE, LINE], r"line 2: the id 'a' is that of .*questions.jsonl, line 1 already: ids must differ"),
+        (["", LINE, "[1]"], r"questions.jsonl, line 3: a JSON object with the field 'id' was expected, this is a list"),
         ([{"id": "a", "image": "a.png"}], r"line 1: there is no field 'question', only 'id', 'image'"),
         ([{"image": "a.png", "question": "?"}], r"line 1: there is no field 'id'"),
+        ([LINE | {"id": True}], r"line 1: the field 'id' must be .*, got True"),
         ([LINE | {"question": 3}], r"line 1: the field 'question' must be str, got 3"),
         ([LINE | {"answer": 3}], r"line 1: the field 'answer' must be str \| None, got 3"),
         ([{"id": "a", "question": "?"}], r"line 1: give `image` .* or `images` .*, or a `video`"),
@@ -210,6 +212,54 @@ def test_transforms_change_pictures_and_videos_one_after_the_other(tmp_path):
     assert [picture.getpixel((0, 0))[0] for picture in both.pictures] == [10] * 4 + [20] * 2
     assert both.videos == ()
     assert (nine.error, nine.pictures) == (" refuses nine pixels", ())
-    data.trainer = SimpleNamespace(lightning_module=SimpleNamespace(processor=1))
+    data.trainer = SimpleNamespace(lightning_module=SimpleNamespace(processor=1), global_rank=0, world_size=1)
     ((_, nine),) = data.predict_dataloader()
     assert nine.error == "int refuses nine pixels"
+
+
+@dataclass(frozen=True)
+class Named(Benchmark):
+    """Three questions about files of these names."""
+
+    names: tuple[str, ...]
+
+    def read(self, path, images):
+        return [Sample(name, "?", ((images or path) / name,)) for name in self.names]
+
+
+def test_a_benchmark_reads_its_own_files_and_a_limit_asks_the_first_questions_only(tmp_path):
+    frame(1).save(tmp_path / "b.png")
+    for limit, ids in ((None, ["a.png", "b.png", "c.png"]), (2, ["a.png", "b.png"]), (9, ["a.png", "b.png", "c.png"])):
+        data = Questions(str(tmp_path), benchmark=Named(("a.png", "b.png", "c.png")), limit=limit)
+        data.setup("predict")
+        assert [sample.id for sample in data.samples] == [sample.id for sample in data.asked] == ids
+    data = Questions(str(written(tmp_path, LINE, LINE | {"id": "b"})), limit=1)
+    data.setup("predict")
+    assert [sample.id for sample in data.samples] == ["a"]
+    with pytest.raises(ValueError, match="limit must be at least 1, got 0: leave it out to ask all"):
+        Questions("questions.jsonl", limit=0)
+
+
+def test_where_none_of_a_benchmarks_first_pictures_is_there_the_folder_is_another(tmp_path):
+    data = Questions(str(tmp_path), str(tmp_path / "val2014"), Named(("a.png", "b.png")))
+    with pytest.raises(UsageError, match=r"not where they are looked for, .*val2014/a.png: say where in data.images"):
+        data.setup("predict")
+
+
+def test_what_is_asked_and_how_it_is_shown_are_facts_of_a_run(tmp_path):
+    def facts(*lines, **options):
+        data = Questions(str(written(tmp_path, *lines)), **options)
+        data.setup("predict")
+        return data.facts()
+
+    here = facts(LINE)
+    assert facts(LINE) == here
+    assert json.loads(json.dumps(here)) == here
+    for other in (
+        facts(LINE | {"question": "another ?"}),
+        facts(LINE | {"answer": "yes"}),
+        facts(LINE, frames=2),
+        facts(LINE, transforms=[Doubled()]),
+        facts(LINE, limit=1),
+    ):
+        assert other != here

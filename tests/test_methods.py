@@ -122,3 +122,28 @@ def lacks(model, adapter, method, inputs):
     return classless and any(
         isinstance(need, ClassToken) or (isinstance(need, Rows) and need.query == "cls") for need in method.needs
     )
+
+
+@pytest.mark.parametrize("family", ["llava", "video_llava"])
+@pytest.mark.parametrize("name", METHODS)
+def test_a_default_dtype_of_half_precision_changes_nothing(name, family):
+    """Lightning's `bf16-true` sets one; a score that is made without a dtype would be bfloat16."""
+    model, processor = backbone(family)
+    options = dict(OPTIONS.get(name, {}))
+    if name == "MustDrop":
+        options["windows"] = True
+    method, inputs = METHODS[name](**options), inputs_for(model, processor, SAMPLES["ragged several"])
+    compressed = compress(model, stages=method.stages(BUDGETS.get(name, [Budget(tokens=5)])[0]), processor=processor)
+    found = []
+    for dtype in (torch.float32, torch.bfloat16):
+        torch.set_default_dtype(dtype)
+        try:
+            answer = compressed.generate(**inputs, max_new_tokens=3, do_sample=False)
+        except ValueError as error:
+            found.append(str(error))
+        else:
+            last = compressed.last
+            found.append((answer.tolist(), last.visual.tolist(), last.kept.tolist(), last.scores.tolist()))
+        finally:
+            torch.set_default_dtype(torch.float32)
+    assert found[0] == found[1]

@@ -1,6 +1,9 @@
+from dataclasses import dataclass
+
 import pytest
 
-from vtcframe.metrics import Row, accuracy, normalised, seconds, table
+from vtcframe.benchmark import Benchmark
+from vtcframe.metrics import Row, Score, accuracy, mean, means, normalised, parts, runs, seconds, table
 
 
 def row(kind="color", answer="red", prediction="red", method="unpruned", budget=None, **more):
@@ -60,3 +63,47 @@ def test_seconds_include_the_encoding_and_leave_the_first_batch_out_where_there_
     assert seconds([first]) == 10.0
     assert seconds([row()]) is None
     assert table([first, *later]).splitlines()[-1].split()[3] == "2.0000"
+
+
+def test_rows_are_split_in_the_order_in_which_they_come_and_what_has_no_key_is_in_no_part():
+    rows = [row("b"), row("a"), row(None), row("b", "blue")]
+    assert parts(rows, lambda one: one.type) == {"b": [rows[0], rows[3]], "a": [rows[1]]}
+
+
+def test_runs_are_told_by_method_and_budget_and_have_no_failures():
+    rows = [row(), row(method="VtcCls()", budget={"tokens": 9}), row(), row(error="lost", method=None)]
+    assert runs(rows) == {("unpruned", "-"): [rows[0], rows[2]], ("VtcCls()", "9 tokens"): [rows[1]]}
+
+
+def test_a_mean_is_of_what_is_known():
+    assert mean([1.0, None, 0.5]) == Score(3, 0.75)
+    assert mean([None]) == Score(1, None)
+    assert mean([]) == Score(0, None)
+    assert means({"x": [row(), row(answer=None)]}, lambda one: one.correct) == {"x": Score(2, 1)}
+
+
+@dataclass(frozen=True)
+class Length(Benchmark):
+    """Grades an answer by its letters; knows no answers of the type "secret"."""
+
+    def read(self, path, images):
+        return []
+
+    def grade(self, row):
+        return None if row.type == "secret" else len(row.prediction) / row.meta["letters"]
+
+
+def test_the_scores_of_the_table_are_those_of_the_benchmark():
+    rows = [
+        row("word", prediction="ab", meta={"letters": 4}),
+        row("secret"),
+        row("word", prediction="a", method="VtcCls()", budget={"tokens": 9}, meta={"letters": 4}),
+        row("secret", method="VtcCls()", budget={"tokens": 9}),
+    ]
+    assert table(rows, Length()).splitlines() == [
+        "method       budget  tokens  seconds   word  secret    all",
+        "questions                                 1       1      2",
+        "unpruned          -    36.0        -  0.500       -  0.500",
+        "VtcCls()   9 tokens    36.0        -  0.250       -  0.250",
+    ]
+    assert Length().export(rows, None) == []

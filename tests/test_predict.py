@@ -98,7 +98,7 @@ def test_every_question_has_one_row_for_each_method_and_budget_in_the_order_of_t
 def test_the_table_is_printed_and_the_finished_file_stands_alone(quickstart):
     folder, out, rows = quickstart
     assert out == (f"{table(rows)}\n{NOTE}\nwritten to {folder}/predictions.jsonl, 4 sheets to {folder}/pictures\n")
-    assert sorted(path.name for path in folder.iterdir()) == ["pictures", "predictions.jsonl"]
+    assert sorted(path.name for path in folder.iterdir()) == ["pictures", "predictions.jsonl", "run.json"]
 
 
 def test_every_row_has_its_seconds_and_pruned_ones_their_share_of_the_encoding(quickstart):
@@ -182,7 +182,8 @@ def test_a_sheet_that_cannot_be_finished_leaves_no_half_one_and_no_row_is_lost(t
     with pytest.raises(OSError, match="no space left"):
         predict(*taken(tmp_path, 2))
     assert [path.name for path in (tmp_path / "pictures").iterdir() if path.suffix == ".png"] == []
-    assert len((tmp_path / "predictions.jsonl.part").read_text().splitlines()) == 26
+    _, *samples = (tmp_path / "parts" / "0001-00000.jsonl").read_text().splitlines()
+    assert [len(json.loads(rows)) for rows in samples] == [13, 13]
 
 
 def test_the_printed_configuration_loads_again_and_uses_short_names(tmp_path):
@@ -307,11 +308,11 @@ def test_unreadable_images_fail_their_samples_and_no_others(tmp_path):
 def test_a_run_that_breaks_keeps_its_rows_apart_from_an_earlier_finished_file(tmp_path, monkeypatch):
     options = (*taken(tmp_path, 4), "--data.batch_size=2", "--model.compare.pruners=[]")
     assert predict(*options)[0] == 0
-    finished, part = tmp_path / "predictions.jsonl", tmp_path / "predictions.jsonl.part"
+    finished, part = tmp_path / "predictions.jsonl", tmp_path / "parts" / "0002-00000.jsonl"
     before, answer = finished.read_text(), Predictor._answer
 
     def broken(self, samples):
-        if part.read_text():  # what a kill would leave
+        if len(part.read_text().splitlines()) > 1:  # the first batch is there
             raise RuntimeError("out of memory")
         return answer(self, samples)
 
@@ -319,9 +320,17 @@ def test_a_run_that_breaks_keeps_its_rows_apart_from_an_earlier_finished_file(tm
     with pytest.raises(RuntimeError, match="out of memory"):
         predict(*options)
     assert finished.read_text() == before
-    assert [json.loads(line)["id"] for line in part.read_text().splitlines()] == [
+    assert [json.loads(rows)[0]["id"] for rows in part.read_text().splitlines()[1:]] == [
         json.loads(line)["id"] for line in before.splitlines()[:2]
     ]
+    monkeypatch.setattr(Predictor, "_answer", answer)
+    status, out, _ = predict(*options, "--writer.existing=resume")
+    assert status == 0
+    assert "2 of 4 samples were answered earlier" in out
+    assert [json.loads(line)["id"] for line in finished.read_text().splitlines()] == [
+        json.loads(line)["id"] for line in before.splitlines()
+    ]
+    assert not part.parent.exists()
 
 
 @pytest.mark.parametrize(
@@ -342,7 +351,6 @@ def test_a_run_that_breaks_keeps_its_rows_apart_from_an_earlier_finished_file(tm
         (["--data.batch_size=0"], ["batch_size must be at least 1, got 0"]),
         (["--writer.pictures=-1"], ["pictures is a number of samples, got -1"]),
         (["--data.path=nothing.jsonl"], ["cannot read the questions nothing.jsonl"]),
-        (["--trainer.devices=2"], ["2 processes would write one file", "trainer.devices: 1"]),
         (["--trainr.devices=2"], ["--trainr.devices=2"]),
     ],
 )
@@ -481,7 +489,7 @@ def predictor_of(monkeypatch, family, *pruners, tokens=3):
         generation={"max_new_tokens": 3},
     )
     predictor.setup("predict")
-    predictor.viewed = 100
+    predictor.viewed = lambda sample: True
     return predictor
 
 
@@ -573,3 +581,16 @@ def test_questions_about_videos_run_from_a_file(tmp_path, monkeypatch):
     ] * 3
     assert "has no frames" in rows[-1].error
     assert (tmp_path / "pictures" / "film.png").exists()
+
+
+def test_half_precision_of_the_trainer_is_that_of_the_backbone(tmp_path):
+    """Rotary frequencies stay in float32, and scores are float32."""
+    rows = []
+    for name, option in (("trainer", "--trainer.precision=bf16-true"), ("backbone", "--model.backbone.dtype=bfloat16")):
+        (tmp_path / name).mkdir()
+        options = (*taken(tmp_path / name, 12), "--writer.masks=true", "--model.compare.pruners=[VtcCls, DivPrune]")
+        assert predict(*options, option)[0] == 0
+        rows.append([(row.prediction, row.views) for row in read(tmp_path / name)])
+    assert rows[0] == rows[1]
+    assert predict(*taken(tmp_path, 12), "--trainer.precision=bf16-mixed")[0] == 0
+    assert [row.error for row in read(tmp_path)] == [None] * (12 * 13)

@@ -9,6 +9,18 @@ from .allocators import (
     OverviewGuided as OverviewGuided,
 )
 from .arrangement import Arrangement as Arrangement, Picture as Picture, Prompt as Prompt
+from .benchmark import Benchmark as Benchmark, ImageFolder as ImageFolder
+from .benchmarks import (
+    Gqa as Gqa,
+    MmBench as MmBench,
+    Mme as Mme,
+    MmVet as MmVet,
+    Pope as Pope,
+    ScienceQa as ScienceQa,
+    SeedBench as SeedBench,
+    TextVqa as TextVqa,
+    VqaV2 as VqaV2,
+)
 from .compress import Compressed as Compressed, Result as Result, compress as compress
 from .core import (
     Budget as Budget,

@@ -58,7 +58,7 @@ class Even(Allocator):
     """Every view of a sample gets the same, as far as it has tokens; the first of the larger ones get the remainder."""
 
     def __call__(self, scores: Tensor, budget: Tensor | None, evidence: Evidence) -> Tensor:
-        return apportion(required(self, budget), torch.ones(len(scores)), evidence.layout)
+        return apportion(required(self, budget), torch.ones(len(scores), dtype=torch.float32), evidence.layout)
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def overview(layout: Layout) -> Tensor:
 
     That is the first whose box is the whole picture. The stitched map of LLaVA-OneVision is a part too.
     """
-    whole = ((layout.box - torch.tensor([0.0, 0.0, 1.0, 1.0])).abs() < 1e-6).all(1)
+    whole = ((layout.box - torch.tensor([0.0, 0.0, 1.0, 1.0], dtype=torch.float32)).abs() < 1e-6).all(1)
     picture = torch.stack([layout.sample, layout.image, layout.frame], 1)
     same = (picture[:, None] == picture).all(-1) & whole
     index = torch.arange(len(whole))
@@ -135,7 +135,7 @@ def within(values: Tensor, layout: Layout) -> Tensor:
     source = whole[part].to(values.device)
     at, box = layout.centre[source], layout.box[part].to(values.device)[:, None]
     inside = ((at >= box[..., :2]) & (at < box[..., 2:])).all(-1) & layout.valid[source]
-    total = torch.zeros(len(whole))
+    total = torch.zeros(len(whole), dtype=torch.float32)
     total[part] = values[source].masked_fill(~inside, 0).sum(1).float().cpu()
     return total
 
@@ -213,7 +213,9 @@ class OverviewGuided(Allocator):
 def outliers(scores: Tensor, layout: Layout) -> Tensor:
     """[V, N] bool: scores above Q3 + 1.5 IQR of their row, quartiles interpolated linearly; at least the highest."""
     real = scores.masked_fill(~layout.valid, torch.nan)
-    q1, q3 = real.nanquantile(torch.tensor([0.25, 0.75], device=scores.device), dim=1, keepdim=True)
+    q1, q3 = real.nanquantile(
+        torch.tensor([0.25, 0.75], device=scores.device, dtype=torch.float32), dim=1, keepdim=True
+    )
     above = layout.valid & (scores > q3 + 1.5 * (q3 - q1))
     first = scores.argmax(1, keepdim=True) == torch.arange(scores.shape[1], device=scores.device)
     return above | (layout.valid & first & ~above.any(1, keepdim=True))

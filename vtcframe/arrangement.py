@@ -11,7 +11,7 @@ from torch import Tensor
 from vtcframe.core import Evidence, Layout, Structural
 from vtcframe.needs import Need
 
-WHOLE = torch.tensor([[0.0, 0.0, 1.0, 1.0]])
+WHOLE = torch.tensor([[0.0, 0.0, 1.0, 1.0]], dtype=torch.float32)
 
 
 @dataclass(frozen=True)
@@ -188,7 +188,11 @@ class Arrangement:
         own, empty = start.repeat_interleave(length)[extra], first > last
         first, last = (column[own + x.masked_fill(empty, 0)] for x in (first, last))
         structural = Structural(
-            torch.zeros(len(extra), 0), sample[extra], column[extra], first, last.masked_fill(empty, -1)
+            torch.zeros(len(extra), 0, dtype=torch.float32),
+            sample[extra],
+            column[extra],
+            first,
+            last.masked_fill(empty, -1),
         )
         return cls(layout, source, origin, structural, extra)
 

@@ -36,7 +36,7 @@ class Call:
         if self.mask is not None and self.mask.ndim == 4:
             mask = self.mask.expand(-1, -1, count, -1)[:, :, rows, :length].to(device)
             if mask.dtype == torch.bool:
-                return torch.zeros(mask.shape, device=device).masked_fill(~mask, _LOWEST)
+                return torch.zeros(mask.shape, device=device, dtype=torch.float32).masked_fill(~mask, _LOWEST)
             return mask.float()
         if self.mask is None and not self.causal:
             return None
@@ -49,7 +49,7 @@ class Call:
             seen = seen & (at > own - self.window)
         if self.mask is not None:
             seen = seen & self.mask[:, None, None, -length:].bool().to(device)
-        return torch.zeros(seen.shape, device=device).masked_fill(~seen, _LOWEST)
+        return torch.zeros(seen.shape, device=device, dtype=torch.float32).masked_fill(~seen, _LOWEST)
 
     def present(self) -> Tensor | None:
         """[B or 1, K] bool: which keys are tokens and not padding; None if all are.
@@ -184,7 +184,7 @@ class Received:
 
     def _received(self, call: Call, rows: int) -> Tensor:
         first, count, asking, key = call.first(self.skip), call.query.shape[2], call.asking(), as_float(call.key)
-        total = torch.zeros(*call.query.shape[:2], key.shape[2], device=key.device)
+        total = torch.zeros(*call.query.shape[:2], key.shape[2], device=key.device, dtype=torch.float32)
         for start in range(first, count, rows):
             some = slice(start, start + rows)
             paid = logits_of(call.query[:, :, some], key, call.scaling)

@@ -4,11 +4,13 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedConfig
+from transformers.utils.hub import cached_file, extract_commit_hash
 
 from vtcframe.config import UsageError, bundled
 from vtcframe.data import Sample
@@ -18,6 +20,7 @@ CONVERTED = {
     "qwen": "Qwen2-VL, Qwen2.5-VL or Qwen3-VL (the first Qwen-VL was never converted)",
     "internvl_chat": "the InternVL checkpoints whose names end in -hf",
 }
+MIB = 2**20
 FPS = 2.0  # of videos, which are given as frames: the rate at which Qwen's processors sample one
 Box = tuple[float, float, float, float]
 
@@ -68,6 +71,28 @@ class Backbone:
                 "put the files of the model's own processor beside its weights"
             )
         return model, processor
+
+    def revision(self) -> str | None:
+        """Return the commit of a checkpoint of the Hub, or a hash of a folder's files; None for what is not found.
+
+        Of files above 2 MiB their size and both ends are hashed: two weights that differ in between pass for one.
+        """
+        path = Path(bundled(self.path))
+        if not path.is_dir():
+            try:
+                return extract_commit_hash(cached_file(self.path, "config.json"), None)
+            except (OSError, ValueError):
+                return None  # it is `load` that says why
+        told = blake2b(digest_size=8)
+        for file in sorted(path.iterdir()):
+            if file.is_file():
+                size = file.stat().st_size
+                told.update(f"{file.name} {size} ".encode())
+                with file.open("rb") as content:
+                    told.update(content.read(MIB))
+                    content.seek(max(MIB, size - MIB))
+                    told.update(content.read())
+        return told.hexdigest()
 
     def language(self) -> Language | None:
         """Return what may be asked, where the checkpoint is a folder that says so."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import yaml
 
-from vtcframe.config import UsageError, resolve
+from vtcframe.config import UnfinishedError, UsageError, resolve
 from vtcframe.registry import Failure, entries, failures
 
 HELP = """\
@@ -19,9 +19,10 @@ usage: vtcframe predict --config FILE [--KEY=VALUE ...]       answer questions w
        vtcframe list                                          every installed component and its status
        vtcframe COMMAND --help                                every option of predict, explain or check
 
-exit status: 0 done, 1 some samples failed or a law is broken, 2 what was given cannot be used
+exit status: 0 done, 1 some samples failed or a law is broken, 2 what was given cannot be used,
+             3 the run broke off: the same command goes on with it
 """
-DONE, SAMPLES_FAILED, LAW_BROKEN, UNUSABLE = 0, 1, 1, 2
+DONE, SAMPLES_FAILED, LAW_BROKEN, UNUSABLE, BROKEN_OFF = 0, 1, 1, 2, 3
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -38,6 +39,12 @@ def main(argv: list[str] | None = None) -> int:
     except UsageError as error:
         print(f"vtcframe: error: {error}", file=sys.stderr)
         return UNUSABLE
+    except UnfinishedError as error:
+        print(
+            f"vtcframe: error: {error}. What was answered is kept: the same command goes on with the rest",
+            file=sys.stderr,
+        )
+        return BROKEN_OFF
 
 
 def list_components(arguments: list[str]) -> int:

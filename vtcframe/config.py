@@ -25,12 +25,17 @@ COMPONENT_KEYS = {  # key in the YAML -> kind in the registry
     "merger": "merger",
     "rest": "selector",
     "transforms": "transform",
+    "benchmark": "benchmark",
 }
 BUNDLED = "vtcframe:"
 
 
 class UsageError(ValueError):
     """Something the person at the command line can mend; the message says what and how."""
+
+
+class UnfinishedError(RuntimeError):
+    """A run that broke off. What it has answered is kept, and the same command goes on."""
 
 
 def bundled(path: str) -> str:

@@ -118,7 +118,7 @@ class Evidence:
         source = (count.cumsum(0) - count)[:, None] + index
         source = source.masked_fill(index >= count[:, None], -1).to(slot.device)
         sample = torch.arange(len(count))
-        whole = torch.tensor([0.0, 0.0, 1.0, 1.0]).expand(len(count), 4)
+        whole = torch.tensor([0.0, 0.0, 1.0, 1.0], dtype=torch.float32).expand(len(count), 4)
         rows = replace(layout, sample=sample, image=sample * 0, frame=sample * 0, box=whole)
         found = {need: x for need, x in self.found.items() if "N" in need.axes or "V" not in need.axes}
         return replace(self, found=found)._take(torch.where(source < 0, -1, order[source]), rows)

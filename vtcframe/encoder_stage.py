@@ -88,7 +88,11 @@ Asked = Need | Attended
 def sizes(evidence: Evidence) -> Tensor:
     """[V, N] float32, how many patches each token stands for."""
     size = evidence.size if isinstance(evidence, Midway) else None
-    return torch.ones(evidence.layout.column.shape, device=evidence.tokens.device) if size is None else size
+    return (
+        torch.ones(evidence.layout.column.shape, device=evidence.tokens.device, dtype=torch.float32)
+        if size is None
+        else size
+    )
 
 
 @dataclass(frozen=True)
@@ -373,7 +377,7 @@ class Inside:
 
     def scores(self, layout: Layout) -> Tensor:
         """[V, N] float32 by the whole `layout`: the last score that each token got."""
-        scores = torch.zeros(layout.column.shape, device=layout.column.device)
+        scores = torch.zeros(layout.column.shape, device=layout.column.device, dtype=torch.float32)
         for column, judged in self._judged:
             scores = put(scores, located(column, layout), judged)
         return scores.masked_fill(~layout.valid, -torch.inf)

@@ -20,7 +20,7 @@ def flow(call: Call, need: Flow) -> Tensor:
     there = call.present()
     if there is None:
         there = torch.ones(1, length, dtype=torch.bool, device=call.key.device)
-    share = there / there.sum(1, keepdim=True).clamp(min=1)
+    share = there.float() / there.sum(1, keepdim=True).clamp(min=1)
     walk = share[:, None].expand(*call.query.shape[:2], length)
     key = as_float(call.key).masked_fill(~there[:, None, :, None], 0)  # mask + NaN is NaN
     rows = max(1, min(ELEMENTS // (walk.shape[0] * walk.shape[1] * length), count // 2))

@@ -145,7 +145,7 @@ class Segment:
         """Lay out prompts [P, L] of which `evidence` tells the visual tokens."""
         layout, structural = evidence.layout, evidence.structural
         places = {name: getattr(layout, name).cpu() for name in ("grid", "column", "centre")}
-        visual = Evidence(torch.zeros(*layout.column.shape, 0), replace(layout, **places))
+        visual = Evidence(torch.zeros(*layout.column.shape, 0, dtype=torch.float32), replace(layout, **places))
         ends = [column] if structural is None else [column, structural.column, structural.last]
         columns = 1 + max(int(end.max()) for end in ends if end.numel())
         slot = torch.arange(column.shape[1]).expand(column.shape)
@@ -207,7 +207,12 @@ class Segment:
         """Return what is left behind a stage, by place [V, M] and sample [V] of its `Pruned`, on the CPU."""
         joins = not torch.equal(self.visual.layout.sample, sample)
         old = replace(self, visual=self.visual.joined()) if joins else self
-        pruned = Pruned(torch.zeros(*place.shape, 0), place, torch.zeros(old.stand.shape), old.visual.layout)
+        pruned = Pruned(
+            torch.zeros(*place.shape, 0, dtype=torch.float32),
+            place,
+            torch.zeros(old.stand.shape, dtype=torch.float32),
+            old.visual.layout,
+        )
         stand = reading(pruned.column)
         owner, real = sample[:, None].expand(place.shape), place >= 0
         here = torch.zeros(len(self.column), self.columns, dtype=torch.bool)

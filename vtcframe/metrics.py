@@ -1,9 +1,12 @@
 """Accuracy by type of question, and the table that is printed at the end of a run."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from statistics import fmean
-from typing import Any, TypedDict
+from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
+
+if TYPE_CHECKING:
+    from vtcframe.benchmark import Benchmark
 
 COUNT = "count"  # the type that "attributes" leaves out: any concentrating pruner thins the background it is read from
 
@@ -42,6 +45,7 @@ class Row:
     batch: int | None = None  # the batch that it was answered in; in the first, everything runs for the first time
     views: list[View] | None = None  # where the writer wants them and tokens were judged
     error: str | None = None
+    meta: dict[str, Any] = field(default_factory=dict)  # the sample's, by which its benchmark scores
 
     @property
     def processed(self) -> float | None:
@@ -79,38 +83,66 @@ def columns(rows: Sequence[Row]) -> dict[str, list[Row]]:
 
     "attributes" is every type but `count`, and stands only where there is both.
     """
-    types = list(dict.fromkeys(row.type for row in rows if row.type is not None))
-    split = {kind: [row for row in rows if row.type == kind] for kind in types}
-    if COUNT in types and len(types) > 1:
+    split = parts(rows, lambda row: row.type)
+    if COUNT in split and len(split) > 1:
         split["attributes"] = [row for row in rows if row.type != COUNT]
     return split | {"all": list(rows)}
 
 
-def table(rows: Iterable[Row]) -> str:
-    """Lay out mean visual tokens, seconds and accuracies, a line for each method and budget. Failures do not count.
+def parts(rows: Iterable[Row], key: Callable[[Row], Any]) -> dict[Any, list[Row]]:
+    """Split rows by a key, in the order in which its values come; None is no part."""
+    split: dict[Any, list[Row]] = {}
+    for row in rows:
+        if (name := key(row)) is not None:
+            split.setdefault(name, []).append(row)
+    return split
+
+
+class Score(NamedTuple):
+    """A figure of a table, and of how many questions it is. None where no answer is known."""
+
+    questions: int
+    value: float | None
+
+
+def mean(values: Sequence[float | None]) -> Score:
+    """Mean of those that are known."""
+    known = [value for value in values if value is not None]
+    return Score(len(values), fmean(known) if known else None)
+
+
+def means(split: Mapping[str, Sequence[Row]], grade: Callable[[Row], float | None]) -> dict[str, Score]:
+    """Mean grade of each part. Parts may overlap."""
+    return {name: mean([grade(row) for row in part]) for name, part in split.items()}
+
+
+def runs(rows: Iterable[Row]) -> dict[tuple[str, str], list[Row]]:
+    """Split the rows that have an answer by method and budget, both in words, in the order in which they come."""
+    return parts((row for row in rows if row.error is None), lambda row: (str(row.method), written(row.budget)))
+
+
+def table(rows: Iterable[Row], benchmark: "Benchmark | None" = None) -> str:
+    """Lay out mean visual tokens, seconds and scores, a line for each method and budget. Failures do not count.
 
     "tokens" are those left in the end; "a layer" those that a layer of the language model reads, mean over its layers,
-    which are more where tokens leave inside it; "KV MiB" what is held of the prompt's keys and values.
+    which are more where tokens leave inside it; "KV MiB" what is held of the prompt's keys and values. The scores are
+    those of the benchmark; without one, the accuracies of `columns`.
     """
-    answered = [row for row in rows if row.error is None]
-    runs: dict[tuple[str, str], list[Row]] = {}
-    for row in answered:
-        runs.setdefault((str(row.method), written(row.budget)), []).append(row)
-    lines, told = [], all(row.layer_tokens and row.kv_bytes for row in answered)
-    for (method, budget), own in runs.items():
-        split = columns(own)
+    split = runs(rows)
+    lines, told = [], all(row.layer_tokens and row.kv_bytes for own in split.values() for row in own)
+    for (method, budget), own in split.items():
+        scores = means(columns(own), lambda row: row.correct) if benchmark is None else benchmark.score(own)
         if not lines:
             cost = ["a layer", "KV MiB"] if told else []
-            lines.append(["method", "budget", "tokens", "seconds", *cost, *split])
-            lines.append(["questions", "", "", "", *[""] * len(cost), *(str(len(part)) for part in split.values())])
-        scores = [accuracy(part) for part in split.values()]
+            lines.append(["method", "budget", "tokens", "seconds", *cost, *scores])
+            lines.append(["questions", "", "", "", *[""] * len(cost), *(str(one.questions) for one in scores.values())])
         tokens = f"{fmean(row.visual_tokens or 0 for row in own):.1f}"
         time = "-" if (mean := seconds(own)) is None else f"{mean:.4f}"
         line = [method, budget, tokens, time]
         if told:
             line.append(f"{fmean(row.processed or 0 for row in own):.1f}")
             line.append(f"{fmean(row.kv_bytes or 0 for row in own) / 2**20:.3f}")
-        lines.append([*line, *("-" if score is None else f"{score:.3f}" for score in scores)])
+        lines.append([*line, *("-" if one.value is None else f"{one.value:.3f}" for one in scores.values())])
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(_aligned(line, widths) for line in lines)
 

@@ -214,7 +214,9 @@ class Pipeline(Pruner):
             evidence = evidence.joined()
         layout = evidence.layout
         maps = [scorer(evidence).float() for scorer in self.scorers]
-        scores = self.ensembler(maps or [torch.zeros(1, *layout.column.shape, device=layout.column.device)], layout)
+        scores = self.ensembler(
+            maps or [torch.zeros(1, *layout.column.shape, device=layout.column.device, dtype=torch.float32)], layout
+        )
         finite = torch.stack([m.isfinite().all(0) for m in (*maps, scores[None])]).all(0)  # ranks would hide a NaN
         broken = (~finite & layout.valid).any(1)
         scores = scores.masked_fill(~layout.valid, -torch.inf)

@@ -2,9 +2,10 @@
 
 import copy
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from vtcframe.arrangement import Arrangement
 from vtcframe.backbone import Backbone, asked, shown
 from vtcframe.config import UsageError
 from vtcframe.core import Budget, Evidence, Layout, Pruned
-from vtcframe.data import Sample
+from vtcframe.data import Questions, Sample
 from vtcframe.footprint import kv_bytes
 from vtcframe.llm_stage import check_options
 from vtcframe.metrics import Row, View
@@ -26,6 +27,7 @@ from vtcframe.pictures import Picture
 from vtcframe.pipeline import Plan, Pruner, Stage, planned
 
 DEFAULTS = {"do_sample": False, "max_new_tokens": 32}
+HALF = {"bf16-true": "bfloat16", "16-true": "float16"}  # the trainer's precision -> the type that weights are loaded in
 REFUSED = {
     "max_length": "pruned prompts are shorter, so give max_new_tokens",
     "min_length": "pruned prompts are shorter, so give min_new_tokens",
@@ -81,11 +83,16 @@ class Predictor(LightningModule):
         self.backbone, self.generation = backbone, DEFAULTS | (generation or {})
         self.runs = compare.runs() if compare is not None else [planned(stages) if stages else None]
         self.model: Any = None
-        self.viewed = 0.0  # how many of the samples to come get their views: a writer that wants them says so
+        self.viewed: Callable[[Sample], bool] = lambda sample: False  # a writer says which samples get their views
 
     def setup(self, stage: str) -> None:
         """Load the backbone. UsageError for what cannot be loaded, has no adapter, or does not know an option."""
-        self.model, self.processor = self.backbone.load()
+        data = getattr(self._trainer, "datamodule", None)
+        if isinstance(data, Questions) and not data.asked:
+            return  # every answer is there
+        precision = HALF.get(getattr(self._trainer, "precision", ""))
+        self.model, self.processor = (replace(self.backbone, dtype=precision) if precision else self.backbone).load()
+        self.exact = {name: own for name, own in self.model.named_buffers() if own.dtype == torch.float32}
         self.language = self.backbone.language()
         self.options = copy.deepcopy(self.model.generation_config)
         try:
@@ -101,7 +108,22 @@ class Predictor(LightningModule):
         if unknown:
             raise UsageError(f"generation has options that transformers does not know: {', '.join(unknown)}")
 
-    def predict_step(self, batch: list[Sample], batch_idx: int) -> list[Row]:
+    def on_predict_start(self) -> None:
+        """Undo what Lightning's half precisions do to rotary frequencies, which models keep in float32 on purpose."""
+        for name, own in self.exact.items():
+            module, _, leaf = name.rpartition(".")
+            setattr(self.model.get_submodule(module), leaf, own.to(self.device))
+
+    def facts(self) -> dict[str, Any]:
+        """Return what its answers depend on, by the keys of the configuration."""
+        runs = ["unpruned" if plan is None else ", ".join(map(str, plan.stages)) for plan in self.runs]
+        return {
+            "model.backbone": {**asdict(self.backbone), "revision": self.backbone.revision()},
+            "model.runs": runs,
+            "model.generation": self.generation,
+        } | {f"version of {name}": version(name) for name in ("vtcframe", "torch", "transformers")}
+
+    def predict_step(self, batch: Iterable[Sample], batch_idx: int) -> list[Row]:
         """Answer each sample in every run. One that could not be loaded gets a single row, with its error."""
         batch = [self._understood(sample) for sample in batch]
         loaded = [sample for sample in batch if sample.error is None]
@@ -156,8 +178,6 @@ class Predictor(LightningModule):
         pruning = [plan for plan in self.runs if plan and not plan.covers(layout)]
         encoded: dict[tuple[Stage, ...], tuple[Evidence, Pruned | None, float]] = {}
         rows: list[list[Row]] = [[] for _ in samples]
-        viewed = min(self.viewed, len(samples))
-        self.viewed -= viewed
         for plan in self.runs:
             passage, encoding = None, 0.0  # where nothing is to be dropped the model is called as it is, and encodes
             if plan in pruning and plan.encoder not in encoded:
@@ -181,7 +201,7 @@ class Predictor(LightningModule):
                     visual_tokens_before=int(layout.untouched[p]),
                     seconds=seconds,
                     encode_seconds=encoding,
-                    views=None if passage is None or p >= viewed else _views(layout, passage.pruned, p),
+                    views=_views(layout, passage.pruned, p) if passage and self.viewed(samples[p]) else None,
                     **{name: values[p].tolist() for name, values in told.items()},
                 )
                 rows[p].append(row)

@@ -16,7 +16,7 @@ def probed(call: Call, need: Probed, column: Tensor, key: Tensor) -> Tensor:
     only probes are summed.
     """
     asking = probes(column, key, need)[:, -call.query.shape[2] :]
-    paid = torch.zeros(*call.query.shape[:2], call.key.shape[2], device=call.key.device)
+    paid = torch.zeros(*call.query.shape[:2], call.key.shape[2], device=call.key.device, dtype=torch.float32)
     for sample, part in enumerate(call.parts(1)):
         total, seen = attended(part, asking[sample].nonzero()[:, 0].to(paid.device))
         paid[sample] = (total / seen.clamp(min=1))[0]
@@ -48,7 +48,10 @@ def attended(call: Call, rows: Tensor) -> tuple[Tensor, Tensor]:
     """
     key = as_float(call.key)
     heads, length = call.query.shape[1], key.shape[2]
-    total, seen = torch.zeros(1, heads, length, device=key.device), torch.zeros(1, 1, length, device=key.device)
+    total, seen = (
+        torch.zeros(1, heads, length, device=key.device, dtype=torch.float32),
+        torch.zeros(1, 1, length, device=key.device, dtype=torch.float32),
+    )
     for some in rows.split(max(1, ELEMENTS // max(heads * length, 1))):
         paid = logits_of(call.query[:, :, some], key, call.scaling)
         hidden = call.hidden(some)

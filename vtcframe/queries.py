@@ -56,9 +56,9 @@ def paid(call: Call, need: Rows, sequences: Sequences) -> Tensor:
     first = int(start[sequences.candidate].min()) if sequences.candidate.any() else count - 1
     start = start.to(call.key.device)
     key, heads = as_float(call.key), 1 if need.heads == "mean" else call.query.shape[1]
-    out = torch.zeros(len(key), heads, length, device=key.device)
+    out = torch.zeros(len(key), heads, length, device=key.device, dtype=torch.float32)
     out = out - torch.inf if need.over == "max" else out
-    asked = torch.zeros(len(key), length, device=key.device)
+    asked = torch.zeros(len(key), length, device=key.device, dtype=torch.float32)
     rows = max(1, min(ELEMENTS // (call.query.shape[0] * call.query.shape[1] * length), count // 2))
     for at in range(first, count, rows):
         some = slice(at, min(at + rows, count))

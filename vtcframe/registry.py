@@ -26,6 +26,7 @@ KINDS = {  # kind -> the class that its components extend
     "merger": "vtcframe.pipeline:Merger",
     "pruner": "vtcframe.pipeline:Pruner",
     "transform": "vtcframe.transforms:Transform",
+    "benchmark": "vtcframe.benchmark:Benchmark",
 }
 
 TARGET = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
@@ -78,6 +79,8 @@ COMPONENTS = (  # kind, module, names
     ("pruner", "methods", "Dart FastV PyramidDrop SinkFilter SparseVlm VisualExit ZipCacheSaliency"),
     ("pruner", "methods", "Aim HoliTom MiniMonkeyScm MustDrop PruneVid VScan"),
     ("transform", "transforms", "Downsample FramesAsPictures Thumbnail"),
+    ("benchmark", "benchmark", "ImageFolder"),
+    ("benchmark", "benchmarks", "Gqa MmBench MmVet Mme Pope ScienceQa SeedBench TextVqa VqaV2"),
 )
 
 

@@ -26,7 +26,7 @@ def everything(evidence: Evidence) -> Pruned:
     layout = evidence.layout
     place = layout.column.masked_fill(~layout.valid, torch.iinfo(torch.long).max).argsort(dim=1, stable=True)
     tokens = evidence.tokens.gather(1, place[..., None].expand(-1, -1, evidence.tokens.shape[2]))
-    scores = torch.zeros(place.shape, device=place.device).masked_fill(~layout.valid, -torch.inf)
+    scores = torch.zeros(place.shape, device=place.device, dtype=torch.float32).masked_fill(~layout.valid, -torch.inf)
     return Pruned(tokens, place.masked_fill(~layout.valid.gather(1, place), -1), scores, layout)
 
 

@@ -59,7 +59,7 @@ class WholeRows(Selector):
         layout = evidence.layout
         row = layout.grid[..., 0] + 1  # tokens of no picture are a row of their own
         count = layout.valid.float()
-        total = torch.zeros(len(row), int(row.max()) + 1 if row.numel() else 1, device=row.device)
+        total = torch.zeros(len(row), int(row.max()) + 1 if row.numel() else 1, device=row.device, dtype=torch.float32)
         mean = total.scatter_add(1, row, scores.masked_fill(~layout.valid, 0))
         mean = mean / total.scatter_add(1, row, count).clamp(min=1)
         rank = mean.argsort(dim=1, descending=True, stable=True).argsort(1).gather(1, row)

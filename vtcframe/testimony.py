@@ -87,7 +87,10 @@ def _undone(made: Any, pixels: Tensor) -> Tensor:
     """Undo an image processor's normalisation and rescaling: 0..1."""
     pixels = pixels.float()
     if made.do_normalize:
-        mean, std = (torch.tensor(x, device=pixels.device).view(3, 1, 1) for x in (made.image_mean, made.image_std))
+        mean, std = (
+            torch.tensor(x, device=pixels.device, dtype=torch.float32).view(3, 1, 1)
+            for x in (made.image_mean, made.image_std)
+        )
         pixels = pixels * std + mean
     return (pixels if made.do_rescale else pixels / 255).clamp(0, 1)
 

@@ -159,7 +159,7 @@ class FramesAsPictures(Transform):
 
 def spaced(count: int, wanted: int) -> list[int]:
     """round(linspace(0, count - 1, wanted)), half to even."""
-    return torch.linspace(0, count - 1, wanted).round().long().tolist()
+    return torch.linspace(0, count - 1, wanted, dtype=torch.float32).round().long().tolist()
 
 
 def tiled(frames: Tensor, edge: int) -> Tensor:

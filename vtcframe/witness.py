@@ -109,7 +109,9 @@ class Witness:
                 )
             picture = picture[None].to(self.device, torch.float32)
             resized.append(F.interpolate(picture, vit.size, mode="bicubic", antialias=True).clamp(0, 1))
-        mean, std = (torch.tensor(x, device=self.device).view(3, 1, 1) for x in (vit.mean, vit.std))
+        mean, std = (
+            torch.tensor(x, device=self.device, dtype=torch.float32).view(3, 1, 1) for x in (vit.mean, vit.std)
+        )
         with _exact(self.device):
             return vit.run((torch.cat(resized) - mean) / std, layer)
 

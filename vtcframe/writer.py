@@ -1,50 +1,85 @@
-"""What a run leaves: predictions.jsonl, whole under its name only once the run is; pictures; the table."""
+"""What a run leaves: predictions.jsonl, whole under its name only once the run is; exports; pictures; the table."""
 
-import json
-import math
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Literal
 
-from lightning import LightningModule, Trainer
+from lightning import Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 from PIL import Image
 
-from vtcframe.data import Sample
+from vtcframe.config import UnfinishedError, UsageError
+from vtcframe.data import Batch, Questions
+from vtcframe.exports import check, export
 from vtcframe.metrics import Row, table
 from vtcframe.pictures import file_name, sheet
+from vtcframe.predict import Predictor
+from vtcframe.run_folder import Existing, RunFolder
+from vtcframe.shards import Shard, Watch, shard
 
 NOTE = "seconds: a sample's share of its batch, encoding included, without the first batch where there are more"
 
 
 class Writer(BasePredictionWriter):
-    """Writes FOLDER/predictions.jsonl and prints the table of accuracies.
+    """Writes FOLDER/predictions.jsonl in the order of the questions, and prints the table of accuracies.
 
-    Until the run is over, rows lie in predictions.jsonl.part beside it; after a crash they still do.
+    Until the run is over, rows lie in FOLDER/parts, a file for each process. After whatever stopped it the same
+    command answers what has no answer yet, with as many processes as it then has. FOLDER/run.json says what the run is
+    of. With several machines FOLDER is one that all of them see.
 
     Args:
         folder: Where to; made if it is not there.
+        existing: What becomes of an earlier run in the folder. resume: the same one goes on, questions that failed are
+            asked again, another one is refused; mix: another one goes on, too; replace: it begins anew.
         masks: Whether rows tell, for each view, which tokens were kept and how they were scored.
         pictures: For how many samples FOLDER/pictures gets a sheet of what each method keeps.
+        exports: Other forms of predictions.jsonl to be written beside it.
     """
 
-    def __init__(self, folder: str, masks: bool = False, pictures: int = 0) -> None:
+    def __init__(
+        self,
+        folder: str,
+        existing: Existing = "resume",
+        masks: bool = False,
+        pictures: int = 0,
+        exports: list[Literal["csv", "parquet"]] | None = None,
+    ) -> None:
         super().__init__(write_interval="batch")
         if pictures < 0:
             raise ValueError(f"pictures is a number of samples, got {pictures}")
-        self.masks, self.pictures = masks, pictures
-        self.path = Path(folder) / "predictions.jsonl"
-        self.part = self.path.with_name(self.path.name + ".part")
-        self.failed: list[str] = []  # ids of the samples that have no answer
+        self.folder = RunFolder(Path(folder), existing)
+        self.masks, self.pictures, self.exports = masks, pictures, exports or []
+        self.failed: list[str] = []  # ids of the samples that have no answer, once the run is over
+        self._shard: Shard | None = None
 
-    def on_predict_start(self, trainer: Trainer, pl_module: Any) -> None:
-        """Begin a new file and ask for the views that it needs."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.drawn = 0
-        pl_module.viewed = math.inf if self.masks else self.pictures
-        self._file: TextIO = self.part.open("w", encoding="utf-8")
+    # `setup` and `teardown`, and not `on_predict_start` and `_end`, which a process without a sample does not get to.
+
+    def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
+        """Find out what is left to be asked, and begin a shard. UsageError, on all processes, for a refused folder."""
+        data = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue] (a trainer has it once it predicts)
+        if not isinstance(data, Questions):
+            raise TypeError(f"the writer orders rows as vtcframe.data.Questions does, got {type(data).__name__}")
+        for form in self.exports:
+            check(form)
+        told: tuple[int, set[str]] | Exception = 0, set()
+        if trainer.is_global_zero:
+            try:
+                told = self.folder.begin(facts(trainer, pl_module, data, self.masks), trainer.world_size)
+            except (UsageError, UnfinishedError) as error:
+                told = error  # the others would wait for ever
+        told = trainer.strategy.broadcast(told)
+        if isinstance(told, Exception):
+            raise told
+        self.attempt, done = told
+        if done and trainer.is_global_zero:
+            print(f"{len(done)} of {len(data.samples)} samples were answered earlier in {self.folder.path}")
+        data.asked = [sample for sample in data.samples if sample.id not in done]
+        self._drawn = {sample.id for sample in data.samples[: self.pictures]}
+        pl_module.viewed = lambda sample: self.masks or sample.id in self._drawn
+        self._shard = Shard(self.folder.parts, self.attempt, trainer.global_rank)
+        self._first = Watch(shard(self.folder.parts, self.attempt, 0).with_suffix(".lock"))
 
     def write_on_batch_end(
         self,
@@ -52,40 +87,66 @@ class Writer(BasePredictionWriter):
         pl_module: Any,
         prediction: Sequence[Row],
         batch_indices: Sequence[int] | None,
-        batch: Sequence[Sample],
+        batch: Batch,
         batch_idx: int,
         dataloader_idx: int,
     ) -> None:
-        """Append the rows of a batch, then draw those of its samples that are still wanted."""
-        rows = prediction if self.masks else [replace(row, views=None) for row in prediction]
-        self._file.writelines(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in rows)
-        self._file.flush()
-        self.failed += [row.id for row in prediction if row.error is not None]
-        refused = {row.id for row in prediction if row.error is not None}
-        for sample in [sample for sample in batch if sample.id not in refused][: self.pictures - self.drawn]:
-            self.drawn += 1
-            self._draw(pl_module.shown(sample), [row for row in prediction if row.id == sample.id])
+        """Append the rows of a batch, then draw those of its samples that are wanted."""
+        assert self._shard is not None
+        own = [[row for row in prediction if row.id == sample.id] for sample in batch]
+        kept = own if self.masks else [[replace(row, views=None) for row in rows] for rows in own]
+        self._shard.append([[asdict(row) for row in rows] for rows in kept])
+        for sample, rows in zip(batch, own, strict=True):
+            if sample.id in self._drawn and rows[0].error is None:
+                self._draw(pl_module.shown(sample), rows)
+        if trainer.received_sigterm:
+            raise UnfinishedError("it was asked to stop")
+        if trainer.global_rank and self._first.gone():
+            raise UnfinishedError("the first process of this run is gone")
 
     def _draw(self, pictures: Sequence[Image.Image], rows: Sequence[Row]) -> None:
-        path = self.path.parent / "pictures" / file_name(rows[0].id, ".png")
+        path = self.folder.path / "pictures" / file_name(rows[0].id, ".png")
         path.parent.mkdir(exist_ok=True)
         part = path.with_name(path.name + ".part")
         sheet(pictures, rows).save(part, format="PNG")
         os.replace(part, path)
 
-    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Give the finished file its name and print the table."""
-        os.fsync(self._file.fileno())
-        self._file.close()
-        os.replace(self.part, self.path)
-        with self.path.open(encoding="utf-8") as lines:
-            print(table(Row(**json.loads(line) | {"views": None}) for line in lines))
-        print(NOTE)
-        print(
-            f"written to {self.path}" + (f", {self.drawn} sheets to {self.path.parent}/pictures" if self.drawn else "")
-        )
+    def teardown(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
+        """Finish the shard. The first process waits for the others, merges, and prints the table.
 
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Close what was written so far."""
-        if hasattr(self, "_file"):
-            self._file.close()
+        There is no barrier: a process may have hours to go when another is done, and process groups time out.
+        """
+        if self._shard is None:
+            return
+        self._shard.close(finished=True)
+        self._shard = None
+        if not trainer.is_global_zero:
+            return
+        self.folder.await_others(self.attempt, trainer.world_size, lambda: trainer.received_sigterm)
+        data: Questions = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue] (as in setup)
+        self.folder.merge([sample.id for sample in data.samples])
+        self._tell()
+        self.folder.leave()
+
+    def _tell(self) -> None:
+        rows = [Row(**row | {"views": None}) for row in self.folder.rows()]
+        self.failed = [row.id for row in rows if row.error is not None]
+        print(table(rows))
+        print(NOTE)
+        path = self.folder.predictions
+        written = [path, *(export(form, self.folder.rows(), path) for form in self.exports)]
+        drawn = f", {len(self._drawn)} sheets to {self.folder.path}/pictures" if self._drawn else ""
+        print(f"written to {', '.join(map(str, written))}{drawn}")
+
+    def on_exception(self, trainer: Trainer, pl_module: Any, exception: BaseException) -> None:
+        """Let go of the shard and the folder."""
+        if self._shard is not None:
+            self._shard.close()
+            self._shard = None
+        if trainer.is_global_zero:
+            self.folder.leave()
+
+
+def facts(trainer: Trainer, predictor: Predictor, data: Questions, masks: bool) -> dict[str, Any]:
+    """Return what makes rows what they are: a run that differs in one of these is another run."""
+    return {**predictor.facts(), **data.facts(), "trainer.precision": trainer.precision, "writer.masks": masks}

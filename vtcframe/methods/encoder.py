@@ -264,7 +264,7 @@ class MctfStep(TokenMerger):
     def pairs(self, evidence: Evidence, even: "_Half", odd: "_Half") -> Tensor:
         """[V, E, O] the logarithm of each pair's score, up to a constant of its view."""
         tokens, (similarity, attention, mass) = evidence.tokens.float(), self.temperatures
-        score = torch.zeros(*even.at.shape, odd.at.shape[1], device=tokens.device)
+        score = torch.zeros(*even.at.shape, odd.at.shape[1], device=tokens.device, dtype=torch.float32)
         if similarity:
             alike = (1 + cosine(take(tokens, even.at), take(tokens, odd.at))) / 2
             score = alike.clamp(min=_TINY).log() / similarity

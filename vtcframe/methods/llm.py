@@ -246,7 +246,7 @@ class Exit(Pruner):
     @torch.no_grad()
     def __call__(self, evidence: Evidence, budget: Budget | None = None) -> Pruned:
         layout, valid = evidence.layout, evidence.layout.valid
-        scores = torch.zeros(valid.shape, device=valid.device)
+        scores = torch.zeros(valid.shape, device=valid.device, dtype=torch.float32)
         stays = torch.zeros(len(layout.key), dtype=torch.bool)
         if self.threshold is not None:
             paid = evidence[self.needs[0]].float().mean(2).masked_fill(~valid, 0)  # [L, V, N]

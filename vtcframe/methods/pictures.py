@@ -93,7 +93,7 @@ def _linspace(count: int, wanted: int) -> Tensor:
     Where float32 is too coarse to tell neighbours apart, the later one moves on, so that none comes twice.
     """
     nth = torch.arange(wanted)
-    ahead = torch.linspace(0, count - 1, wanted).round().long() - nth
+    ahead = torch.linspace(0, count - 1, wanted, dtype=torch.float32).round().long() - nth
     return nth + ahead.clamp(max=count - wanted).cummax(0).values
 
 

@@ -39,7 +39,7 @@ class ByUniqueness(Allocator):
         alone = Uniqueness()(evidence)[0].masked_fill(~layout.valid, 0).sum(1).cpu() / layout.count.clamp(min=1)
         same = layout.sample == layout.sample[:, None]
         share = (alone / self.temperature).expand(same.shape).masked_fill(~same, -torch.inf).softmax(1).diagonal()
-        return apportion(required(self, budget), (1 + share - 1 / same.sum(1)) * layout.count, layout)
+        return apportion(required(self, budget), (1 + share - 1 / same.float().sum(1)) * layout.count, layout)
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class _AcrossFrames(Method):
 
     def scores(self, evidence: Evidence) -> Tensor:
         """[V, N], any value at padding."""
-        return torch.zeros(evidence.layout.column.shape, device=evidence.layout.column.device)
+        return torch.zeros(evidence.layout.column.shape, device=evidence.layout.column.device, dtype=torch.float32)
 
     @torch.no_grad()
     def __call__(self, evidence: Evidence, budget: Budget | None = None) -> Pruned:
@@ -131,7 +131,7 @@ class FastVid(_AcrossFrames):
         """[V] bool on the CPU: where a segment begins."""
         layout = evidence.layout
         frame = torch.nn.functional.normalize(_mean(evidence[Features()], layout.valid), dim=1)
-        alike = torch.ones(len(frame))
+        alike = torch.ones(len(frame), dtype=torch.float32)
         alike[1:] = (frame[1:] * frame[:-1]).sum(1).cpu()
         begins = first_frames(layout)
         cut = begins | (alike < self.tau)

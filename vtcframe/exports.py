@@ -1,0 +1,69 @@
+"""Other forms of predictions.jsonl: a column for each field of a row, as JSON where it is neither text nor number."""
+
+import csv
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import fields
+from importlib.util import find_spec
+from itertools import islice
+from pathlib import Path
+from typing import Any, get_args
+
+from vtcframe.config import UsageError
+from vtcframe.metrics import Row
+from vtcframe.shards import writing
+
+ARROW = {str: "string", int: "int64", float: "double"}
+GROUP = 10_000  # rows that a Parquet file is written by
+KINDS = {
+    field.name: next((kind for kind in ARROW if kind in (field.type, *get_args(field.type))), None)
+    for field in fields(Row)
+}
+
+
+def check(form: str) -> None:
+    """UsageError for a form that cannot be written here; better before a run than after it."""
+    if form == "parquet" and find_spec("pyarrow") is None:
+        raise UsageError("Parquet is written by pyarrow, which is not installed: pip install 'vtcframe[parquet]'")
+
+
+def export(form: str, rows: Iterable[Mapping[str, Any]], path: Path) -> Path:
+    """Write rows in the form beside the file `path` and return where. UnfinishedError where they cannot be written."""
+    path = path.with_suffix(f".{form}")
+    with writing(path), _whole(path) as part:
+        FORMS[form](({name: _cell(row.get(name), kind) for name, kind in KINDS.items()} for row in rows), part)
+    return path
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[Path]:
+    """Yield where to write what has its name only once it is whole."""
+    part = path.with_name(path.name + ".part")
+    yield part
+    os.replace(part, path)
+
+
+def _cell(value: Any, kind: type | None) -> Any:
+    return value if kind is not None or value is None else json.dumps(value, ensure_ascii=False)
+
+
+def _csv(rows: Iterator[dict[str, Any]], path: Path) -> None:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        table = csv.DictWriter(file, list(KINDS))
+        table.writeheader()
+        table.writerows(rows)
+
+
+def _parquet(rows: Iterator[dict[str, Any]], path: Path) -> None:
+    import pyarrow as pa  # an extra
+    import pyarrow.parquet as pq
+
+    schema = pa.schema([(name, ARROW[kind or str]) for name, kind in KINDS.items()])
+    with pq.ParquetWriter(path, schema) as file:
+        while group := list(islice(rows, GROUP)):
+            file.write_table(pa.Table.from_pylist(group, schema))
+
+
+FORMS: dict[str, Callable[[Iterator[dict[str, Any]], Path], None]] = {"csv": _csv, "parquet": _parquet}

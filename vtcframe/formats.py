@@ -1,0 +1,169 @@
+"""The plain formats of questions: JSONL, CSV, TSV and Parquet."""
+
+import base64
+import binascii
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from io import BytesIO
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from vtcframe.benchmark import collect, field, read_jsonl, read_table
+from vtcframe.config import UsageError
+from vtcframe.registry import entries
+from vtcframe.sample import Embedded, Sample
+
+
+def read_samples(path: Path, images: Path | None = None) -> list[Sample]:
+    """Read questions in one of the plain formats, told by the file's ending; a folder is one with questions.jsonl.
+
+    Fields: `id`, `question`, `image` or `images`, `video` (a folder of frames, an animated GIF or WebP, or a list of
+    frames), and if known `answer` and `type`; others are not looked at. Paths start from the folder `images`, by
+    default the file's own. A table may hold pictures themselves, and go without ids: the number of the row is one.
+    UsageError, naming file and place, for a question that is none, an id that comes twice, or no question at all.
+    """
+    if path.is_dir():
+        if not (path / "questions.jsonl").is_file():
+            raise UsageError(
+                f"the folder {path} has no questions.jsonl. One question about all of its pictures is "
+                'data.benchmark: {name: ImageFolder, question: "..."}'
+            )
+        path = path / "questions.jsonl"
+    if (read := FORMATS.get(path.suffix.lower())) is None:
+        known = ", ".join(entry.name for entry in entries() if entry.kind == "benchmark")
+        raise UsageError(
+            f"{path}: questions are a {' '.join(FORMATS)} file, unless data.benchmark says what they are: {known}"
+        )
+    folder = path.parent if images is None else images
+    return collect(path, read(path, folder), lambda fields: _sample(fields, folder))
+
+
+@dataclass(frozen=True)
+class InText(Embedded):
+    """A picture in base64."""
+
+    text: str
+    place: str
+
+    def __str__(self) -> str:
+        return self.place
+
+    def files(self) -> Sequence[BinaryIO]:
+        return [_unpacked(self.text)]
+
+
+@dataclass(frozen=True)
+class InParquet(Embedded):
+    """The pictures of one cell: bytes, base64, a path, the struct {bytes, path} of Hugging Face, or a list of these.
+
+    Cells are read by the row group, and a process keeps the last one: it reads each once if it goes through in order.
+    """
+
+    path: Path
+    column: str
+    group: int
+    row: int  # in its group
+    number: int  # in the file, from 1
+    folder: Path  # that paths start from
+
+    def __str__(self) -> str:
+        return f"{self.path}, row {self.number}, column {self.column}"
+
+    def files(self) -> Sequence[Path | BinaryIO]:
+        cell = _group(self.path, self.column, self.group)[self.row].as_py()
+        return [_opened(one, self.folder) for one in (cell if isinstance(cell, list) else [cell])]
+
+
+@lru_cache(maxsize=1)
+def _group(path: Path, column: str, group: int) -> Any:
+    import pyarrow.parquet as pq  # an extra, and there, for the questions were read with it
+
+    with pq.ParquetFile(path) as file:
+        return file.read_row_group(group, columns=[column], use_threads=False).column(column)
+
+
+def _opened(value: Any, folder: Path) -> Path | BinaryIO:
+    if isinstance(value, Mapping):
+        value = value.get("path") if value.get("bytes") is None else value["bytes"]
+    if isinstance(value, bytes):
+        return BytesIO(value)
+    if isinstance(value, str):
+        return folder / value if _is_path(value) else _unpacked(value)
+    raise TypeError(f"a picture is bytes, base64 or a path, got {value!r}")
+
+
+def _is_path(text: str) -> bool:
+    """Tell a path from base64, which has no full stop."""
+    return "." in text
+
+
+def _unpacked(text: str) -> BinaryIO:
+    try:
+        return BytesIO(base64.b64decode("".join(text.split()), validate=True))
+    except binascii.Error as error:
+        raise ValueError(f"{text[:40]!r} is no base64 ({error}), and a path has a full stop in it") from error
+
+
+def _table(path: Path, folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    for number, (place, cells) in enumerate(read_table(path), start=1):
+        fields: dict[str, Any] = {"id": number}
+        fields |= {name: cell for name, cell in cells.items() if cell or name in ("id", "question")}
+        if "image" in fields and not _is_path(fields["image"]):
+            fields["image"] = InText(fields["image"], f"{place}, column image")
+        yield place, fields
+
+
+def _parquet(path: Path, folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError as error:
+        raise UsageError(f"{path} is read by pyarrow: pip install 'vtcframe[parquet]'") from error
+    try:
+        with pq.ParquetFile(path) as file:
+            names = file.schema_arrow.names
+            if "question" not in names:
+                raise UsageError(f"{path} has no column 'question', only {', '.join(map(repr, names))}")
+            records = file.read(columns=[name for name in ("id", "question", "answer", "type") if name in names])
+            heights = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+    except (OSError, pa.ArrowException) as error:
+        raise UsageError(f"cannot read the questions {path}: {error}") from error
+    spots = ((group, row) for group, height in enumerate(heights) for row in range(height))
+    pictured = [name for name in ("image", "images") if name in names]
+    for number, ((group, row), record) in enumerate(zip(spots, records.to_pylist(), strict=True), start=1):
+        cells: dict[str, Any] = {name: InParquet(path, name, group, row, number, folder) for name in pictured}
+        if "images" in cells:
+            cells["images"] = [cells["images"]]
+        yield f"{path}, row {number}", {"id": number, **record, **cells}
+
+
+FORMATS: dict[str, Callable[[Path, Path], Iterator[tuple[str, Any]]]] = {
+    ".jsonl": lambda path, folder: read_jsonl(path),
+    ".csv": _table,
+    ".tsv": _table,
+    ".parquet": _parquet,
+}
+
+
+def _sample(fields: dict[str, Any], folder: Path) -> Sample:
+    identity = field(fields, "id", str | int)
+    question = field(fields, "question", str)
+    if ("image" in fields and "images" in fields) or not fields.keys() & {"image", "images", "video"}:
+        raise UsageError("give `image` (one path) or `images` (a list of paths), exactly one of them, or a `video`")
+    images = fields["images"] if "images" in fields else [fields["image"]] if "image" in fields else []
+    if not (_all(images, str | Embedded) and (images or "video" in fields)):
+        raise UsageError(f"pictures are given as paths, at least one a question, got {images!r}")
+    clips = ()
+    if "video" in fields:
+        video = fields["video"]
+        if not isinstance(video, str) and not _all(video, str):
+            raise UsageError(f"a video is given as a path or as a list of its frames' paths, got {video!r}")
+        clips = (tuple(folder / name for name in ([video] if isinstance(video, str) else video)),)
+    answer, kind = (field({name: None} | fields, name, str | None) for name in ("answer", "type"))
+    sources = tuple(image if isinstance(image, Embedded) else folder / image for image in images)
+    return Sample(str(identity), question, sources, answer, kind, clips)
+
+
+def _all(values: Any, kind: Any) -> bool:
+    return isinstance(values, list) and all(isinstance(value, kind) for value in values)
