@@ -301,6 +301,7 @@ def test_fewer_layers_are_the_first_ones_and_all_else_is_whole(tiny):
     shape = SHAPES[command.DEFAULT_SHAPE]
     few, every = (on_meta(published(shape, layers)) for layers in (2, None))
     assert len(adapter_for(few).llm_layers()) == 2
+    assert len(few.config.get_text_config().layer_types) == 2
     gone = {name for name in every.state_dict() if ".language_model.layers.2." in name or ".layers.3." in name}
     assert set(every.state_dict()) - set(few.state_dict()) == {name for name in gone if "language_model" in name}
 

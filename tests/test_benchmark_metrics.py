@@ -198,6 +198,7 @@ def test_gqa_is_the_twins_on_random_answers():
         ("No, there is not.", False),
         ("There is not.", False),
         ("Yes. There is no doubt.", True),
+        ("No, it is a dog", False),
         ("Certainly, no", False),
         ("nothing", True),
         ("", True),

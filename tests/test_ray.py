@@ -37,6 +37,7 @@ def cluster():
         patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))  # else Ray writes one to the home folder
         patch.delenv("OMP_NUM_THREADS", raising=False)  # as on a machine where nobody thought of it
         ray.init(num_cpus=2, include_dashboard=False, object_store_memory=100 * 2**20, log_to_driver=False)
+        ray.data.DataContext.get_current().execution_no_progress_timeout_s = 120  # what hangs is to fail
         yield
         ray.shutdown()
 

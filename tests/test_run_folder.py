@@ -123,6 +123,13 @@ def test_what_is_replaced_stays_until_the_new_rows_are_whole_and_never_counts_as
     assert [one["prediction"] for one in merged(tmp_path)] == ["new"] * 3
 
 
+def test_the_rows_of_a_replaced_run_that_was_never_finished_do_not_count_either(tmp_path):
+    attempt(tmp_path, [row("a", "old"), row("b", "old")])
+    assert attempt(tmp_path, [row("a", "new")], existing="replace") == set()
+    assert attempt(tmp_path, [row("b", "new"), row("c", "new")], finished=True) == {"a"}
+    assert [one["prediction"] for one in merged(tmp_path)] == ["new"] * 3
+
+
 def test_a_configuration_that_came_to_nothing_does_not_stand_in_the_way_of_the_next(tmp_path):
     attempt(tmp_path, [], FACTS | {"model.backbone": {"path": "mistyped"}})
     assert attempt(tmp_path, [row(one) for one in ORDER], finished=True) == set()

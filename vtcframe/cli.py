@@ -8,6 +8,7 @@ from pathlib import Path
 
 import yaml
 
+from vtcframe import bench
 from vtcframe.config import UnfinishedError, UsageError, resolve
 from vtcframe.registry import Failure, entries, failures
 
@@ -16,6 +17,7 @@ usage: vtcframe predict --config FILE [--KEY=VALUE ...]       answer questions w
        vtcframe explain --image FILE --question TEXT --tokens N
                                                               what a pruner keeps of your picture, drawn and in numbers
        vtcframe check MODEL [--image FILE ...] [--tokens N]   the laws, one by one, on a checkpoint of yours
+       vtcframe bench [--shape NAME | --model PATH]           what pruning costs and saves on this machine
        vtcframe list                                          every installed component and its status
        vtcframe COMMAND --help                                every option of predict, explain or check
 
@@ -169,4 +171,10 @@ def check_model(arguments: list[str]) -> int:
     return LAW_BROKEN if "broken" in outcomes else DONE
 
 
-COMMANDS = {"predict": predict, "explain": explain_one, "list": list_components, "check": check_model}
+COMMANDS = {
+    "predict": predict,
+    "bench": bench.main,
+    "explain": explain_one,
+    "list": list_components,
+    "check": check_model,
+}

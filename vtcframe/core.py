@@ -128,6 +128,7 @@ class Evidence:
         old = self if torch.equal(pruned.layout.sample, self.layout.sample) else self.joined()
         first = torch.arange(len(pruned.place), device=pruned.place.device)[:, None] * old.layout.column.shape[1]
         source = torch.where(pruned.place < 0, -1, first + pruned.place)
+        old = replace(old, tokens=old.tokens[..., :0])  # `pruned` has its own
         return replace(old._take(source, pruned.layout), tokens=pruned.tokens)
 
     def _take(self, source: Tensor, rows: Layout) -> "Evidence":

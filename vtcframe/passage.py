@@ -1,6 +1,7 @@
 """The way of a batch through a plan: stages in the encoder, at the projector, and inside the language model."""
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from vtcframe.core import Evidence, Pruned
@@ -37,6 +38,8 @@ def prune(plan: Plan, evidence: Evidence, left: Pruned | None) -> tuple[Pruned, 
     if plan.projector is None:
         return left or everything(evidence), evidence
     pruned = plan.projector.pruner(evidence, plan.projector.budget)
+    if not plan.llm:
+        evidence = replace(evidence, found={}, deepstack=None)  # nobody will ask
     return pruned if left is None else composed(left, pruned), evidence.after(pruned)
 
 

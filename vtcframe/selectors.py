@@ -113,7 +113,7 @@ class MaxMin(Greedy):
         pick = yield -nearest
         nearest = nearest.masked_fill(~begun, -torch.inf)  # of those that are not kept it was but the first choice
         while True:
-            nearest = nearest.maximum((x @ x[rows, pick, :, None])[..., 0])
+            nearest = nearest.maximum((x[rows, pick][:, None] @ x.mT)[:, 0])
             pick = yield -nearest
 
 
@@ -162,7 +162,7 @@ class Dpp(Greedy):
                 pick, counts = (yield torch.where(spent, q, gain)), torch.ones_like(given, dtype=torch.bool)
             own = gain[rows, pick]
             known = (factor[rows, :i, pick][:, None] @ factor[:, :i])[:, 0]
-            rest = ((x @ x[rows, pick, :, None])[..., 0] - known) / own.clamp(min=self.spanned).sqrt()[:, None]
+            rest = ((x[rows, pick][:, None] @ x.mT)[:, 0] - known) / own.clamp(min=self.spanned).sqrt()[:, None]
             factor[:, i] = rest.masked_fill(~(counts & (own > self.spanned))[:, None], 0)
             gain = gain - factor[:, i].square()
         yield q

@@ -1,0 +1,58 @@
+"""`vtcframe report`: one page about finished runs, that asks nobody else for anything, and the same as Markdown."""
+
+import argparse
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+from vtcframe.config import UsageError
+from vtcframe.run_folder import replace_whole
+
+NEEDED = "scipy", "jinja2"  # the extra `report`
+
+
+def main(arguments: list[str]) -> int:
+    """Write report.html and report.md about the runs below some folders, and return the exit status.
+
+    UsageError where there are none.
+    """
+    options = argparse.ArgumentParser(
+        prog="vtcframe report",
+        description="What the finished runs below some folders show, side by side: a page that stands alone, and Markdown.",
+    )
+    options.add_argument("folder", nargs="+", type=Path, help="run folders, or folders of them")
+    options.add_argument(
+        "--out", type=Path, help="where to, without an ending; report in the first folder when not given"
+    )
+    given = options.parse_args(arguments)
+    written = write(given.folder, given.out or given.folder[0] / "report")
+    print(f"written to {', '.join(map(str, written))}")
+    return 0
+
+
+def write(folders: Sequence[Path], out: Path) -> list[Path]:
+    """Write OUT.html and OUT.md, each at once, and return them. UsageError where there is nothing to write about."""
+    check_extra()
+    from vtcframe.report_page import render  # lazily: scipy takes its time, too
+    from vtcframe.report_runs import found
+
+    for folder in folders:
+        if not folder.is_dir():
+            raise UsageError(f"there is no folder {folder}: give one with the runs of vtcframe predict or sweep below it")
+    pages = render(found(folders), out.parent)
+    written = []
+    for form, page in pages.items():
+        path = out.with_name(f"{out.name}.{form}")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            replace_whole(path, [page.encode()])
+        except OSError as error:
+            raise UsageError(f"cannot write {path}: {error.strerror or error}") from error
+        written.append(path)
+    return written
+
+
+def check_extra() -> None:
+    """UsageError where what a report is made with is not installed."""
+    if missing := [name for name in NEEDED if find_spec(name) is None]:
+        raise UsageError(f"a report needs {' and '.join(missing)}: pip install 'vtcframe[report]'")

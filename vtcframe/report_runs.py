@@ -1,0 +1,176 @@
+"""What finished run folders hold: whose answers, to which questions, scored by which rules."""
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from vtcframe.benchmark import Benchmark
+from vtcframe.config import UsageError
+from vtcframe.metrics import Row, Score, columns, means, written
+from vtcframe.registry import named
+
+UNPRUNED, DOWNSAMPLE = "unpruned", "Downsample"
+SHRINKS = re.compile(rf"{DOWNSAMPLE}\(tokens=(\d+|None), ratio=([\d.e-]+|None)\)")  # as run.json tells a transform
+SEED = re.compile(r"\bseed=(-?\d+)(?:, )?")
+CONFIGURATION = "config.yaml"  # in the folders that a sweep makes: MODEL/DATA/NUMBER
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run folder."""
+
+    name: str  # its path below the folder that was asked for
+    path: Path
+    told: Mapping[str, Any]  # run.json
+    rows: Sequence[Row]  # without views
+    benchmark: Benchmark | None
+    model: str = ""  # names that no other model and no other questions of the report bear
+    data: str = ""
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """What the run is of, by the keys of its configuration."""
+        return self.told["run"]
+
+    @property
+    def downsampled(self) -> dict[str, Any] | None:
+        """The budget of a baseline that shrinks pictures and prunes nothing; None for any other run."""
+        if self.facts["model.runs"] != [UNPRUNED] or not self.facts["data.transforms"]:
+            return None
+        if not (found := SHRINKS.fullmatch(self.facts["data.transforms"][-1])):
+            return None
+        return {"ratio": float(found[2])} if found[1] == "None" else {"tokens": int(found[1])}
+
+    @property
+    def answerer(self) -> dict[str, Any]:
+        """What makes its model another one."""
+        return {key: self.facts[key] for key in ("model.backbone", "model.generation", "trainer.precision")}
+
+    @property
+    def questions(self) -> dict[str, Any]:
+        """What makes its questions other ones."""
+        asked = {key: value for key, value in self.facts.items() if key.startswith(("data.", "digest"))}
+        shown = asked["data.transforms"]
+        return asked | {"data.transforms": shown[:-1] if self.downsampled else shown}
+
+    @property
+    def configuration(self) -> str | None:
+        """The YAML that a sweep wrote for it."""
+        file = self.path / CONFIGURATION
+        return file.read_text(encoding="utf-8") if file.exists() else None
+
+    def grade(self, row: Row) -> float | None:
+        """How right an answer is, 0..1."""
+        right = row.correct if self.benchmark is None else self.benchmark.grade(row)
+        return None if right is None else float(right)
+
+    def score(self, rows: Sequence[Row]) -> dict[str, Score]:
+        """Column -> score of what one method answered at one budget, the figure that papers report last."""
+        if self.benchmark is None:
+            return means(columns(rows), self.grade)
+        return self.benchmark.score(rows)
+
+    def answers(self) -> Iterator[tuple[str, str, str, Row]]:
+        """Yield method without its seeds, the seeds, budget in words, and row of every answer."""
+        for row in self.rows:
+            if row.error is None:
+                method, budget = str(row.method), row.budget
+                if self.downsampled:
+                    method, budget = DOWNSAMPLE, self.downsampled
+                yield SEED.sub("", method).replace(", )", ")"), ",".join(SEED.findall(method)), written(budget), row
+
+
+@dataclass
+class Found:
+    """What lies below some folders."""
+
+    runs: list[Run] = field(default_factory=list)
+    unfinished: list[str] = field(default_factory=list)  # names of folders whose run is not over
+
+
+def found(folders: Iterable[Path]) -> Found:
+    """Read every finished run below these folders, in the order of their paths. UsageError where there is none."""
+    here = Found()
+    given = list(folders)
+    for folder in given:
+        for manifest in sorted(folder.rglob("run.json")):
+            path = manifest.parent
+            name = path.relative_to(folder).as_posix() if path != folder else folder.name
+            told = _told(manifest)
+            if told["merged"] is None or not (path / "predictions.jsonl").exists():
+                here.unfinished.append(name)
+            elif path not in (run.path for run in here.runs):
+                here.runs.append(Run(name, path, told, _rows(path), _benchmark(told["run"]["data.benchmark"], path)))
+    if not here.runs:
+        left = f" ({len(here.unfinished)} are not finished)" if here.unfinished else ""
+        raise UsageError(f"there is no finished run below {', '.join(map(str, given))}{left}: run one first")
+    models, data = _Names(), _Names()
+    here.runs = [
+        replace(run, model=models.of(_model(run), run.answerer), data=data.of(_data(run), run.questions))
+        for run in here.runs
+    ]
+    return here
+
+
+class _Names:
+    """Gives things that differ names that differ."""
+
+    def __init__(self) -> None:
+        self._names: dict[str, str] = {}
+
+    def of(self, name: str, facts: Mapping[str, Any]) -> str:
+        told = json.dumps([name, facts], sort_keys=True)
+        if told not in self._names:
+            alike = sum(json.loads(other)[0] == name for other in self._names)
+            self._names[told] = f"{name} ({alike + 1})" if alike else name
+        return self._names[told]
+
+
+def _model(run: Run) -> str:
+    if run.configuration is not None:
+        return run.path.parent.parent.name
+    return short(run.facts["model.backbone"]["path"])
+
+
+def _data(run: Run) -> str:
+    if run.configuration is not None:
+        return run.path.parent.name
+    benchmark = run.facts["data.benchmark"]
+    return short(run.facts["data.path"]).partition(".")[0] if benchmark is None else benchmark["name"]
+
+
+def short(path: str) -> str:
+    """Return the last part of a path, of a name on the Hub or of a bundled one."""
+    return re.split(r"[/:\\]", path.rstrip("/\\"))[-1]
+
+
+def _told(manifest: Path) -> dict[str, Any]:
+    try:
+        told = json.loads(manifest.read_text(encoding="utf-8"))
+        _ = told["merged"], told["attempts"], [told["run"][key] for key in ("data.transforms", "data.benchmark")]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"{manifest} does not say what run it is of ({error!r}): leave its folder out") from error
+    return told
+
+
+def _rows(path: Path) -> list[Row]:
+    rows = []
+    with (path / "predictions.jsonl").open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, start=1):
+            try:
+                rows.append(Row(**json.loads(line) | {"views": None}))
+            except (ValueError, TypeError) as error:
+                raise UsageError(f"{path}/predictions.jsonl, line {number}, is no row: {error}") from error
+    return rows
+
+
+def _benchmark(told: Mapping[str, Any] | None, path: Path) -> Benchmark | None:
+    if told is None:
+        return None
+    try:
+        return named("benchmark", told["name"]).load()(**{key: told[key] for key in told if key != "name"})
+    except (LookupError, ImportError, TypeError, ValueError) as error:
+        raise UsageError(f"{path} was asked {told!r}, whose rules cannot be had: {error}") from error
