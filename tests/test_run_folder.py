@@ -1,6 +1,8 @@
 """What a folder holds of earlier runs, and what may be done with it."""
 
 import json
+import os
+import threading
 
 import pytest
 
@@ -56,6 +58,27 @@ def test_what_failed_is_asked_again_and_an_answer_is_not_lost_to_a_failure(tmp_p
     assert attempt(tmp_path, [row("b", "no")]) == {"a", "c"}
     assert attempt(tmp_path, [row("b", None, "no picture again")], finished=True) == {"a", "b", "c"}
     assert merged(tmp_path) == [row("a"), row("b", "no"), row("c")]
+
+
+def test_a_sample_has_all_of_its_rows_from_shards_and_from_merged_files(tmp_path):
+    def rows(identity, error=None):
+        return [row(identity, method, error if method == "pruned" else None) for method in ("unpruned", "pruned")]
+
+    def several(samples):
+        folder = RunFolder(tmp_path)
+        number, done = folder.begin(FACTS, 1)
+        shard = Shard(folder.parts, number, 0)
+        shard.append(samples)
+        shard.close(finished=True)
+        folder.merge(ORDER)
+        folder.leave()
+        return done
+
+    assert several([rows("b"), rows("a", "broken"), rows("c")]) == set()
+    assert merged(tmp_path) == [*rows("a", "broken"), *rows("b"), *rows("c")]
+    assert several([rows("a")]) == {"b", "c"}
+    assert merged(tmp_path) == [*rows("a"), *rows("b"), *rows("c")]
+    assert list(RunFolder(tmp_path).rows()) == merged(tmp_path)
 
 
 def test_a_torn_last_line_is_not_read_wherever_it_is_cut(tmp_path):
@@ -176,6 +199,23 @@ def test_a_folder_is_one_runs_at_a_time(tmp_path):
     first.leave()
     second.begin(FACTS, 1)
     second.leave()
+
+
+def test_a_process_that_outlives_the_first_is_waited_for_and_named_if_it_stays(tmp_path, monkeypatch):
+    monkeypatch.setattr("vtcframe.run_folder.PULSE", 0.02)
+    first = RunFolder(tmp_path)
+    number, _ = first.begin(FACTS, 2)
+    orphan = Shard(first.parts, number, 1)
+    first.leave()
+    orphan.append([[row("a")]])
+    with pytest.raises(
+        UsageError, match=rf"process 1 \(pid {os.getpid()} on .*\) of an earlier attempt is still at work"
+    ):
+        RunFolder(tmp_path).begin(FACTS, 1)
+    threading.Timer(0.1, orphan.close).start()
+    again = RunFolder(tmp_path)
+    assert again.begin(FACTS, 1)[1] == {"a"}
+    again.leave()
 
 
 def test_a_sample_that_was_never_asked_keeps_the_run_unfinished(tmp_path):

@@ -1,9 +1,11 @@
 """Runs of several processes, and runs that were killed: every question once, in its order, each time."""
 
+import csv
 import itertools
 import json
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -14,6 +16,7 @@ import pytest
 
 import workers
 from vtcframe.config import bundled
+from vtcframe.shards import places
 from workers import Run, slurm, torchrun
 
 QUESTIONS = Path(bundled("vtcframe:questions"))
@@ -136,6 +139,8 @@ def killed(context, folder, reference, kills, seed):
         run.kill()
         run.end()
         midst += lines(folder) > before + world
+        parts = [place for shard in (folder / "run" / "parts").glob("*.jsonl") for place in places(shard)]
+        assert len(parts) == len({identity for identity, _ in parts}), "asked again"
         if draw.random() < 0.5:
             cut += torn(folder, draw)
     run = Run(context, folder, seed % 3 + 1, options)
@@ -259,3 +264,42 @@ def test_memory_stays_as_it_is_over_2000_steps(context, tmp_path):
     weights = [int(line) for line in (tmp_path / "memory").read_text().splitlines()]
     assert len(weights) == 2_000
     assert max(weights[200:]) - weights[200] < 10 * 2**20
+
+
+def test_a_benchmark_is_asked_scored_and_exported_by_its_own_rules(context, tmp_path):
+    """Two processes, one picture missing."""
+    options, folder = asked(tmp_path, 1), tmp_path / "gqa"
+    folder.mkdir()
+    picture = (QUESTIONS / LINES[0]["image"]).read_bytes()
+    (folder / "7.jpg").write_bytes(picture)
+    told = {
+        "types": {"structural": "query"},
+        "isBalanced": True,
+        "question": "what shape is there ?",
+        "answer": "square",
+    }
+    questions = {str(i): {**told, "imageId": "8" if i == 2 else "7"} for i in range(4)}
+    (tmp_path / "testdev.json").write_text(json.dumps(questions))
+    options += [
+        f"--data.path={tmp_path}/testdev.json",
+        f"--data.images={folder}",
+        "--data.benchmark={name: Gqa, prompt: ''}",
+    ]
+    run = Run(context, tmp_path, 2, [*options, "--writer.exports=[csv, parquet]"], echo=True)
+    assert run.end() == [0, 0], run.said()
+    (official,) = (tmp_path / "run" / "official").glob("*/gqa.json")
+    assert json.loads(official.read_text()) == [{"questionId": str(i), "prediction": str(i % 2)} for i in range(4)]
+    assert re.search(r"\bquery +binary +open +all\nquestions +4 +0 +4 +4\n", run.said())
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["run"]["data.benchmark"] == {
+        "name": "Gqa",
+        "prompt": "",
+    }
+    pyarrow = pytest.importorskip("pyarrow.parquet")
+    lines = answers(tmp_path)
+    with (tmp_path / "run" / "predictions.csv").open(newline="") as file:
+        assert [(row["id"], row["prediction"]) for row in csv.DictReader(file)] == [line[:2] for line in lines]
+    table = pyarrow.read_table(tmp_path / "run" / "predictions.parquet").to_pylist()
+    assert [(row["id"], row["prediction"], row["error"]) for row in table] == lines
+    assert (
+        json.loads(table[0]["meta"]) == json.loads((tmp_path / "run" / "predictions.jsonl").open().readline())["meta"]
+    )

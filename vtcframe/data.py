@@ -1,6 +1,5 @@
 """Questions about pictures and videos, batched and decoded."""
 
-import json
 from collections.abc import Iterator, Sequence
 from hashlib import blake2b
 from pathlib import Path
@@ -100,11 +99,11 @@ class Questions(LightningDataModule):
         """Return what is asked, and how it is shown, by the keys of the configuration; a digest of all questions."""
         digest = blake2b(digest_size=16)
         for sample in self.samples:
-            digest.update(json.dumps([sample.id, sample.question, sample.answer, sample.type, sample.meta]).encode())
+            digest.update(repr(sample).encode())
         return {
             "data.path": self.path,
             "data.images": self.images,
-            "data.benchmark": None if self.benchmark is None else str(self.benchmark),
+            "data.benchmark": self.benchmark and {"name": type(self.benchmark).__name__, **vars(self.benchmark)},
             "data.frames": self.frames,
             "data.transforms": [str(transform) for transform in self.transforms],
             "data.limit": self.limit,

@@ -9,6 +9,7 @@ from dataclasses import fields
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
+from types import UnionType
 from typing import Any, get_args
 
 from vtcframe.config import UsageError
@@ -17,10 +18,15 @@ from vtcframe.shards import writing
 
 ARROW = {str: "string", int: "int64", float: "double"}
 GROUP = 10_000  # rows that a Parquet file is written by
-KINDS = {
-    field.name: next((kind for kind in ARROW if kind in (field.type, *get_args(field.type))), None)
-    for field in fields(Row)
-}
+
+
+def _arrow(declared: Any) -> str | None:
+    """Return Arrow's name of a field's type, or None for what becomes JSON."""
+    options = get_args(declared) if isinstance(declared, UnionType) else (declared,)
+    return next((ARROW[kind] for kind in options if kind in ARROW), None)
+
+
+COLUMNS = {field.name: _arrow(field.type) for field in fields(Row)}
 
 
 def check(form: str) -> None:
@@ -33,7 +39,7 @@ def export(form: str, rows: Iterable[Mapping[str, Any]], path: Path) -> Path:
     """Write rows in the form beside the file `path` and return where. UnfinishedError where they cannot be written."""
     path = path.with_suffix(f".{form}")
     with writing(path), _whole(path) as part:
-        FORMS[form](({name: _cell(row.get(name), kind) for name, kind in KINDS.items()} for row in rows), part)
+        FORMS[form](({name: _cell(row.get(name), kind) for name, kind in COLUMNS.items()} for row in rows), part)
     return path
 
 
@@ -45,13 +51,13 @@ def _whole(path: Path) -> Iterator[Path]:
     os.replace(part, path)
 
 
-def _cell(value: Any, kind: type | None) -> Any:
+def _cell(value: Any, kind: str | None) -> Any:
     return value if kind is not None or value is None else json.dumps(value, ensure_ascii=False)
 
 
 def _csv(rows: Iterator[dict[str, Any]], path: Path) -> None:
     with path.open("w", encoding="utf-8", newline="") as file:
-        table = csv.DictWriter(file, list(KINDS))
+        table = csv.DictWriter(file, list(COLUMNS))
         table.writeheader()
         table.writerows(rows)
 
@@ -60,7 +66,7 @@ def _parquet(rows: Iterator[dict[str, Any]], path: Path) -> None:
     import pyarrow as pa  # an extra
     import pyarrow.parquet as pq
 
-    schema = pa.schema([(name, ARROW[kind or str]) for name, kind in KINDS.items()])
+    schema = pa.schema([(name, kind or "string") for name, kind in COLUMNS.items()])
     with pq.ParquetWriter(path, schema) as file:
         while group := list(islice(rows, GROUP)):
             file.write_table(pa.Table.from_pylist(group, schema))

@@ -83,6 +83,7 @@ class Predictor(LightningModule):
         self.backbone, self.generation = backbone, DEFAULTS | (generation or {})
         self.runs = compare.runs() if compare is not None else [planned(stages) if stages else None]
         self.model: Any = None
+        self.exact: dict[str, Tensor] = {}
         self.viewed: Callable[[Sample], bool] = lambda sample: False  # a writer says which samples get their views
 
     def setup(self, stage: str) -> None:
@@ -310,4 +311,4 @@ def _views(layout: Layout, pruned: Pruned, p: int) -> list[View]:
 
 
 def _row(sample: Sample, **outcome: Any) -> Row:
-    return Row(sample.id, sample.type, sample.question, sample.answer, **outcome)
+    return Row(sample.id, sample.type, sample.question, sample.answer, meta=sample.meta, **outcome)

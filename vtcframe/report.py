@@ -18,7 +18,7 @@ def main(arguments: list[str]) -> int:
     """
     options = argparse.ArgumentParser(
         prog="vtcframe report",
-        description="What the finished runs below some folders show, side by side: a page that stands alone, and Markdown.",
+        description="Finished runs side by side: a page that stands alone, and the same as Markdown.",
     )
     options.add_argument("folder", nargs="+", type=Path, help="run folders, or folders of them")
     options.add_argument(
@@ -38,7 +38,9 @@ def write(folders: Sequence[Path], out: Path) -> list[Path]:
 
     for folder in folders:
         if not folder.is_dir():
-            raise UsageError(f"there is no folder {folder}: give one with the runs of vtcframe predict or sweep below it")
+            raise UsageError(
+                f"there is no folder {folder}: give one with the runs of vtcframe predict or sweep below it"
+            )
     pages = render(found(folders), out.parent)
     written = []
     for form, page in pages.items():

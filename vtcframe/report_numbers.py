@@ -9,10 +9,9 @@ import numpy as np
 from scipy.stats import binomtest, bootstrap
 
 from vtcframe.metrics import Row, seconds
-from vtcframe.report_runs import DOWNSAMPLE, UNPRUNED, Run
+from vtcframe.report_runs import UNPRUNED, Run
+from vtcframe.sweep_file import BASELINES, CHANCE
 
-CHANCE = "RandomPruner", "UniformPruner"  # what a method has to beat before its scores mean anything
-BASELINES = (*CHANCE, "Pool", DOWNSAMPLE)  # always beside
 RESAMPLES, LEVEL, DRAWN = 2000, 0.95, 2_000_000  # DRAWN: numbers at a time, for the memory's sake
 SHARED = "picture", "group"  # keys of a row's meta that say which questions are no independent ones
 Grades = Mapping[str, float]  # id -> how right its answer is, mean over seeds
@@ -237,6 +236,12 @@ class Average:
     def without(self) -> dict[str, float | None]:
         """Leave-one-out: the mean over all data but the named."""
         return {left: mean(value for data, value in self.percent.items() if data != left) for left in self.percent}
+
+    @property
+    def least(self) -> float | None:
+        """The least of those; None where one is not known."""
+        known = [value for value in self.without.values() if value is not None]
+        return min(known) if len(known) == len(self.percent) else None
 
 
 def averages(made: Sequence[Entry]) -> list[Average]:

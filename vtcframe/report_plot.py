@@ -12,7 +12,7 @@ from math import ceil, floor, log10
 from vtcframe.report_numbers import front
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 360, 270, 46, 12, 12, 38  # pixels on a phone
-TICKS = 5
+TICKS = 7
 COLOURS = 8  # of Okabe and Ito, which the colour-blind tell apart; the page's style has them as .c0 to .c7
 SHAPES = (  # around 0, 0; as many as are coprime to the colours, so that 56 methods get marks of their own
     '<circle r="5"/>',

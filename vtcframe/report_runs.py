@@ -11,11 +11,11 @@ from vtcframe.benchmark import Benchmark
 from vtcframe.config import UsageError
 from vtcframe.metrics import Row, Score, columns, means, written
 from vtcframe.registry import named
+from vtcframe.sweep_file import CONFIGURATION, DOWNSAMPLE
 
-UNPRUNED, DOWNSAMPLE = "unpruned", "Downsample"
+UNPRUNED = "unpruned"
 SHRINKS = re.compile(rf"{DOWNSAMPLE}\(tokens=(\d+|None), ratio=([\d.e-]+|None)\)")  # as run.json tells a transform
 SEED = re.compile(r"\bseed=(-?\d+)(?:, )?")
-CONFIGURATION = "config.yaml"  # in the folders that a sweep makes: MODEL/DATA/NUMBER
 
 
 @dataclass(frozen=True)

@@ -10,14 +10,15 @@ from lightning import Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 from PIL import Image
 
+from vtcframe.benchmark import Benchmark
 from vtcframe.config import UnfinishedError, UsageError
 from vtcframe.data import Batch, Questions
 from vtcframe.exports import check, export
-from vtcframe.metrics import Row, table
+from vtcframe.metrics import Row, runs, table
 from vtcframe.pictures import file_name, sheet
 from vtcframe.predict import Predictor
 from vtcframe.run_folder import Existing, RunFolder
-from vtcframe.shards import Shard, Watch, shard
+from vtcframe.shards import Shard, Watch, shard, writing
 
 NOTE = "seconds: a sample's share of its batch, encoding included, without the first batch where there are more"
 
@@ -125,18 +126,32 @@ class Writer(BasePredictionWriter):
         self.folder.await_others(self.attempt, trainer.world_size, lambda: trainer.received_sigterm)
         data: Questions = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue] (as in setup)
         self.folder.merge([sample.id for sample in data.samples])
-        self._tell()
+        self._tell(data)
         self.folder.leave()
 
-    def _tell(self) -> None:
-        rows = [Row(**row | {"views": None}) for row in self.folder.rows()]
+    def _tell(self, data: Questions) -> None:
+        rows = [Row(**{**row, "views": None}) for row in self.folder.rows()]
         self.failed = [row.id for row in rows if row.error is not None]
-        print(table(rows))
+        print(table(rows, data.benchmark))
         print(NOTE)
         path = self.folder.predictions
         written = [path, *(export(form, self.folder.rows(), path) for form in self.exports)]
+        if data.benchmark is not None and self._submit(rows, data.benchmark):
+            written.append(self.folder.path / "official")
         drawn = f", {len(self._drawn)} sheets to {self.folder.path}/pictures" if self._drawn else ""
         print(f"written to {', '.join(map(str, written))}{drawn}")
+
+    def _submit(self, rows: Sequence[Row], benchmark: Benchmark) -> list[Path]:
+        """Write each run's answers, empty ones where it failed, as the benchmark's own tool or server takes them."""
+        failed = [row for row in rows if row.error is not None]
+        with writing(self.folder.path / "official"):
+            return [
+                path
+                for (method, budget), own in runs(rows).items()
+                for path in benchmark.export(
+                    [*own, *failed], self.folder.path / "official" / file_name(f"{method} {budget}", "")
+                )
+            ]
 
     def on_exception(self, trainer: Trainer, pl_module: Any, exception: BaseException) -> None:
         """Let go of the shard and the folder."""

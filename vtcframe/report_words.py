@@ -1,0 +1,83 @@
+"""What the figures of a report allow to say, and what they do not."""
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from vtcframe.report_numbers import Average, Difference, Entry
+from vtcframe.report_runs import UNPRUNED, Found
+from vtcframe.sweep_file import BASELINES, CHANCE
+
+FEW = 3  # seeds
+
+
+def sentences(found: Found, made: Sequence[Entry]) -> list[str]:
+    """Say what the figures allow to say, and what they do not."""
+    lines = []
+    for model, data in dict.fromkeys((one.model, one.data) for one in made):
+        own = [one for one in made if (one.model, one.data) == (model, data)]
+        lines += [f"{model}, {data}: {line}" for line in _said(own)]
+    if found.unfinished:
+        lines.append(f"Not finished, and not in here: {', '.join(found.unfinished)}.")
+    several = {
+        key: sorted({str(run.facts.get(key)) for run in found.runs})
+        for key in dict.fromkeys(key for run in found.runs for key in run.facts if key.startswith("version of"))
+    }
+    lines += [f"The runs differ in the {key}: {', '.join(own)}." for key, own in several.items() if len(own) > 1]
+    mixed = [run.name for run in found.runs if any("mixed with" in one for one in run.told["attempts"])]
+    if mixed:
+        lines.append(
+            f"Rows of different configurations stand among each other (writer.existing: mix): {listed(mixed)}."
+        )
+    return [*lines, TIMES, SEEDS]
+
+
+TIMES = (
+    "The seconds are those of the runs themselves, on whatever machine and beside whatever else it did: they are no "
+    "benchmark. What pruning saves is measured by vtcframe bench."
+)
+SEEDS = (
+    "Each interval stands for itself: of twenty methods that differ in nothing one is shown to differ, by chance. "
+    "Intervals tell how much other questions would change the figure; the spread, how much other seeds would."
+)
+
+
+def _said(own: Sequence[Entry]) -> Iterator[str]:
+    if not any(one.method == UNPRUNED for one in own):
+        yield "the untouched model was not asked, so nothing is told in percent of it."
+    pruned = [one for one in own if one.method != UNPRUNED]
+    missing = [name for name in BASELINES if name not in {one.name for one in own}]
+    if pruned and missing:
+        yield f"not run beside: {listed(missing)}."
+    few = {labelled(one): len(one.values) for one in pruned if one.name == CHANCE[0] and len(one.values) < 3}
+    if few:
+        yield f"drawn with fewer than three seeds, so that its spread says little: {listed(few)}."
+    slower = [labelled(one) for one in pruned if one.pace is not None and one.pace > 1]
+    if slower:
+        yield f"SLOWER than the untouched model, as measured here: {listed(slower)}."
+    tied = [labelled(one) for one in pruned if _verdict(one.against_unpruned) == "not shown to differ"]
+    if tied:
+        yield f"not shown to differ from the untouched model: {listed(tied)}."
+    methods = [one for one in pruned if one.against_baseline is not None and one.name not in BASELINES]
+    for verdict, words in (
+        ("higher", "shown to be better than the better of random and uniform at the same budget"),
+        ("not shown to differ", "not shown to differ from the better of random and uniform at the same budget"),
+        ("lower", "WORSE than the better of random and uniform at the same budget"),
+    ):
+        if those := [labelled(one) for one in methods if _verdict(one.against_baseline) == verdict]:
+            yield f"{words}: {listed(those)}."
+    sizes = {len(one.grades) for one in own}
+    if len(sizes) > 1:
+        yield f"not all methods answered the same questions ({min(sizes)} to {max(sizes)}): see what failed."
+
+
+def _verdict(difference: Difference | None) -> str | None:
+    return None if difference is None else difference.verdict
+
+
+def labelled(one: Entry | Average) -> str:
+    """Return method and budget."""
+    return one.method if one.method == UNPRUNED else f"{one.method} at {one.budget}"
+
+
+def listed(names: Iterable[str]) -> str:
+    """Return names as a sentence has them."""
+    return ", ".join(names)

@@ -1,0 +1,156 @@
+"""What a sweep's file asks for, with the command line's changes, checked before anything runs."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any
+
+from jsonargparse import ArgumentError, ArgumentParser
+
+from vtcframe.config import UsageError, expand, parse, read, shorten
+
+NAME = re.compile(r"\w[\w.-]*")  # of a model or of questions: a folder's, too
+CONFIGURATION = "config.yaml"  # of a run, in its folder MODEL/DATA/NUMBER
+CHANCE, POOL, DOWNSAMPLE = ("RandomPruner", "UniformPruner"), "Pool", "Downsample"
+BASELINES = *CHANCE, POOL, DOWNSAMPLE  # always beside; the last is a transform and prunes nothing
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What the file asks for.
+
+    Args:
+        models: Name -> backbone: what `model.backbone` of predict takes.
+        data: Name -> questions: what `data` of predict takes.
+        budgets: For example [{ratio: 0.25}, {tokens: 64}].
+        pruners: Methods that are run at each of them.
+        seeds: With which of them each pruner is run that has a seed and was given none.
+        baselines: Whether random, uniform, pooling and, where the model's resolution allows it, downsampling are run.
+        generation: Options of transformers' generate.
+        trainer: Options of Lightning's trainer.
+        pictures: For how many questions it is drawn what each method keeps.
+        folder: Where to.
+    """
+
+    models: dict[str, dict[str, Any]]
+    data: dict[str, dict[str, Any]]
+    budgets: list[dict[str, Any]]
+    pruners: list[Any] = field(default_factory=list)
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2, 3, 4])
+    baselines: bool = True
+    generation: dict[str, Any] = field(default_factory=dict)
+    trainer: dict[str, Any] = field(default_factory=lambda: {"accelerator": "auto", "devices": 1})
+    pictures: int = 2
+    folder: str = "runs/sweep"
+
+    def __post_init__(self) -> None:
+        for kind, names in (("models", self.models), ("data", self.data), ("budgets", self.budgets)):
+            if not names:
+                raise UsageError(f"{kind} is empty: give at least one")
+        for name in (*self.models, *self.data):
+            if not NAME.fullmatch(name):
+                raise UsageError(f"{name!r} cannot be a folder's name: use letters, digits, '.', '_' and '-'")
+        if not (self.pruners or self.baselines):
+            raise UsageError("there is nothing to run: give pruners, or leave baselines as they are")
+        if self.baselines and not self.seeds:
+            raise UsageError("random is drawn with every one of the seeds, and there are none: give some")
+
+    def methods(self) -> list[Any]:
+        """Return the pruners with their seeds, baselines first, as one writes them in a configuration; each once."""
+        baselines = (*CHANCE, POOL) if self.baselines else ()
+        specs = [one for spec in (*baselines, *self.pruners) for one in self._seeded(spec)]
+        return list({words(spec): spec for spec in specs}.values())
+
+    def _seeded(self, spec: Any) -> list[Any]:
+        expanded, made = expand(spec, "pruner"), pruner_of(spec)
+        options = expanded.get("init_args", {})
+        if not is_dataclass(made) or "seed" in options or "seed" not in {one.name for one in fields(made)}:
+            return [spec]
+        return [shorten({**expanded, "init_args": {**options, "seed": seed}}) for seed in self.seeds]
+
+
+def asked(path: str, options: Sequence[str]) -> Sweep:
+    """Read the file, with `--KEY.KEY=VALUE` in place of what it says. UsageError for what no sweep can be."""
+    told = shorten(read(path))
+    if not isinstance(told, dict):
+        raise UsageError(f"{path} holds a {type(told).__name__}, and not the keys of a sweep")
+    for option in options:
+        key, equals, value = option.removeprefix("--").partition("=")
+        if not option.startswith("--") or not equals:
+            raise UsageError(f"{option!r} is no option: write --KEY=VALUE, for example --data.pope.limit=100")
+        *outer, last = key.split(".")
+        node = told
+        for name in outer:
+            node = node.setdefault(name, {}) if isinstance(node, dict) else None
+        if not isinstance(node, dict):
+            raise UsageError(f"{option!r}: {'.'.join(outer)} has no keys")
+        node[last] = shorten(expand(parse(value), key))
+    told["models"] = _models(told.get("models"))
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(Sweep)
+    try:
+        checked = parser.parse_object(told).as_dict()
+    except (ArgumentError, ValueError, TypeError, KeyError) as error:
+        raise UsageError(f"{path}: {error}") from error
+    sweep = Sweep(**checked)
+    _check(sweep)
+    return sweep
+
+
+def _models(told: Any) -> dict[str, Any]:
+    """Return backbones by their names; those of a list by the last part of their paths."""
+    if isinstance(told, dict):
+        return {name: {"path": one} if isinstance(one, str) else one for name, one in told.items()}
+    if not isinstance(told, list):
+        raise UsageError(f"models is a list of backbones, or name -> backbone, got {told!r}")
+    named: dict[str, Any] = {}
+    for one in told:
+        backbone = {"path": one} if isinstance(one, str) else one
+        if not isinstance(backbone, dict) or not isinstance(backbone.get("path"), str):
+            raise UsageError(f"a model is a path or {{path: ..., dtype: ...}}, got {one!r}")
+        name = re.split(r"[/:\\]", backbone["path"].rstrip("/\\"))[-1]
+        if name in named:
+            raise UsageError(f"two models are called {name!r}: give models as name -> backbone")
+        named[name] = backbone
+    return named
+
+
+def _check(sweep: Sweep) -> None:
+    """Try what predict would refuse only once it runs: every backbone's options, every pruner at every budget."""
+    from vtcframe.backbone import Backbone
+    from vtcframe.core import Budget
+    from vtcframe.pipeline import planned
+
+    for name, backbone in sweep.models.items():
+        _made(f"models.{name}", Backbone, backbone)
+    budgets = [_made("budgets", Budget, budget) for budget in sweep.budgets]
+    for spec in sweep.methods():
+        pruner = pruner_of(spec)
+        for budget in budgets:
+            try:
+                planned(pruner.stages(budget), pruner, budget)
+            except ValueError as error:
+                raise UsageError(f"{pruner} at {budget}: {error}") from error
+
+
+def _made(key: str, kind: type, value: Any) -> Any:
+    """Make one thing of a configuration. UsageError, naming its key."""
+    parser, name = ArgumentParser(exit_on_error=False), kind.__name__.lower()
+    parser.add_argument(f"--{name}", type=kind)
+    try:
+        make = getattr(parser, "instantiate", parser.instantiate_classes)  # the older name until jsonargparse 4.49
+        return make(parser.parse_object({name: value}))[name]
+    except (ArgumentError, ValueError, TypeError) as error:
+        raise UsageError(f"{key}: {error}") from error
+
+
+def pruner_of(spec: Any) -> Any:
+    """Make a pruner as one writes it in a configuration. UsageError for what is none."""
+    from vtcframe.pipeline import Pruner
+
+    return _made("pruners", Pruner, expand(spec, "pruner"))
+
+
+def words(spec: Any) -> str:
+    """Return a pruner with all of its options in words."""
+    return str(pruner_of(spec))
