@@ -588,7 +588,11 @@ def test_half_precision_of_the_trainer_is_that_of_the_backbone(tmp_path):
     rows = []
     for name, option in (("trainer", "--trainer.precision=bf16-true"), ("backbone", "--model.backbone.dtype=bfloat16")):
         (tmp_path / name).mkdir()
-        options = (*taken(tmp_path / name, 12), "--writer.masks=true", "--model.compare.pruners=[VtcCls, DivPrune]")
+        options = (
+            *taken(tmp_path / name, 12),
+            "--writer.masks=true",
+            "--model.compare.pruners=[DivPrune, {name: FastV, layer: 2}]",
+        )
         assert predict(*options, option)[0] == 0
         rows.append([(row.prediction, row.views) for row in read(tmp_path / name)])
     assert rows[0] == rows[1]

@@ -301,5 +301,6 @@ def test_a_benchmark_is_asked_scored_and_exported_by_its_own_rules(context, tmp_
     table = pyarrow.read_table(tmp_path / "run" / "predictions.parquet").to_pylist()
     assert [(row["id"], row["prediction"], row["error"]) for row in table] == lines
     assert (
-        json.loads(table[0]["meta"]) == json.loads((tmp_path / "run" / "predictions.jsonl").open().readline())["meta"]
+        json.loads(table[0]["meta"])
+        == json.loads((tmp_path / "run" / "predictions.jsonl").read_text().splitlines()[0])["meta"]
     )

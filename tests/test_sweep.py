@@ -49,8 +49,8 @@ def written(folder, **keys):
 def planned(folder, *options, **keys):
     """What would be run: folder and methods at budgets, or that it goes on."""
     read = asked(written(folder, **keys).removeprefix("--config="), options)
-    runs = [run for model in read.models for run in plan(read, model)]
-    return [(run.folder.relative_to(folder / "sweep").as_posix(), str(run).partition(": ")[2]) for run in runs]
+    place = folder / "sweep"
+    return [(run.folder.relative_to(place).as_posix(), str(run).partition(": ")[2]) for run in plan(read)]
 
 
 @pytest.fixture
@@ -113,6 +113,15 @@ def test_models_of_flexible_resolution_are_shrunk_to_each_budget_in_runs_of_thei
     assert third["data"]["transforms"][1] == {"name": "Downsample", "ratio": 0.25}
     assert "compare" not in second["model"]
     assert planned(tmp_path, **keys, data=thumbnail) == []
+
+
+def test_a_budget_that_a_method_does_not_serve_is_left_out(tmp_path, capsys):
+    budgets = [{"tokens": 64}, {"tokens": 9}]
+    (first, second) = planned(tmp_path, pruners=["SparseVlm", "VtcCls"], budgets=budgets)
+    assert first[1].startswith("SparseVlm(")
+    assert first[1].endswith(") at tokens 64")
+    assert second[1] == "VtcCls(last=3) at tokens 64, tokens 9"
+    assert "at tokens 9 is left out: SparseVlm has numbers for 192" in capsys.readouterr().out
 
 
 def test_every_model_is_asked_every_set_of_questions_and_names_are_folders(tmp_path):
@@ -230,7 +239,7 @@ def test_batches_and_workers_may_change(tmp_path, pretended):
         ({"pruners": []}, "there is nothing to run"),
         ({"budgets": []}, "budgets is empty"),
         ({"budgets": [{"ratio": 2}]}, "budgets: ratio is the fraction of tokens kept"),
-        ({"pruners": ["FastV"], "budgets": [{"tokens": 3, "per": "view"}]}, "FastV"),
+        ({"pruners": ["SparseVlm"], "budgets": [{"tokens": 9}]}, "can be run at none of the budgets: SparseVlm has"),
         ({"models": {}}, "models is empty"),
         ({"models": ["vtcframe:tiny", "a/tiny"]}, "two models are called 'tiny'"),
         ({"models": 3}, "models is a list of backbones"),

@@ -36,7 +36,7 @@ def main(arguments: list[str]) -> int:
     given, rest = options.parse_known_args(arguments)
     check_extra()  # not after hours of running
     sweep = asked(given.config, rest)
-    runs = [planned for model in sweep.models for planned in plan(sweep, model)]
+    runs = plan(sweep)
     for planned in runs:
         print(planned, flush=True)
     if not runs:

@@ -116,21 +116,28 @@ def _models(told: Any) -> dict[str, Any]:
 
 
 def _check(sweep: Sweep) -> None:
-    """Try what predict would refuse only once it runs: every backbone's options, every pruner at every budget."""
+    """Try what predict would refuse only once it runs."""
     from vtcframe.backbone import Backbone
-    from vtcframe.core import Budget
-    from vtcframe.pipeline import planned
 
     for name, backbone in sweep.models.items():
         _made(f"models.{name}", Backbone, backbone)
-    budgets = [_made("budgets", Budget, budget) for budget in sweep.budgets]
     for spec in sweep.methods():
-        pruner = pruner_of(spec)
-        for budget in budgets:
-            try:
-                planned(pruner.stages(budget), pruner, budget)
-            except ValueError as error:
-                raise UsageError(f"{pruner} at {budget}: {error}") from error
+        refusals = [refusal(spec, budget) for budget in sweep.budgets]
+        if None not in refusals:
+            raise UsageError(f"{words(spec)} can be run at none of the budgets: {refusals[0]}")
+
+
+def refusal(spec: Any, budget: Any) -> str | None:
+    """Say why a pruner cannot be run at a budget; None if it can. UsageError where one of them is none."""
+    from vtcframe.core import Budget
+    from vtcframe.pipeline import planned
+
+    pruner, amount = pruner_of(spec), _made("budgets", Budget, budget)
+    try:
+        planned(pruner.stages(amount), pruner, amount)
+    except ValueError as error:
+        return str(error)
+    return None
 
 
 def _made(key: str, kind: type, value: Any) -> Any:

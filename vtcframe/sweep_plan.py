@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vtcframe.config import UsageError, bundled, read, shorten
-from vtcframe.sweep_file import CONFIGURATION, DOWNSAMPLE, Sweep, words
+from vtcframe.sweep_file import CONFIGURATION, DOWNSAMPLE, Sweep, refusal, words
 
 PICTURE = 1024, 768  # pixels: of whether a model's processor makes fewer tokens of a smaller one
 SPEED = "batch_size", "num_workers"  # of the data: they change no answer
@@ -26,15 +26,26 @@ class Planned:
         return f"{self.folder}: {'goes on with ' if self.config is None else ''}{self.told}"
 
 
-def plan(sweep: Sweep, model: str) -> list[Planned]:
+def plan(sweep: Sweep) -> list[Planned]:
     """Return what is to be run: unfinished runs that are still asked for, then new ones for what is missing.
 
     UsageError where the folder holds runs of another sweep.
     """
     methods = {words(spec): spec for spec in sweep.methods()}
     budgets = {_key(budget): budget for budget in sweep.budgets}
-    smaller = {_key(amount): amount for amount in _shrinkable(sweep, model)} if sweep.baselines else {}
-    return [run for data in sweep.data for run in _planned(sweep, model, data, methods, budgets, smaller)]
+    served: set[Pair] = set()
+    for method, spec in methods.items():
+        for budget, amount in budgets.items():
+            if (why := refusal(spec, amount)) is None:
+                served.add((method, budget))
+            else:
+                print(f"{method} at {budget} is left out: {why}")
+    runs = []
+    for model in sweep.models:
+        smaller = {_key(amount): amount for amount in _shrinkable(sweep, model)} if sweep.baselines else {}
+        for data in sweep.data:
+            runs += _planned(sweep, model, data, methods, budgets, served, smaller)
+    return runs
 
 
 def _planned(
@@ -43,11 +54,12 @@ def _planned(
     data: str,
     methods: Mapping[str, Any],
     budgets: Mapping[str, dict[str, Any]],
+    served: set[Pair],
     smaller: Mapping[str, dict[str, Any]],
 ) -> list[Planned]:
     folder = Path(sweep.folder) / model / data
     shown = _configuration(sweep, model, data, folder)
-    wanted = {(method, budget) for method in methods for budget in budgets} | {(DOWNSAMPLE, one) for one in smaller}
+    wanted = served | {(DOWNSAMPLE, one) for one in smaller}
     there: set[Pair] = set()
     runs, number = [], 0
     for path in sorted(file.parent for file in folder.glob(f"*/{CONFIGURATION}") if file.parent.name.isdecimal()):
@@ -63,7 +75,7 @@ def _planned(
         there.update(pairs)
     missing: dict[tuple[str, ...], list[str]] = {}  # budgets -> methods: each a run, which is all of them at all
     for method in methods:
-        if left := tuple(budget for budget in budgets if (method, budget) not in there):
+        if left := tuple(budget for budget in budgets if (method, budget) in wanted - there):
             missing.setdefault(left, []).append(method)
     new: list[dict[str, Any]] = [
         {"compare": {"pruners": [methods[one] for one in own], "budgets": [budgets[one] for one in left]}}
