@@ -241,6 +241,7 @@ def test_transforms_stand_in_the_configuration(tmp_path, capsys):
             "data.transforms": json.dumps(given),
             "trainer.accelerator": "cpu",
             "writer.folder": tmp_path / "out",
+            "writer.existing": "replace",
         }
         status = main(["predict", *(f"--{name}={value}" for name, value in arguments.items())])
         rows = (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()
