@@ -22,6 +22,7 @@ from vtcframe.metrics import Row
 from vtcframe.report_numbers import averages, difference, entries, front
 from vtcframe.report_plot import SHAPES, Point, mark, plot
 from vtcframe.report_runs import found
+from vtcframe.transforms import Downsample
 
 CHROMIUM = Path("/usr/bin/chromium")
 FACTS = {
@@ -127,6 +128,9 @@ def test_pictures_of_unequal_numbers_of_questions_weigh_as_their_questions_do():
     found = difference(grades, dict.fromkeys(grades, 0.0), {0: "a", 1: "a", 2: "a", 3: "b"})
     assert found.mean == 0.75
     assert found.interval == (0.0, 1.0)
+    many = {(n, k): float(n % 2) for n in range(100) for k in range(3 if n % 2 else 1)}
+    low, high = difference(many, dict.fromkeys(many, 0.0), {name: name[0] for name in many}).interval
+    assert 0.6 < low < 0.75 < high < 0.9
 
 
 @pytest.mark.parametrize(("right", "verdict"), [("1" * 20, TIED), ("0" * 20, "lower"), ("1" * 19 + "0", TIED)])
@@ -227,15 +231,13 @@ def test_seconds_are_compared_within_a_run_and_the_first_batch_is_left_out(tmp_p
 
 def test_a_run_of_shrunk_pictures_is_downsampling_beside_the_others(tmp_path):
     whole = folder(tmp_path / "1", rows("unpruned", "1111"), rows("UniformPruner()", "1110", QUARTER))
-    facts = {"model.runs": ["unpruned"], "data.transforms": ["Downsample(tokens=None, ratio=0.25)"]}
+    facts = {"model.runs": ["unpruned"], "data.transforms": [str(Downsample(ratio=0.25))]}
     shrunk = folder(tmp_path / "2", rows("unpruned", "1100", seconds=0.2), **facts)
     one = made(whole, shrunk)["tiny", "toys", "Downsample", "0.25"]
     assert (one.value, one.percent, one.against_unpruned.mean) == (0.5, 50, -0.5)
     assert (one.pace, one.same_run) == (pytest.approx(2), False)
     assert one.baseline == "UniformPruner"
-    tokens = folder(
-        tmp_path / "3", rows("unpruned", "1"), **facts | {"data.transforms": ["Downsample(tokens=9, ratio=None)"]}
-    )
+    tokens = folder(tmp_path / "3", rows("unpruned", "1"), **facts | {"data.transforms": [str(Downsample(tokens=9))]})
     assert ("tiny", "toys", "Downsample", "9 tokens") in made(whole, tokens)
 
 
@@ -269,11 +271,18 @@ def test_folders_that_lie_in_each_other_are_read_once(tmp_path):
     assert len(found([tmp_path, tmp_path / "x", tmp_path / "x" / "a"]).runs) == 1
 
 
+def told_without(manifest, key):
+    told = json.loads(manifest.read_text())
+    del told["run"][key]
+    manifest.write_text(json.dumps(told))
+
+
 @pytest.mark.parametrize(
     ("harm", "words"),
     [
         (lambda path: (path / "run.json").write_text("{"), "does not say what run it is of"),
         (lambda path: (path / "run.json").write_text('{"merged": 1}'), "does not say what run it is of"),
+        (lambda path: told_without(path / "run.json", "model.runs"), "does not say what run it is of"),
         (lambda path: (path / "predictions.jsonl").write_text('{"id": 1, "x": 2}\n'), "line 1, is no row"),
         (lambda path: (path / "run.json").unlink(), "there is no finished run below"),
         (lambda path: (path / "predictions.jsonl").unlink(), r"\(1 are not finished\)"),
@@ -329,7 +338,7 @@ def pages(folders):
 
 def test_the_words_say_what_the_intervals_allow(sweep):
     _, text = pages(sweep)
-    assert "tiny, toys: not run beside: Pool, Downsample." in text
+    assert "tiny, toys: not run beside: Pool at 0.25, Downsample at 0.25." in text
     assert "tiny, toys: SLOWER than the untouched model, as measured here: VtcCls(last=3) at 0.25." in text
     assert "tiny, toys: not shown to differ from the untouched model: VtcCls(last=3) at 0.25." in text
     assert (
@@ -351,6 +360,39 @@ def test_random_with_few_seeds_and_runs_of_different_versions_are_told(tmp_path)
     assert "The runs differ in the version of torch: 2.10, 2.9." in text
 
 
+def test_a_baseline_is_missed_at_each_budget_that_it_was_not_run_at(tmp_path):
+    each = {"ratio": 0.25, "per": "image"}
+    shrunk = {"model.runs": ["unpruned"], "data.transforms": [str(Downsample(ratio=0.25))]}
+    folder(
+        tmp_path / "x" / "a",
+        rows("unpruned", "11"),
+        *(rows(f"{name}()", "10", budget) for name in ("Pool", "UniformPruner") for budget in (each, {"ratio": 0.5})),
+        *(rows(f"RandomPruner(seed={n})", "10", each) for n in range(3)),
+    )
+    folder(tmp_path / "x" / "b", rows("unpruned", "11"), **shrunk)
+    assert "not run beside: RandomPruner at 0.5, Downsample at 0.5." in pages(tmp_path / "x")[1]
+
+
+def test_what_makes_figures_doubtful_is_told(tmp_path):
+    folder(tmp_path / "x" / "a", rows("Vtc()", "11", QUARTER), rows("Pool()", "1", QUARTER), attempts=2)
+    path = tmp_path / "x" / "a" / "run.json"
+    told = json.loads(path.read_text())
+    told["attempts"][1]["mixed with"] = {}
+    path.write_text(json.dumps(told))
+    _, text = pages(tmp_path / "x")
+    assert "the untouched model was not asked, so nothing is told in percent of it." in text
+    assert "not all methods answered the same questions (1 to 2): see what failed." in text
+    assert "Rows of different configurations stand among each other (writer.existing: mix): a." in text
+
+
+def test_the_report_goes_where_it_is_told_to(tmp_path):
+    folder(tmp_path / "a", rows("unpruned", "11"))
+    report.main([str(tmp_path), f"--out={tmp_path}/deep/v1.5"])
+    report.main([str(tmp_path), f"--out={tmp_path}/page.html"])
+    written = [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.suffix in (".html", ".md")]
+    assert sorted(written) == ["deep/v1.5.html", "deep/v1.5.md", "page.html", "page.md"]
+
+
 def test_markdown_has_every_table_with_as_many_cells_as_heads(sweep):
     _, text = pages(sweep)
     tables = re.findall(r"(?m)(?:^\|.*\n)+", text)
@@ -360,6 +402,14 @@ def test_markdown_has_every_table_with_as_many_cells_as_heads(sweep):
     assert "| RandomPruner() | 0.25 | 3 | 44 | 0.477 | 0.455 | 0.500 | 0.023 | 52.5 |" in text
     assert "![What was kept of q0](<more/pictures/q0.png>)" in text
     assert r"| toys | 7 | f0, f1, f2, f3, f4 and 2 more | the picture \<b>x\|y\</b> is missing |" in text
+
+
+def test_a_run_without_an_answer_is_a_report_too_and_many_reasons_are_cut(tmp_path):
+    folder(tmp_path / "a", [Row(f"q{n}", None, "?", None, error=f"reason {n}") for n in range(23)])
+    _, text = pages(tmp_path)
+    assert "a: 3 more reasons are in its predictions.jsonl." in text
+    assert "| a | 1 | q19 | reason 19 |" in text
+    assert "reason 20" not in text
 
 
 def test_the_same_rows_give_the_same_bytes(sweep):
@@ -462,6 +512,14 @@ def test_tables_sort_by_click_by_number_and_by_keyboard(opened):
     assert head.get_attribute("aria-sort") is None
 
 
+def test_negative_numbers_sort_as_numbers(opened):
+    table = opened.locator("table", has=opened.locator("caption", has_text="Paired differences")).first
+    table.locator("thead th button").nth(2).click()
+    values = [float(value) for value in column(table, 3)]
+    assert values == sorted(values)
+    assert min(values) < -0.5 < -0.1 < max(values)
+
+
 def test_cells_without_a_figure_stay_at_the_end(opened):
     table = opened.locator("table", has=opened.locator("caption", has_text=re.compile("^Scores$"))).first
     for _ in ("ascending", "descending"):
@@ -485,6 +543,16 @@ def test_the_page_is_no_wider_than_its_screen_and_tables_scroll_in_their_boxes(o
     assert opened.evaluate("document.documentElement.scrollWidth") == width
     wide = opened.eval_on_selector_all(".scroll", "all => all.map(one => one.scrollWidth > one.clientWidth)")
     assert any(wide) == (width == 360)
+
+
+def test_a_long_name_leaves_room_for_figures_on_a_phone(browser, tmp_path):
+    name = f"Pipeline(scorers=({'ClsAttention(last=3), ' * 6}), across='view')"
+    folder(tmp_path / "a", rows("unpruned", "11"), rows(name, "10", QUARTER))
+    pages(tmp_path)
+    page = browser.new_page(viewport={"width": 360, "height": 780})
+    page.goto((tmp_path / "report.html").as_uri())
+    assert max(page.eval_on_selector_all("tbody td:first-child", "all => all.map(one => one.offsetWidth)")) < 180
+    page.close()
 
 
 def test_it_follows_the_colours_asked_for_and_prints_on_white(opened):

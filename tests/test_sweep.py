@@ -62,10 +62,9 @@ def pretended(monkeypatch):
         config = yaml.safe_load(file.read_text())
         ran.append(config)
         status = statuses.get(config["writer"]["folder"].rpartition("sweep/")[2], 0)
-        if status in (0, 1):
-            told = {"run": {}, "merged": "now", "attempts": []}
-            (file.parent / "run.json").write_text(json.dumps(told))
-            (file.parent / "predictions.jsonl").write_text("")
+        told = {"run": {}, "merged": "now" if status in (0, 1) else None, "attempts": []}
+        (file.parent / "run.json").write_text(json.dumps(told))
+        (file.parent / "predictions.jsonl").write_text("")  # also where it is not over: those of a run that it replaces
         return status
 
     monkeypatch.setattr(sweep, "predict", predict)
@@ -122,6 +121,18 @@ def test_a_budget_that_a_method_does_not_serve_is_left_out(tmp_path, capsys):
     assert first[1].endswith(") at tokens 64")
     assert second[1] == "VtcCls(last=3) at tokens 64, tokens 9"
     assert "at tokens 9 is left out: SparseVlm has numbers for 192" in capsys.readouterr().out
+
+
+def test_downsampling_stands_in_the_report_beside_pruning(tmp_path, monkeypatch):
+    for part in BACKBONES["qwen2_5_vl"]():
+        part.save_pretrained(tmp_path / "qwen")
+    monkeypatch.setattr(sweep, "predict", lambda file: command(["predict", "--config", str(file)]))
+    data = {"toys": {"path": "vtcframe:questions", "limit": 3}}
+    keys = {"models": [str(tmp_path / "qwen")], "budgets": [{"ratio": 0.5}], "baselines": True, "data": data}
+    assert sweep.main([written(tmp_path, **keys, pruners=[])]) == 0
+    text = (tmp_path / "sweep" / "report.md").read_text()
+    assert "| Downsample | 0.5 | 1 | 3 |" in text
+    assert "not run beside" not in text
 
 
 def test_every_model_is_asked_every_set_of_questions_and_names_are_folders(tmp_path):
@@ -247,7 +258,7 @@ def test_batches_and_workers_may_change(tmp_path, pretended):
         ({"models": {"tiny": {"path": "vtcframe:tiny", "dtyp": 1}}}, "models.tiny: "),
         ({"models": {"../tiny": TINY}}, "'../tiny' cannot be a folder's name"),
         ({"data": {"a/b": {"path": "a"}}}, "'a/b' cannot be a folder's name"),
-        ({"baselines": True, "seeds": []}, "there are none: give some"),
+        ({"seeds": []}, "seeds is empty"),
         ({"seeds": "x"}, "seeds"),
         ({"budgts": []}, "Option 'budgts' is not accepted"),
     ],

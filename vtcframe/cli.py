@@ -17,6 +17,8 @@ usage: vtcframe predict --config FILE [--KEY=VALUE ...]       answer questions w
        vtcframe explain --image FILE --question TEXT --tokens N
                                                               what a pruner keeps of your picture, drawn and in numbers
        vtcframe check MODEL [--image FILE ...] [--tokens N]   the laws, one by one, on a checkpoint of yours
+       vtcframe sweep --config FILE [--KEY=VALUE ...]         models, questions, methods, budgets: what is missing
+       vtcframe report FOLDER [FOLDER ...] [--out NAME]       finished runs side by side, as a page and as Markdown
        vtcframe bench [--shape NAME | --model PATH]           what pruning costs and saves on this machine
        vtcframe list                                          every installed component and its status
        vtcframe COMMAND --help                                every option of predict, explain or check
@@ -69,10 +71,14 @@ def _left_out() -> tuple[Failure, ...]:
         return failures()
 
 
-def predict(arguments: list[str]) -> int:
-    """Run the predict loop as the configuration says."""
+def _warn_of_failures() -> None:
     for failure in _left_out():
         print(f"vtcframe: warning: {failure}", file=sys.stderr)
+
+
+def predict(arguments: list[str]) -> int:
+    """Run the predict loop as the configuration says."""
+    _warn_of_failures()
     resolved = resolve(arguments)
     from vtcframe.predict_command import run  # not before a typo could be answered: it imports torch
 
@@ -171,8 +177,25 @@ def check_model(arguments: list[str]) -> int:
     return LAW_BROKEN if "broken" in outcomes else DONE
 
 
+def sweep(arguments: list[str]) -> int:
+    """Run what is missing of models, questions, methods and budgets, then write the report."""
+    _warn_of_failures()
+    from vtcframe.sweep import main  # lazily, like all that follows a typo
+
+    return main(arguments)
+
+
+def report(arguments: list[str]) -> int:
+    """Write a page about finished runs."""
+    from vtcframe.report import main  # lazily
+
+    return main(arguments)
+
+
 COMMANDS = {
     "predict": predict,
+    "sweep": sweep,
+    "report": report,
     "bench": bench.main,
     "explain": explain_one,
     "list": list_components,

@@ -8,6 +8,7 @@ from pathlib import Path
 from vtcframe.config import UsageError
 from vtcframe.run_folder import replace_whole
 
+FORMS = ".html", ".md"
 NEEDED = "scipy", "jinja2"  # the extra `report`
 
 
@@ -22,10 +23,11 @@ def main(arguments: list[str]) -> int:
     )
     options.add_argument("folder", nargs="+", type=Path, help="run folders, or folders of them")
     options.add_argument(
-        "--out", type=Path, help="where to, without an ending; report in the first folder when not given"
+        "--out", type=Path, help="where to: OUT.html and OUT.md; report in the first folder when not given"
     )
     given = options.parse_args(arguments)
-    written = write(given.folder, given.out or given.folder[0] / "report")
+    out = given.out or given.folder[0] / "report"
+    written = write(given.folder, out.with_suffix("") if out.suffix in FORMS else out)
     print(f"written to {', '.join(map(str, written))}")
     return 0
 

@@ -216,6 +216,14 @@ def _mcnemar(here: Grades, there: Grades, both: Sequence[str]) -> float | None:
     return float(binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
 
 
+def sets(made: Iterable[Entry]) -> dict[tuple[str, str], list[Entry]]:
+    """Split entries by model and data."""
+    split: dict[tuple[str, str], list[Entry]] = {}
+    for one in made:
+        split.setdefault((one.model, one.data), []).append(one)
+    return split
+
+
 @dataclass(frozen=True)
 class Average:
     """One method at one budget over all the data of a model, in percent of the untouched model."""

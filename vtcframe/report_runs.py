@@ -14,6 +14,8 @@ from vtcframe.registry import named
 from vtcframe.sweep_file import CONFIGURATION, DOWNSAMPLE
 
 UNPRUNED = "unpruned"
+READ = "model.backbone model.generation model.runs trainer.precision data.path data.benchmark data.transforms".split()
+ENDING = re.compile(r"\.(jsonl|csv|tsv|parquet)$")  # of questions in a plain format
 SHRINKS = re.compile(rf"{DOWNSAMPLE}\(tokens=(\d+|None), ratio=([\d.e-]+|None)\)")  # as run.json tells a transform
 SEED = re.compile(r"\bseed=(-?\d+)(?:, )?")
 
@@ -139,7 +141,7 @@ def _data(run: Run) -> str:
     if run.configuration is not None:
         return run.path.parent.name
     benchmark = run.facts["data.benchmark"]
-    return short(run.facts["data.path"]).partition(".")[0] if benchmark is None else benchmark["name"]
+    return ENDING.sub("", short(run.facts["data.path"])) if benchmark is None else benchmark["name"]
 
 
 def short(path: str) -> str:
@@ -150,7 +152,7 @@ def short(path: str) -> str:
 def _told(manifest: Path) -> dict[str, Any]:
     try:
         told = json.loads(manifest.read_text(encoding="utf-8"))
-        _ = told["merged"], told["attempts"], [told["run"][key] for key in ("data.transforms", "data.benchmark")]
+        _ = told["merged"], told["attempts"], [told["run"][key] for key in READ]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(f"{manifest} does not say what run it is of ({error!r}): leave its folder out") from error
     return told

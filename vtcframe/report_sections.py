@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from vtcframe.report_numbers import Average, Difference, Entry, averages, entries
+from vtcframe.report_numbers import Average, Difference, Entry, averages, entries, sets
 from vtcframe.report_plot import Point, legend, plot
 from vtcframe.report_runs import UNPRUNED, Found, Run
 from vtcframe.report_words import labelled, listed, sentences
@@ -61,8 +61,7 @@ def told(found: Found) -> Iterator[Section]:
     for model in dict.fromkeys(one.model for one in made):
         if over := [one for one in averages(made) if one.model == model]:
             yield _mean(model, over, methods)
-    for model, data in dict.fromkeys((one.model, one.data) for one in made):
-        own = [one for one in made if (one.model, one.data) == (model, data)]
+    for (model, data), own in sets(made).items():
         yield _measured(own, [run for run in found.runs if (run.model, run.data) == (model, data)], methods)
     yield _failed(found.runs)
     yield _runs(found)
@@ -91,7 +90,12 @@ def _mean(model: str, over: Sequence[Average], methods: Sequence[str]) -> Sectio
         "seconds a sample, as measured": [(one, one.seconds) for one in whole if one.seconds is not None],
     }
     plots = [
-        plot([Point(one.method, _told(one, one.mean), cost, one.mean or 0) for one, cost in own], across, "%", methods)
+        plot(
+            [Point(one.method, _told(one, one.mean), cost, one.mean or 0) for one, cost in own],
+            across,
+            "% of unpruned",
+            methods,
+        )
         for across, own in points.items()
     ]
     note = (
@@ -126,8 +130,8 @@ def _measured(own: Sequence[Entry], runs: Sequence[Run], methods: Sequence[str])
     pairs = Table(
         "Paired differences in grade",
         [
-            "method", "budget", "to unpruned", "95 % interval", "so it is", "McNemar p",
-            "to the better of random and uniform", "95 % interval", "so it is",
+            "method", "budget", "to unpruned", "95 % interval", "verdict", "McNemar p",
+            "to the better of random and uniform", "95 % interval", "verdict",
         ],
         [
             [

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from vtcframe.report_numbers import Average, Difference, Entry
+from vtcframe.report_numbers import Average, Difference, Entry, sets
 from vtcframe.report_runs import UNPRUNED, Found
 from vtcframe.sweep_file import BASELINES, CHANCE
 
@@ -12,8 +12,7 @@ FEW = 3  # seeds
 def sentences(found: Found, made: Sequence[Entry]) -> list[str]:
     """Say what the figures allow to say, and what they do not."""
     lines = []
-    for model, data in dict.fromkeys((one.model, one.data) for one in made):
-        own = [one for one in made if (one.model, one.data) == (model, data)]
+    for (model, data), own in sets(made).items():
         lines += [f"{model}, {data}: {line}" for line in _said(own)]
     if found.unfinished:
         lines.append(f"Not finished, and not in here: {', '.join(found.unfinished)}.")
@@ -44,10 +43,12 @@ def _said(own: Sequence[Entry]) -> Iterator[str]:
     if not any(one.method == UNPRUNED for one in own):
         yield "the untouched model was not asked, so nothing is told in percent of it."
     pruned = [one for one in own if one.method != UNPRUNED]
-    missing = [name for name in BASELINES if name not in {one.name for one in own}]
-    if pruned and missing:
+    there = {(one.name, _amount(one)) for one in pruned}
+    amounts = dict.fromkeys(_amount(one) for one in pruned)
+    missing = [f"{name} at {amount}" for name in BASELINES for amount in amounts if (name, amount) not in there]
+    if missing:
         yield f"not run beside: {listed(missing)}."
-    few = {labelled(one): len(one.values) for one in pruned if one.name == CHANCE[0] and len(one.values) < 3}
+    few = [labelled(one) for one in pruned if one.name == CHANCE[0] and len(one.values) < FEW]
     if few:
         yield f"drawn with fewer than three seeds, so that its spread says little: {listed(few)}."
     slower = [labelled(one) for one in pruned if one.pace is not None and one.pace > 1]
@@ -67,6 +68,11 @@ def _said(own: Sequence[Entry]) -> Iterator[str]:
     sizes = {len(one.grades) for one in own}
     if len(sizes) > 1:
         yield f"not all methods answered the same questions ({min(sizes)} to {max(sizes)}): see what failed."
+
+
+def _amount(one: Entry) -> str:
+    """Return a budget without whose it is: pictures are shrunk one by one."""
+    return one.budget.partition(" a ")[0]
 
 
 def _verdict(difference: Difference | None) -> str | None:

@@ -44,22 +44,19 @@ class Sweep:
     folder: str = "runs/sweep"
 
     def __post_init__(self) -> None:
-        for kind, names in (("models", self.models), ("data", self.data), ("budgets", self.budgets)):
-            if not names:
-                raise UsageError(f"{kind} is empty: give at least one")
+        for key in ("models", "data", "budgets", "seeds"):
+            if not getattr(self, key):
+                raise UsageError(f"{key} is empty: give at least one")
         for name in (*self.models, *self.data):
             if not NAME.fullmatch(name):
                 raise UsageError(f"{name!r} cannot be a folder's name: use letters, digits, '.', '_' and '-'")
         if not (self.pruners or self.baselines):
             raise UsageError("there is nothing to run: give pruners, or leave baselines as they are")
-        if self.baselines and not self.seeds:
-            raise UsageError("random is drawn with every one of the seeds, and there are none: give some")
 
     def methods(self) -> list[Any]:
-        """Return the pruners with their seeds, baselines first, as one writes them in a configuration; each once."""
+        """Return the pruners with their seeds, baselines first, as one writes them in a configuration."""
         baselines = (*CHANCE, POOL) if self.baselines else ()
-        specs = [one for spec in (*baselines, *self.pruners) for one in self._seeded(spec)]
-        return list({words(spec): spec for spec in specs}.values())
+        return [one for spec in (*baselines, *self.pruners) for one in self._seeded(spec)]
 
     def _seeded(self, spec: Any) -> list[Any]:
         expanded, made = expand(spec, "pruner"), pruner_of(spec)
