@@ -19,7 +19,7 @@ from vtcframe import report
 from vtcframe.benchmarks import Mme, Pope
 from vtcframe.config import UsageError
 from vtcframe.metrics import Row
-from vtcframe.report_numbers import averages, difference, entries, front
+from vtcframe.report_numbers import averages, difference, entries, front, unit
 from vtcframe.report_plot import SHAPES, Point, mark, plot
 from vtcframe.report_runs import found
 from vtcframe.transforms import Downsample
@@ -565,3 +565,13 @@ def test_it_follows_the_colours_asked_for_and_prints_on_white(opened):
     assert paper() == "rgb(255, 255, 255)"
     assert opened.evaluate("getComputedStyle(document.querySelector('.scroll')).overflow") == "visible"
     assert len(opened.pdf()) > 10_000
+
+
+def test_questions_about_the_same_pictures_are_drawn_together():
+    def row(name, images, **meta):
+        return Row(name, "color", "what ?", "red", images=images, meta=meta)
+
+    rows = [row("a", ["1.png"]), row("b", ["1.png"]), row("c", ["1.png", "2.png"]), row("d", [])]
+    assert len({unit(one) for one in rows}) == 3
+    assert unit(rows[0]) == unit(rows[1])
+    assert unit(row("e", ["3.png"], group=1)) == unit(row("f", ["4.png"], group=1))

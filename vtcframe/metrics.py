@@ -43,6 +43,7 @@ class Row:
     seconds: float | None = None  # share of its batch's wall time in this run: prune, splice and generate
     encode_seconds: float | None = None  # the encoding before it, once for all runs; 0 where generate encodes
     batch: int | None = None  # the batch that it was answered in; in the first, everything runs for the first time
+    images: list[str] = field(default_factory=list)  # where its pictures and videos are, as its benchmark names them
     views: list[View] | None = None  # where the writer wants them and tokens were judged
     error: str | None = None
     meta: dict[str, Any] = field(default_factory=dict)  # the sample's, by which its benchmark scores

@@ -311,4 +311,5 @@ def _views(layout: Layout, pruned: Pruned, p: int) -> list[View]:
 
 
 def _row(sample: Sample, **outcome: Any) -> Row:
-    return Row(sample.id, sample.type, sample.question, sample.answer, meta=sample.meta, **outcome)
+    images = [str(image) for image in (*sample.images, *(clip[0] for clip in sample.clips if clip))]
+    return Row(sample.id, sample.type, sample.question, sample.answer, images=images, meta=sample.meta, **outcome)

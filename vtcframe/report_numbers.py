@@ -145,8 +145,9 @@ def _entry(key: tuple[str, ...], seeds: Mapping[str, tuple[Run, list[Row]]]) -> 
 
 
 def unit(row: Row) -> Any:
-    """What a question is drawn with: the picture or group that its benchmark names, else the question alone."""
-    return next(((row.type, row.meta[key]) for key in SHARED if key in row.meta), row.id)
+    """What a question is drawn with: the picture or group that its benchmark names, else all about its pictures."""
+    named = next(((row.type, row.meta[key]) for key in SHARED if key in row.meta), None)
+    return named or tuple(row.images) or row.id
 
 
 def _beside_unpruned(one: Entry, unpruned: Entry | None, untouched: Mapping[tuple[str, str, str], list[Row]]) -> Entry:

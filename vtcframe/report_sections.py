@@ -199,16 +199,12 @@ def _how(own: Sequence[Entry]) -> Iterator[str]:
     compared = next((one.against_unpruned for one in own if one.against_unpruned is not None), None)
     if compared is not None:
         one = own[0]
-        what = "questions" if set(one.units.values()) == set(one.units) else "pictures or groups of questions"
+        alone = len(set(one.units.values())) == len(one.units)
+        what = "questions" if alone else "pictures or groups, each with all of its questions"
         yield (
             f"Differences are those of the mean grade of a question (0..1), paired; intervals are percentiles of 2000 "
-            f"bootstraps over {compared.units} {what}"
-            + (
-                ": where several questions share a picture they are too narrow, for the rows do not tell that."
-                if what == "questions"
-                else "."
-            )
-            + " McNemar's test is exact, takes questions for independent, and is told where every grade is 0 or 1."
+            f"bootstraps over {compared.units} {what}. McNemar's test is exact, takes questions for independent, and is "
+            "told where every grade is 0 or 1."
         )
     yield "Baselines are set in bold. Values of several seeds are means, with least, greatest and standard deviation."
     if any(not one.same_run for one in own):
