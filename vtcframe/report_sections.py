@@ -203,8 +203,8 @@ def _how(own: Sequence[Entry]) -> Iterator[str]:
         what = "questions" if alone else "pictures or groups, each with all of its questions"
         yield (
             f"Differences are those of the mean grade of a question (0..1), paired; intervals are percentiles of 2000 "
-            f"bootstraps over {compared.units} {what}. McNemar's test is exact, takes questions for independent, and is "
-            "told where every grade is 0 or 1."
+            f"bootstraps over {compared.units} {what}. McNemar's test is exact, takes questions for independent, and "
+            "is told where every grade is 0 or 1."
         )
     yield "Baselines are set in bold. Values of several seeds are means, with least, greatest and standard deviation."
     if any(not one.same_run for one in own):
