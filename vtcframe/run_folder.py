@@ -67,12 +67,13 @@ class RunFolder:
             told |= {"first": attempt, "merged": None}
         elif self.existing == "resume":
             self._refuse_another(told, facts)
-        entry = {"attempt": attempt, "started": _now(), "processes": processes, "answered earlier": len(known)}
+        answered = {identity for identity, place in known.items() if not place.failed}
+        entry = {"attempt": attempt, "started": _now(), "processes": processes, "answered earlier": len(answered)}
         if self.existing == "mix" and told["run"] not in ({}, facts):
             entry["mixed with"] = told["run"]
         told |= {"run": dict(facts), "hash": _hash(facts), "attempts": [*told["attempts"], entry]}
         self._tell(told)
-        return attempt, {identity for identity, place in known.items() if not place.failed}
+        return attempt, answered
 
     def _told(self) -> dict[str, Any]:
         """Read run.json. UsageError for one that is none."""
