@@ -2,13 +2,13 @@
 
 import argparse
 import json
-import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from vtcframe.config import UsageError, resolve
 from vtcframe.shapes import SHAPES
+from vtcframe.whole import replace_whole
 
 DEFAULT_SHAPE, DEFAULT_PRUNER = "llava-1.5-7b", "{name: VtcCls, last: 3, query: proxy}"
 NINTHS = 3, 2, 1  # of the visual tokens that stay: 192, 128 and 64 of 576
@@ -114,10 +114,8 @@ def _measured(subject: Any, pruners: list[Any], size: int, given: argparse.Names
 def _write(path: Path | None, found: dict[str, Any]) -> None:
     if path is None:
         return
-    part = path.with_name(path.name + ".part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(json.dumps(found) + "\n", encoding="utf-8")
-        os.replace(part, path)
+        replace_whole(path, [json.dumps(found).encode() + b"\n"])
     except OSError as error:
         raise UsageError(f"cannot write {path}: {error}") from error

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from PIL import Image
 from vtcframe.config import UsageError
 from vtcframe.metrics import Row, Score, columns, means
 from vtcframe.sample import Sample, natural
+from vtcframe.whole import replace_whole
 
 SHORT = "\nAnswer the question using a single word or phrase."  # the wordings of LLaVA-1.5's evaluation
 LETTER = "\nAnswer with the option's letter from the given choices directly."
@@ -165,7 +165,5 @@ def read_table(path: Path) -> list[tuple[str, dict[str, str]]]:
 def write(path: Path, text: str) -> Path:
     """Write a file that has its name only once it is whole, and return it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
+    replace_whole(path, [text.encode()])
     return path

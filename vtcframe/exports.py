@@ -2,9 +2,7 @@
 
 import csv
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import fields
 from importlib.util import find_spec
 from itertools import islice
@@ -15,6 +13,7 @@ from typing import Any, get_args
 from vtcframe.config import UsageError
 from vtcframe.metrics import Row
 from vtcframe.shards import writing
+from vtcframe.whole import whole
 
 ARROW = {str: "string", int: "int64", float: "double"}
 GROUP = 10_000  # rows that a Parquet file is written by
@@ -38,17 +37,9 @@ def check(form: str) -> None:
 def export(form: str, rows: Iterable[Mapping[str, Any]], path: Path) -> Path:
     """Write rows in the form beside the file `path` and return where. UnfinishedError where they cannot be written."""
     path = path.with_suffix(f".{form}")
-    with writing(path), _whole(path) as part:
+    with writing(path), whole(path) as part:
         FORMS[form](({name: _cell(row.get(name), kind) for name, kind in COLUMNS.items()} for row in rows), part)
     return path
-
-
-@contextmanager
-def _whole(path: Path) -> Iterator[Path]:
-    """Yield where to write what has its name only once it is whole."""
-    part = path.with_name(path.name + ".part")
-    yield part
-    os.replace(part, path)
 
 
 def _cell(value: Any, kind: str | None) -> Any:

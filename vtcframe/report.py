@@ -6,7 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from vtcframe.config import UsageError
-from vtcframe.run_folder import replace_whole
+from vtcframe.whole import replace_whole
 
 FORMS = ".html", ".md"
 NEEDED = "scipy", "jinja2"  # the extra `report`

@@ -1,7 +1,6 @@
 """The folder of a run: predictions.jsonl once it is whole, parts/ while it is not, run.json that says what it is of."""
 
 import json
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
@@ -12,6 +11,7 @@ from typing import Any, Literal
 
 from vtcframe.config import UnfinishedError, UsageError
 from vtcframe.shards import NAME, PULSE, SILENT, Lock, Place, Watch, author, finished, held, places, shard, writing
+from vtcframe.whole import replace_whole
 
 Existing = Literal["resume", "replace", "mix"]
 Facts = Mapping[str, Any]  # what a run is: a key of the configuration, or of what it stands on, -> its value
@@ -181,16 +181,6 @@ class RunFolder:
         self._lock.give()
         if self.parts.is_dir() and not any(self.parts.iterdir()):
             self.parts.rmdir()
-
-
-def replace_whole(path: Path, lines: Iterator[bytes] | Sequence[bytes]) -> None:
-    """Give a file new content at once: under its name there is the old or the new one, and nothing between."""
-    part = path.with_name(path.name + ".part")
-    with part.open("wb") as file:
-        file.writelines(lines)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
 
 
 def _line(row: Mapping[str, Any]) -> bytes:

@@ -11,10 +11,10 @@ import yaml
 
 from vtcframe.config import UnfinishedError, UsageError
 from vtcframe.report import check_extra, write
-from vtcframe.run_folder import replace_whole
 from vtcframe.shards import PULSE, held
 from vtcframe.sweep_file import CONFIGURATION, asked
 from vtcframe.sweep_plan import Planned, finished, plan
+from vtcframe.whole import replace_whole
 
 FAILED, UNUSABLE, BROKEN_OFF = 1, 2, 3  # exit status, as of `vtcframe predict`
 

@@ -1,6 +1,5 @@
 """What a run leaves: predictions.jsonl, whole under its name only once the run is; exports; pictures; the table."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from vtcframe.pictures import file_name, sheet
 from vtcframe.predict import Predictor
 from vtcframe.run_folder import Existing, RunFolder
 from vtcframe.shards import Shard, Watch, shard, writing
+from vtcframe.whole import whole
 
 NOTE = "seconds: a sample's share of its batch, encoding included, without the first batch where there are more"
 
@@ -108,9 +108,8 @@ class Writer(BasePredictionWriter):
     def _draw(self, pictures: Sequence[Image.Image], rows: Sequence[Row]) -> None:
         path = self.folder.path / "pictures" / file_name(rows[0].id, ".png")
         path.parent.mkdir(exist_ok=True)
-        part = path.with_name(path.name + ".part")
-        sheet(pictures, rows).save(part, format="PNG")
-        os.replace(part, path)
+        with whole(path) as part:
+            sheet(pictures, rows).save(part, format="PNG")
 
     def teardown(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
         """Finish the shard. The first process waits for the others, merges, and prints the table.
