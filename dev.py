@@ -50,8 +50,10 @@ def main() -> None:
     if sys.version_info < (3, 11):  # noqa: UP036 (this file runs before anything is installed)
         sys.exit(f"vtcframe needs Python 3.11 or newer, this is {sys.version.split()[0]}")
     command, *rest = sys.argv[1:] or ["help"]
-    if command in ("demo", "test", "bench", "setup"):
-        setup("dev")
+    if command in ("demo", "bench"):
+        setup()
+    elif command in ("test", "setup"):
+        setup("dev", "docs")
     if command == "demo":
         run(PYTHON, "-m", "vtcframe", "predict", "--config", "configs/quickstart.yaml", *rest)
     elif command == "test":
