@@ -37,7 +37,7 @@ def setup(*groups: str) -> None:
         pip = (sys.executable, "-m", "pip", "install", "--quiet", "--target", tools)
         run(*pip, "--constraint", "constraints.txt", "uv")
     if not PYTHON.exists():
-        run(uv, "venv", "--quiet", "--allow-existing", "--python", sys.executable, VENV)
+        run(uv, "venv", "--quiet", "--seed", "--allow-existing", "--python", sys.executable, VENV)
     editable = [part for path in SOURCES if path.name == "pyproject.toml" for part in ("--editable", path.parent)]
     extra = [part for group in groups for part in ("--group", group)]
     install = (uv, "pip", "install", "--quiet", "--python", PYTHON, "--constraint", "constraints.txt")

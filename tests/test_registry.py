@@ -2,12 +2,13 @@ import os
 import subprocess
 import sys
 import warnings
+from dataclasses import dataclass
 
 import pytest
 
 import vtcframe
-from vtcframe import registry
-from vtcframe.registry import KINDS, entries, failures, named
+from vtcframe import Scorer, registry
+from vtcframe.registry import KINDS, bringing, entries, failures, kind_of, load, named
 
 
 def hook(components):
@@ -25,6 +26,16 @@ STRANGERS = {  # distribution -> its module, and what is said of it (None: it wo
     "wrong-type": (hook(["scorer"]), "returns kind -> list of targets, not ['scorer']"),
     "wrong-targets": (hook({"scorer": "wrong:Scorer"}), "the targets of scorer are a list, not 'wrong:Scorer'"),
     "wrong-target": (hook({"scorer": ["wrong.Scorer"]}), "'wrong.Scorer' is no target: write 'package.module:"),
+    "exits": ("import sys; sys.exit(7)", "SystemExit: 7"),
+    "no-attribute": (hook({}), "AttributeError: module 'no_attribute' has no attribute 'plugin'"),
+    "no-function": ("vtcframe_components = {'scorer': []}", "has no hook vtcframe_components: mark it"),
+    "argument": (hook({}).replace("components()", "components(manager)"), "Argument(s) {'manager'} are declared in"),
+    "hook-raises": (hook({}).replace("return {}", "return [][0]"), "IndexError: list index out of range"),
+    "hook-exits": (hook({}).replace("return {}", "raise SystemExit"), "SystemExit"),
+    "none": (hook(None), "returns kind -> list of targets, not None"),
+    "generator": (hook({}).replace("return", "yield"), "returns kind -> list of targets, not <generator object"),
+    "nested": (hook({"scorer": [["nested:Scorer"]]}), "['nested:Scorer'] is no target: write 'package.module:"),
+    "number": (hook({1: ["number:Scorer"]}), "no kind is called 1: use adapter, scorer"),
     "wrong-kind": (hook({"scorers": ["wrong:Scorer"]}), "no kind is called 'scorers': use adapter, scorer"),
 }
 
@@ -38,7 +49,8 @@ def strangers(tmp_path, monkeypatch):
         folder = tmp_path / f"{module}-2.3.dist-info"
         folder.mkdir()
         (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 2.3\n")
-        (folder / "entry_points.txt").write_text(f"[vtcframe]\n{name}-plugin = {module}\n")
+        attribute = ":plugin" if name == "no-attribute" else ""
+        (folder / "entry_points.txt").write_text(f"[vtcframe]\n{name}-plugin = {module}{attribute}\n")
     monkeypatch.syspath_prepend(tmp_path)
     registry._scan.cache_clear()
     yield tmp_path
@@ -103,6 +115,57 @@ def test_a_component_that_is_none_of_its_kind_says_whose_it_is(strangers):
     del sys.modules["good"].Mine
     with pytest.raises(ImportError, match=r"scorer Mine of good 2.3 cannot be imported"):
         entry.load()
+
+
+class Broken:
+    """Classes that Mine of "good" might be."""
+
+    class Abstract(Scorer):
+        pass
+
+    class Plain(Scorer):
+        def __call__(self, evidence): ...
+
+    @dataclass
+    class Unfrozen(Scorer):
+        def __call__(self, evidence): ...
+
+
+@pytest.mark.filterwarnings("ignore:plugin")
+@pytest.mark.parametrize(
+    ("kind", "says"),
+    [
+        (Broken.Abstract, "is abstract: it must define __call__"),
+        (Broken.Plain, r"is no frozen dataclass: write @dataclass\(frozen=True\) above it"),
+        (Broken.Unfrozen, "is no frozen dataclass"),
+    ],
+)
+def test_a_component_that_could_not_be_used_is_refused_when_it_is_loaded(strangers, kind, says):
+    entry = named("scorer", "Mine")
+    sys.modules["good"].Mine = kind
+    with pytest.raises(TypeError, match=f"^scorer Mine of good 2.3 {says}"):
+        entry.load()
+
+
+@pytest.mark.filterwarnings("ignore:plugin")
+def test_what_a_configuration_names_is_loaded_and_nothing_else(strangers):
+    named("scorer", "Mine")
+    load({"model": [{"class_path": "vtcframe.scorers.TokenNorm"}, {"class_path": "some.where.Else"}, "good.Mine"]})
+    with pytest.raises(ImportError, match=r"scorer Mine of good 2.3 cannot be imported: AttributeError"):
+        load({"model": {"pruners": [{"class_path": "x.Y", "init_args": {"scorers": [{"class_path": "good.Mine"}]}}]}})
+
+
+@pytest.mark.filterwarnings("ignore:plugin")
+def test_a_class_tells_its_kind_and_who_brings_it(strangers):
+    from vtcframe import TokenNorm
+
+    assert (kind_of(TokenNorm), bringing(TokenNorm).distribution) == ("scorer", "vtcframe")
+    assert kind_of(dict) is bringing(dict) is None
+    named("scorer", "Mine")
+    mine = type("Mine", (Scorer,), {"__module__": "elsewhere"})
+    sys.modules["good"].Mine = mine  # handed on by the module that is named
+    assert bringing(mine).distribution == "good"
+    assert bringing(type("Part", (Scorer,), {"__module__": "good.parts"})).distribution == "good"
 
 
 def test_list_tells_the_status_of_every_plugin(strangers):

@@ -6,7 +6,6 @@ import random
 import re
 import xml.etree.ElementTree as ET
 from dataclasses import asdict
-from pathlib import Path
 from statistics import NormalDist, fmean, stdev
 
 import pytest
@@ -15,6 +14,7 @@ from PIL import Image
 pytest.importorskip("scipy", reason="the extra `report` is not installed")
 pytest.importorskip("jinja2", reason="the extra `report` is not installed")
 
+from browser import NARROW, WIDE, started, watched
 from vtcframe import report
 from vtcframe.benchmarks import Mme, Pope
 from vtcframe.config import UsageError
@@ -24,7 +24,6 @@ from vtcframe.report_plot import SHAPES, Point, mark, plot
 from vtcframe.report_runs import found
 from vtcframe.transforms import Downsample
 
-CHROMIUM = Path("/usr/bin/chromium")
 FACTS = {
     "model.backbone": {"path": "some/tiny", "dtype": "float32", "attn_implementation": None, "revision": "a"},
     "model.runs": ["unpruned", "VtcCls(last=3)"],
@@ -467,28 +466,19 @@ def test_marks_of_56_methods_differ():
 
 @pytest.fixture(scope="module")
 def browser():
-    driver = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    if not CHROMIUM.exists():
-        pytest.skip(f"there is no {CHROMIUM}")
-    with driver.sync_playwright() as playwright:
-        quiet = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
-        with playwright.chromium.launch(executable_path=str(CHROMIUM), args=quiet) as chromium:
-            yield chromium
+    with started() as chromium:
+        yield chromium
 
 
 @pytest.fixture
 def opened(browser, sweep):
     """The page, and what it said and asked for."""
     pages(sweep)
-    page, said, requests = browser.new_page(viewport={"width": 360, "height": 780}), [], []
-    page.on("console", lambda message: said.append(message.text))
-    page.on("pageerror", lambda error: said.append(str(error)))
-    page.on("request", lambda request: requests.append(request.url))
-    page.goto((sweep / "report.html").as_uri())
-    yield page
-    assert said == []
-    assert [url for url in requests if not url.startswith("data:")] == [(sweep / "report.html").as_uri()]
-    page.close()
+    with watched(browser) as (page, said, asked):
+        page.goto((sweep / "report.html").as_uri())
+        yield page
+        assert said == []
+        assert [url for url in asked if not url.startswith("data:")] == [(sweep / "report.html").as_uri()]
 
 
 def column(table, at):
@@ -537,22 +527,21 @@ def test_plots_are_drawn_and_pictures_are_shown(opened):
     assert opened.eval_on_selector_all("figure img", "all => all.map(one => one.naturalWidth)") == [1000, 1000]
 
 
-@pytest.mark.parametrize("width", [360, 1280])
+@pytest.mark.parametrize("width", [NARROW, WIDE])
 def test_the_page_is_no_wider_than_its_screen_and_tables_scroll_in_their_boxes(opened, width):
     opened.set_viewport_size({"width": width, "height": 780})
     assert opened.evaluate("document.documentElement.scrollWidth") == width
     wide = opened.eval_on_selector_all(".scroll", "all => all.map(one => one.scrollWidth > one.clientWidth)")
-    assert any(wide) == (width == 360)
+    assert any(wide) == (width == NARROW)
 
 
 def test_a_long_name_leaves_room_for_figures_on_a_phone(browser, tmp_path):
     name = f"Pipeline(scorers=({'ClsAttention(last=3), ' * 6}), across='view')"
     folder(tmp_path / "a", rows("unpruned", "11"), rows(name, "10", QUARTER))
     pages(tmp_path)
-    page = browser.new_page(viewport={"width": 360, "height": 780})
-    page.goto((tmp_path / "report.html").as_uri())
-    assert max(page.eval_on_selector_all("tbody td:first-child", "all => all.map(one => one.offsetWidth)")) < 180
-    page.close()
+    with watched(browser) as (page, _, _):
+        page.goto((tmp_path / "report.html").as_uri())
+        assert max(page.eval_on_selector_all("tbody td:first-child", "all => all.map(one => one.offsetWidth)")) < 180
 
 
 def test_it_follows_the_colours_asked_for_and_prints_on_white(opened):

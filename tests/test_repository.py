@@ -1,48 +1,18 @@
 """What a stranger gets: wheels that install, pinned versions without addresses, no paths of one machine."""
 
-import os
 import re
 import subprocess
-import sys
-import sysconfig
 import tomllib
 import zipfile
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
-PROJECTS = [ROOT, *sorted(path.parent for path in ROOT.glob("plugins/*/pyproject.toml"))]
-
-
-@pytest.fixture(scope="module")
-def installed(tmp_path_factory):
-    """A fresh environment with our wheels, which sees this one's dependencies but none of our source."""
-    folder = tmp_path_factory.mktemp("wheels")
-    for project in PROJECTS:
-        build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", folder, project]
-        subprocess.run(build, check=True, capture_output=True)
-    environment = folder / "environment"
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", environment], check=True)
-    python = environment / "bin" / "python"
-    wheels = sorted(folder.glob("*.whl"))
-    assert len(wheels) == len(PROJECTS)
-    uv = [sys.executable, "-m", "uv", "pip", "install", "--quiet", "--offline", "--no-deps", "--python", python]
-    subprocess.run([*uv, *wheels], check=True)
-    return python, wheels
-
-
-def run(python, code):
-    """Run `code` where a path file, which would bring our source back, is not read."""
-    variables = os.environ | {"PYTHONPATH": sysconfig.get_path("purelib"), "HF_HUB_OFFLINE": "1"}
-    command = [python, "-W", "error::UserWarning", "-c", code]
-    return subprocess.run(command, check=True, capture_output=True, text=True, env=variables, cwd=python.parent).stdout
+from conftest import PROJECTS, ROOT
 
 
 def test_wheels_install_into_a_fresh_environment_and_work(installed):
-    python, _ = installed
-    out = run(
-        python,
+    code = (
         "import vtcframe, vtcframe.registry as r\n"
         "print(vtcframe.__file__)\n"
         "assert 'environment' in vtcframe.__file__\n"
@@ -53,13 +23,13 @@ def test_wheels_install_into_a_fresh_environment_and_work(installed):
         "inputs = make_inputs(processor, SAMPLES['one'])\n"
         "compressed = vtcframe.compress(model, vtcframe.VtcCls(2), tokens=3)\n"
         "compressed.generate(**inputs, max_new_tokens=2, do_sample=False)\n"
-        "print(compressed.last.after.tolist())\n",
+        "print(compressed.last.after.tolist())\n"
     )
+    out = installed.run("-W", "error::UserWarning", "-c", code).stdout
     assert out.splitlines()[-1] == "[3]"
 
 
-def test_wheels_carry_types_licence_and_assets_and_no_tests(installed):
-    _, wheels = installed
+def test_wheels_carry_types_licence_and_assets_and_no_tests(wheels):
     names = [name for wheel in wheels for name in zipfile.ZipFile(wheel).namelist()]
     assert "vtcframe/py.typed" in names
     assert "vtcframe/__init__.pyi" in names

@@ -63,6 +63,76 @@ def test_check_scorer_fails(says):
         check_scorer(wrong(Scorer, SCORERS[says]))
 
 
+@dataclass(frozen=True)
+class ByNeed(Scorer):
+    """Its needs, and what its call does, are given."""
+
+    asked: object
+    call: object = None
+
+    @property
+    def needs(self):
+        return self.asked
+
+    def __call__(self, evidence):
+        return self.call(evidence)
+
+
+class Fields(Scorer):
+    def __init__(self):
+        self.last = 3
+
+    def __call__(self, evidence):
+        return None
+
+
+class Short(Scorer):
+    def __call__(self):
+        return None
+
+
+@pytest.mark.parametrize(
+    ("scorer", "says"),
+    [
+        (Fields, r"check an object that extends vtcframe.Scorer, not the class Fields itself"),
+        (Mean(), r"check an object that extends vtcframe.Scorer, not a Mean"),
+        (Fields(), r"Fields has fields but is no dataclass: write @dataclass\(frozen=True\)"),
+        (Short(), r"cannot be called as its kind is: .*: write def __call__\(self, evidence\)"),
+        (ByNeed(ClsAttention(1).needs[0]), "has a Rows for its `needs`: return a tuple"),
+        (ByNeed((), lambda e: None), "returned None, not a tensor"),
+        (
+            ByNeed((), lambda e: e.tokens[..., 0]),
+            r"gave \[6, 324\], not .* = \[S, 6, 324\]: give one map as scores\[None\]",
+        ),
+        (ByNeed((), lambda e: e[ClsAttention(1).needs[0]]), "raised LookupError: .* was not gathered: add it"),
+        (ByNeed((), lambda e: e.tokens[None, ..., 0]), "gave torch.bfloat16 of a bfloat16 model: end with .float"),
+        (ByNeed((), lambda e: e.layout.centre.mul_(2)[None, ..., 0].nan_to_num()), "it was given, centre, in place"),
+    ],
+)
+def test_a_mistake_that_authors_make_is_told_with_its_cure(scorer, says):
+    with pytest.raises(AssertionError, match=says):
+        check_scorer(scorer)
+
+
+def test_what_is_computed_in_place_is_told():
+    def select(scores, quota, evidence):
+        return TopK()(scores.mul_(2), quota, evidence)
+
+    def share(scores, budget, evidence):
+        return Even()(scores, budget.clamp_(max=1), evidence)
+
+    def merge(kept, slots, scores, evidence):
+        return plain(kept.logical_not_().logical_not_(), slots, scores.zero_(), evidence)
+
+    for check, kind, call, says in (
+        (check_selector, Selector, select, "given, scores, in place: others read it too"),
+        (check_allocator, Allocator, share, "given, budget, in place"),
+        (check_merger, Merger, merge, "given, scores, in place"),
+    ):
+        with pytest.raises(AssertionError, match=says):
+            check(wrong(kind, call))
+
+
 ENSEMBLERS = {
     "gave \\[2": lambda maps, layout: torch.cat(maps)[:2],
     "NaN or inf": lambda maps, layout: maps[0][0] / 0,

@@ -122,6 +122,7 @@ def work(
     os.dup2(file, 2)
     os.environ.update(told)
     shards.PULSE = 0.1
+    shards.LOST = 1200  # as many seconds as the run may take: a busy machine, or its disk, can stand still for some
     step = _echo if echo else Predictor.predict_step
     if echo:
         Predictor.setup = lambda self, stage: None  # pyright: ignore[reportAttributeAccessIssue]

@@ -109,6 +109,7 @@ from .pipeline import (
     Selector as Selector,
     Stage as Stage,
 )
+from .plan_file import load_stages as load_stages
 from .scorers import (
     ClsAttention as ClsAttention,
     KeyNorm as KeyNorm,

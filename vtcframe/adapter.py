@@ -4,6 +4,7 @@ Splicing goes through `mm_encoder_outputs`, which transformers accepts in forwar
 features take the place of the tower's, and ids, mask and positions are shortened with them. No hook, nothing to undo.
 """
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -257,7 +258,9 @@ def _rows_of(pruned: Pruned, evidence: Evidence) -> Tensor:
 
 
 def adapter_for(model: nn.Module, processor: Any = None) -> Adapter:
-    """Return the installed adapter that knows `model`. LookupError, with those installed, if none does.
+    """Return the first installed adapter that knows `model`. LookupError, with those installed, if none does.
+
+    One that cannot be imported or asked is left out with a warning.
 
     The model's processor is asked for by evidence about the pictures or questions themselves.
     """
@@ -265,9 +268,16 @@ def adapter_for(model: nn.Module, processor: Any = None) -> Adapter:
     for entry in entries():
         if entry.kind != "adapter":
             continue
-        if (kind := entry.load()).matches(model):
+        told = f"{entry.name} ({entry.distribution} {entry.version})"
+        try:
+            kind = entry.load()
+            fits = kind.matches(model)
+        except Exception as error:  # a stranger's adapter must not take the others along
+            warnings.warn(f"adapter {told} is left out: {type(error).__name__}: {error}", stacklevel=2)
+            continue
+        if fits:
             return kind(model, processor)
-        known.append(f"{entry.name} ({entry.distribution} {entry.version})")
+        known.append(told)
     family = getattr(getattr(model, "config", None), "model_type", None)
     raise LookupError(
         f"no adapter knows {type(model).__name__} (model_type {family!r}). Installed: {', '.join(known) or 'none'}. "

@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import os
 import sys
 import warnings
 from pathlib import Path
@@ -16,6 +17,7 @@ HELP = """\
 usage: vtcframe predict --config FILE [--KEY=VALUE ...]       answer questions with fewer visual tokens
        vtcframe explain --image FILE --question TEXT --tokens N
                                                               what a pruner keeps of your picture, drawn and in numbers
+       vtcframe explore [--model PATH]                        two methods side by side, in a browser
        vtcframe check MODEL [--image FILE ...] [--tokens N]   the laws, one by one, on a checkpoint of yours
        vtcframe sweep --config FILE [--KEY=VALUE ...]         models, questions, methods, budgets: what is missing
        vtcframe report FOLDER [FOLDER ...] [--out NAME]       finished runs side by side, as a page and as Markdown
@@ -39,7 +41,12 @@ def main(argv: list[str] | None = None) -> int:
         if command not in COMMANDS:
             near = difflib.get_close_matches(command, COMMANDS, 1)
             raise UsageError(f"no command is called {command!r}." + (f" Did you mean {near[0]}?" if near else ""))
-        return COMMANDS[command](arguments)
+        status = COMMANDS[command](arguments)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:  # `vtcframe list | head`: nobody reads on
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return DONE
     except UsageError as error:
         print(f"vtcframe: error: {error}", file=sys.stderr)
         return UNUSABLE
@@ -192,12 +199,21 @@ def report(arguments: list[str]) -> int:
     return main(arguments)
 
 
+def explore(arguments: list[str]) -> int:
+    """Serve a page on which methods can be tried."""
+    _warn_of_failures()
+    from vtcframe.explore import main  # lazily
+
+    return main(arguments)
+
+
 COMMANDS = {
     "predict": predict,
     "sweep": sweep,
     "report": report,
     "bench": bench.main,
     "explain": explain_one,
+    "explore": explore,
     "list": list_components,
     "check": check_model,
 }

@@ -1,10 +1,12 @@
 """compress(model, ...): a model in hand answers with fewer visual tokens, and nothing else changes for its caller."""
 
 import copy
+import functools
 import inspect
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,7 +19,16 @@ from vtcframe.core import Budget, Layout, Pruned
 from vtcframe.footprint import kv_bytes
 from vtcframe.llm_stage import check_options
 from vtcframe.passage import Passage, check_open, encode, prune
-from vtcframe.pipeline import Plan, Pruner, Stage, planned
+from vtcframe.pipeline import Plan, Pruner, Stage, plan_for, planned
+from vtcframe.plan_file import save_plan
+
+OWN = "model", "plan", "adapter", "last"  # the attributes of a Compressed that are not its model's
+NOT_COMPRESSED = {  # what a model has and its Compressed has not: it would do something else than was meant
+    "forward": "only generate reads fewer visual tokens: call `compressed.model` for its logits",
+    "generate_batch": "only generate reads fewer visual tokens: call it, or `compressed.model.generate_batch`",
+    "push_to_hub": "save_pretrained writes what the compression is, not the weights: upload its file, or push "
+    "`compressed.model`",
+}
 
 
 @dataclass(frozen=True)
@@ -72,33 +83,75 @@ def compress(
 
     Give a pruner with `tokens` (how many stay in each sample) or `ratio` (the fraction that stays); without either
     the pruner must be adaptive, or have a schedule of its own. Or give `stages` in the order in which they act, which
-    say budget and positions by themselves. The model itself is not changed. Evidence about the pictures or questions
-    themselves (a witness, their similarity) needs the model's `processor`. LookupError if no installed adapter knows
-    the model, ValueError if it cannot be pruned there.
+    say budget and positions by themselves; `load_stages` reads them from a file. The model itself is not changed.
+    Evidence about the pictures or questions themselves (a witness, their similarity) needs the model's `processor`.
+    LookupError if no installed adapter knows the model, ValueError if it cannot be pruned there.
     """
     if (pruner is None) == (stages is None):
         raise ValueError("give a pruner or stages, exactly one of them")
     budget = None if tokens is None and ratio is None else Budget(tokens, ratio)
     if pruner is not None:
-        stages = pruner.stages(budget)
-    elif budget is not None:
+        return Compressed(model, plan_for(pruner, budget), processor)
+    if budget is not None:
         raise ValueError("stages say their budgets themselves: give tokens or ratio with a pruner only")
-    return Compressed(model, planned(stages or (), pruner, budget), processor)
+    return Compressed(model, planned(stages or ()), processor)
 
 
 class Compressed:
-    """A model whose `generate` reads fewer visual tokens; see `compress`."""
+    """A model whose `generate` reads fewer visual tokens; see `compress`.
+
+    Every other attribute is the model's own, and is set there; its methods that return the model (`to`, `eval`, ...)
+    return this object. So it can stand where a generating model is asked for, as in a pipeline of transformers.
+    `forward` and the like, which are not compressed, are there at `model` only.
+    """
 
     def __init__(self, model: nn.Module, plan: Plan, processor: Any = None) -> None:
-        self.model: Any = model
-        self.plan = plan
-        self.adapter = adapter_for(model, processor)
+        vars(self).update(model=model, plan=plan, last=None)
+        self.model: Any
+        self.plan: Plan
+        self.last: Result | None  # of the latest generate
+        self.adapter = adapter_for(_bare(model), processor)
         if not hasattr(model, "generate"):
             raise ValueError(
                 f"{type(model).__name__} generates nothing: call features(evidence, pruned) of its adapter"
             )
         check_open(self.adapter, plan)
-        self.last: Result | None = None  # of the latest generate
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or "model" not in vars(self):  # copy and pickle ask before there is a model
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}", name=name, obj=self)
+        if name in NOT_COMPRESSED:
+            raise AttributeError(f"a compressed model has no {name}: {NOT_COMPRESSED[name]}", name=name, obj=self)
+        found = getattr(self.model, name)
+        if getattr(found, "__self__", None) is not self.model:
+            return found
+
+        @functools.wraps(found)
+        def method(*args: Any, **kwargs: Any) -> Any:
+            out = found(*args, **kwargs)
+            return self if out is self.model else out
+
+        return method
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in OWN:
+            object.__setattr__(self, name, value)
+        else:  # a generation_config that is set here is to be the one that generate reads
+            setattr(self.model, name, value)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """TypeError: there are no compressed logits."""
+        raise TypeError(f"a compressed model is not called: {NOT_COMPRESSED['forward']}")
+
+    def __repr__(self) -> str:
+        return f"Compressed({type(self.model).__name__}, {self.plan}, {self.plan.budget})"
+
+    def save_pretrained(self, folder: str | Path) -> Path:
+        """Write what the compression is, and no weights, to vtcframe.yaml in a folder; return the file.
+
+        `load_stages` reads it. The folder may be the checkpoint's own.
+        """
+        return save_plan(self.plan, folder)
 
     @torch.no_grad()
     def generate(self, *args: Any, **kwargs: Any) -> Any:
@@ -107,16 +160,21 @@ class Compressed:
         Lengths are the caller's, and so are the ids that logits processors, stopping criteria,
         `prefix_allowed_tokens_fn` and a streamer see. Hidden states, attentions and cache of a ModelOutput have the
         length that was run. Rows are padded on the left, on whatever side the caller's were. Where the budget covers
-        every token the model is called untouched. ValueError for what cannot work: `inputs_embeds`,
-        `mm_encoder_outputs`, a filled cache, an assistant model, no pictures.
+        every token the model is called untouched, and so it is for prompts of text alone, which leave no `last`.
+        ValueError for what cannot work: `inputs_embeds`, `mm_encoder_outputs`, a filled cache, an assistant model,
+        placeholders without pictures.
         """
-        options = _bound(self.model.generate, args, kwargs)
+        options = _bound(_bare(self.model).generate, args, kwargs)
         _refuse(options)
         if self.plan.llm:
             check_options(options, self.model.generation_config)
         inputs = {name: options.pop(name, None) for name in self.adapter.reads}
         inputs = {name: given for name, given in inputs.items() if given is not None}
         inputs.setdefault("attention_mask", _mask(inputs, self.model))
+        prompt = self.adapter.prompt(inputs)
+        if not (prompt.visual.any() or any(name.startswith("pixel_values") for name in inputs)):  # text alone
+            self.last = None
+            return self.model.generate(**inputs, **options)
         watch = _Stopwatch()
         arrangement = self.adapter.arrange(inputs)
         layout = arrangement.layout
@@ -124,7 +182,7 @@ class Compressed:
         if arrangement.structural is not None:
             structural = torch.bincount(arrangement.structural.sample, minlength=len(structural))
         decoder = self.adapter.decoder()
-        lengths = self.adapter.prompt(inputs).real.sum(1)
+        lengths = prompt.real.sum(1)
         depth = len(self.adapter.llm_layers())
         before = kv_bytes(decoder, lengths[:, None].expand(-1, depth))
         if self.plan.covers(layout):
@@ -148,6 +206,19 @@ class Compressed:
         counts = layout.untouched, pruned.total, structural, read.structural
         self.last = Result(layout, pruned, *counts, read.visual, kv_bytes(decoder, read.held), before, watch.seconds)
         return caller.restored(out)
+
+
+def _bare(model: Any) -> Any:
+    """Return the model of transformers in a PeftModel, whose adapters lie in its layers, or a model itself.
+
+    ValueError for prompt learning, which puts virtual tokens in front of the prompt where no column counts them.
+    """
+    if not hasattr(model, "get_base_model"):
+        return model
+    if getattr(model.active_peft_config, "is_prompt_learning", False):
+        kind = model.active_peft_config.peft_type.value
+        raise ValueError(f"{kind} of peft puts virtual tokens in front of the prompt: compress the model without it")
+    return model.get_base_model()
 
 
 class _Stopwatch:

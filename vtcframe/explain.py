@@ -17,12 +17,13 @@ from vtcframe.backbone import Backbone, Box, device_for, shown
 from vtcframe.config import UsageError
 from vtcframe.core import Budget
 from vtcframe.data import Sample
-from vtcframe.metrics import Row, View
+from vtcframe.metrics import Row, View, written
 from vtcframe.pictures import Picture, cells, sheet
-from vtcframe.pipeline import Pruner
-from vtcframe.predict import Comparison, Predictor
+from vtcframe.pipeline import Plan, Pruner, planned
+from vtcframe.predict import Predictor
 from vtcframe.predict_command import MODE, Parser
 
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 EDGE = 768  # pixels of a picture's longer edge on the sheet
 
 
@@ -61,20 +62,20 @@ class Explanation:
 
 
 @dataclass(frozen=True)
-class _Given:
+class Given:
     """A picture as it was given, or a video's frames, and the part of it that the model is shown."""
 
-    files: Sequence[str]
     drawn: Picture
     width: int
     height: int
     part: Box
 
     @classmethod
-    def of(cls, processor: Any, files: Sequence[str], drawn: Picture, alone: bool = True) -> "_Given":
+    def of(cls, processor: Any, drawn: Picture, alone: bool = True) -> "Given":
+        """Look up what `processor` shows of it; `alone` is False for one of several pictures."""
         video = not isinstance(drawn, Image.Image)
         width, height = (drawn[0] if video else drawn).size
-        return cls(files, drawn, width, height, shown(processor, (height, width), video, alone))
+        return cls(drawn, width, height, shown(processor, (height, width), video, alone))
 
     def placed(self, view: View) -> View:
         """Tell a view's box in the picture as given."""
@@ -83,6 +84,7 @@ class _Given:
         return {**view, "box": [y + top * down, x + left * across, y + bottom * down, x + right * across]}
 
     def pixels(self, box: Sequence[float]) -> list[float]:
+        """Return left, top, right and bottom of a box."""
         top, left, bottom, right = box
         return _rounded((left * self.width, top * self.height, right * self.width, bottom * self.height))
 
@@ -109,12 +111,85 @@ def _rounded(edges: Sequence[float]) -> list[float]:
     return [round(edge, 3) + 0.0 for edge in edges]  # + 0.0: no -0.0
 
 
+@dataclass(frozen=True)
+class Answers:
+    """One question, answered by the untouched model and by pruned ones."""
+
+    unpruned: Row
+    pruned: list[Row]  # in the order of the plans; boxes of their views lie in the pictures as given
+    given: list[Given]
+    merged: int  # frames of a video that become one view
+
+    @property
+    def pictures(self) -> list[Picture]:
+        """What the views' images and frames count: pictures as given, of videos the first frame of each view."""
+        return [one.drawn if isinstance(one.drawn, Image.Image) else one.drawn[:: self.merged] for one in self.given]
+
+
+def plans(pruners: Sequence[Pruner], budget: Budget | None) -> list[Plan]:
+    """Return where each pruner acts with that budget. UsageError for a budget, or none, that one of them refuses."""
+    try:
+        return [planned(pruner.stages(budget), pruner, budget) for pruner in pruners]
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+@dataclass(frozen=True)
+class _Loaded(Backbone):
+    """A backbone that is in memory, for one predictor after the other."""
+
+    parts: tuple[Any, Any] = (None, None)  # model and processor
+
+    def load(self) -> tuple[Any, Any]:
+        return self.parts
+
+
+class Explainer:
+    """A checkpoint that is loaded once and then asked one question after the other.
+
+    UsageError for what cannot be loaded, for a model that no adapter knows, or a device that is not there.
+    """
+
+    def __init__(self, path: str, dtype: Dtype = "float32", device: str = "cpu", attention: str | None = None) -> None:
+        self.device = device_for(device)
+        disable_progress_bar()  # of loading weights
+        self.backbone = _Loaded(path, dtype, attention, Backbone(path, dtype, attention).load())
+        self.prepared([])
+
+    def prepared(self, plans: Sequence[Plan]) -> Predictor:
+        """Return what answers untouched and by each plan. UsageError for one that the model has no place for."""
+        predictor = Predictor(self.backbone)
+        predictor.runs = [None, *plans]
+        predictor.setup("predict")
+        predictor.viewed = lambda sample: True
+        return predictor.to(self.device).eval()
+
+    @torch.no_grad()
+    def answers(self, asked: Sample, plans: Sequence[Plan]) -> Answers:
+        """Answer a loaded sample, untouched and by each plan. UsageError for what cannot be asked or drops nothing."""
+        if asked.error is not None:
+            raise UsageError(asked.error)
+        predictor = self.prepared(plans)
+        unpruned, *pruned = predictor.predict_step([asked], 0)
+        if unpruned.error is not None:
+            raise UsageError(unpruned.error)
+        for row in pruned:
+            if row.views is None:
+                raise UsageError(
+                    f"a budget of {written(row.budget)} drops nothing: {unpruned.visual_tokens} visual tokens are all "
+                    "there are"
+                )
+        given = [Given.of(predictor.processor, one, len(asked.pictures) == 1) for one in asked.pictures]
+        given += [Given.of(predictor.processor, frames) for frames in asked.videos]
+        placed = [replace(row, views=[given[v["image"]].placed(v) for v in row.views or ()]) for row in pruned]
+        return Answers(unpruned, placed, given, predictor.merged)
+
+
 def _answer(row: Row) -> dict[str, Any]:
     names = "visual_tokens", "structural_tokens", "seconds", "encode_seconds"
     return {"answer": row.prediction} | {name: value for name, value in asdict(row).items() if name in names}
 
 
-@torch.no_grad()
 def explain(
     path: str,
     question: str,
@@ -122,7 +197,7 @@ def explain(
     budget: Budget,
     images: Sequence[str] = (),
     video: Sequence[str] = (),
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "float32",
+    dtype: Dtype = "float32",
     device: str = "cpu",
     attention: str | None = None,
 ) -> Explanation:
@@ -144,41 +219,24 @@ def explain(
         clips=(tuple(Path(part) for part in video),) if video else (),
     ).loaded()
     if asked.error is not None:
-        raise UsageError(asked.error)
-    place = device_for(device)
-    disable_progress_bar()  # of loading weights
-    try:
-        predictor = Predictor(Backbone(path, dtype, attention), compare=Comparison([pruner], [budget]))
-    except ValueError as error:
-        raise UsageError(str(error)) from error
-    predictor.setup("predict")
-    predictor.to(place).eval()
-    predictor.viewed = lambda sample: True
-    rows = predictor.predict_step([asked], 0)
-    if rows[0].error is not None:
-        raise UsageError(rows[0].error)
-    unpruned, pruned = rows
-    if pruned.views is None:
-        raise UsageError(f"{budget} drops nothing: {unpruned.visual_tokens} visual tokens are all there are")
-    given = [
-        _Given.of(predictor.processor, [file], picture, len(images) == 1)
-        for file, picture in zip(images, asked.pictures, strict=True)
-    ]
-    given += [_Given.of(predictor.processor, video, frames) for frames in asked.videos]
-    views = [given[view["image"]].placed(view) for view in pruned.views]
+        raise UsageError(asked.error)  # before anything heavy is loaded
+    wanted = plans([pruner], budget)
+    found = Explainer(path, dtype, device, attention).answers(asked, wanted)
+    files = [*([image] for image in images), *([list(video)] if video else [])]
+    unpruned, (pruned,), given = found.unpruned, found.pruned, found.given
     numbers = {
         "model": path,
         "question": question,
         "pruner": pruned.method,
         "budget": pruned.budget,
         "pictures": [
-            {"files": list(one.files), "size": [one.width, one.height], "shown": one.pixels(one.part)} for one in given
+            {"files": names, "size": [one.width, one.height], "shown": one.pixels(one.part)}
+            for names, one in zip(files, given, strict=True)
         ],
         "unpruned": _answer(unpruned),
         "pruned": _answer(pruned),
-        "views": [given[view["image"]].told(view, predictor.merged) for view in views],
+        "views": [given[view["image"]].told(view, found.merged) for view in pruned.views or ()],
         "versions": {"python": platform.python_version()}
         | {name: version(name) for name in ("vtcframe", "torch", "transformers")},
     }
-    seen = [one.drawn if isinstance(one.drawn, Image.Image) else one.drawn[:: predictor.merged] for one in given]
-    return Explanation(sheet(seen, [unpruned, replace(pruned, views=views)], EDGE), numbers)
+    return Explanation(sheet(found.pictures, [unpruned, pruned], EDGE), numbers)

@@ -32,7 +32,7 @@ class Row:
     type: str | None
     question: str
     answer: str | None  # None where it is not known
-    method: str | None = None  # a pruner with its options, or "unpruned"; None for a sample that failed
+    method: str | None = None  # a pruner with its options, or "unpruned"; None for a sample that failed in every run
     budget: dict[str, Any] | None = None  # as in the configuration; None where nothing was pruned
     prediction: str | None = None
     visual_tokens: int | None = None  # that the language model read, behind its last stage where it has some
@@ -117,35 +117,58 @@ def means(split: Mapping[str, Sequence[Row]], grade: Callable[[Row], float | Non
     return {name: mean([grade(row) for row in part]) for name, part in split.items()}
 
 
-def runs(rows: Iterable[Row]) -> dict[tuple[str, str], list[Row]]:
-    """Split the rows that have an answer by method and budget, both in words, in the order in which they come."""
-    return parts((row for row in rows if row.error is None), lambda row: (str(row.method), written(row.budget)))
+def runs(rows: Iterable[Row], failed: bool = False) -> dict[tuple[str, str], list[Row]]:
+    """Split rows by method and budget, both in words, in the order in which they come; those that `failed` if asked.
+
+    Rows of samples that failed in every run are of none.
+    """
+    own = (row for row in rows if row.method is not None and (failed or row.error is None))
+    return parts(own, lambda row: (row.method, written(row.budget)))
 
 
 def table(rows: Iterable[Row], benchmark: "Benchmark | None" = None) -> str:
     """Lay out mean visual tokens, seconds and scores, a line for each method and budget. Failures do not count.
 
     "tokens" are those left in the end; "a layer" those that a layer of the language model reads, mean over its layers,
-    which are more where tokens leave inside it; "KV MiB" what is held of the prompt's keys and values. The scores are
-    those of the benchmark; without one, the accuracies of `columns`.
+    which are more where tokens leave inside it; "KV MiB" what is held of the prompt's keys and values. "failed" stands
+    where a run has fewer answers than others: so many of its questions are not in its figures. The scores are those of
+    the benchmark; without one, the accuracies of `columns`.
     """
-    split = runs(rows)
-    lines, told = [], all(row.layer_tokens and row.kv_bytes for own in split.values() for row in own)
-    for (method, budget), own in split.items():
-        scores = means(columns(own), lambda row: row.correct) if benchmark is None else benchmark.score(own)
-        if not lines:
-            cost = ["a layer", "KV MiB"] if told else []
-            lines.append(["method", "budget", "tokens", "seconds", *cost, *scores])
-            lines.append(["questions", "", "", "", *[""] * len(cost), *(str(one.questions) for one in scores.values())])
-        tokens = f"{fmean(row.visual_tokens or 0 for row in own):.1f}"
-        time = "-" if (mean := seconds(own)) is None else f"{mean:.4f}"
-        line = [method, budget, tokens, time]
-        if told:
-            line.append(f"{fmean(row.processed or 0 for row in own):.1f}")
-            line.append(f"{fmean(row.kv_bytes or 0 for row in own) / 2**20:.3f}")
-        lines.append([*line, *("-" if one.value is None else f"{one.value:.3f}" for one in scores.values())])
+    every = runs(rows, failed=True)
+    split = {run: [row for row in own if row.error is None] for run, own in every.items()}
+    answered = [row for own in split.values() for row in own]
+    told = all(row.layer_tokens and row.kv_bytes for row in answered)
+    failed = len(answered) < sum(map(len, every.values()))
+    scores = {run: _scores(own, benchmark) for run, own in split.items() if own}
+    names = list(dict.fromkeys(name for own in sorted(scores.values(), key=len, reverse=True) for name in own))
+    if not scores and not failed:
+        return ""
+    cost = ["a layer", "KV MiB"] if told else []
+    heads = ["method", "budget", "tokens", "seconds", *cost, *(["failed"] if failed else []), *names]
+    asked = [max(own[name].questions for own in scores.values() if name in own) for name in names]
+    lines = [heads, *([["questions", *[""] * (len(heads) - 1 - len(names)), *map(str, asked)]] if names else [])]
+    for run, own in split.items():
+        line = [*run, *(_costs(own, told) if own else ["-"] * (2 + len(cost)))]
+        if failed:
+            line.append(str(len(every[run]) - len(own)))
+        values = [scores.get(run, {}).get(name, Score(0, None)).value for name in names]
+        lines.append([*line, *("-" if value is None else f"{value:.3f}" for value in values)])
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(_aligned(line, widths) for line in lines)
+
+
+def _scores(rows: Sequence[Row], benchmark: "Benchmark | None") -> Mapping[str, Score]:
+    return means(columns(rows), lambda row: row.correct) if benchmark is None else benchmark.score(rows)
+
+
+def _costs(rows: Sequence[Row], told: bool) -> list[str]:
+    """Return the means of tokens and seconds, and of what layers read and caches hold where that is `told`."""
+    mean = seconds(rows)
+    cells = [f"{fmean(row.visual_tokens or 0 for row in rows):.1f}", "-" if mean is None else f"{mean:.4f}"]
+    if told:
+        cells.append(f"{fmean(row.processed or 0 for row in rows):.1f}")
+        cells.append(f"{fmean(row.kv_bytes or 0 for row in rows) / 2**20:.3f}")
+    return cells
 
 
 def _aligned(line: Sequence[str], widths: Sequence[int]) -> str:

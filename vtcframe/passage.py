@@ -37,7 +37,7 @@ def prune(plan: Plan, evidence: Evidence, left: Pruned | None) -> tuple[Pruned, 
     """
     if plan.projector is None:
         return left or everything(evidence), evidence
-    pruned = plan.projector.pruner(evidence, plan.projector.budget)
+    pruned = plan.projector.act(evidence)
     if not plan.llm:
         evidence = replace(evidence, found={}, deepstack=None)  # nobody will ask
     return pruned if left is None else composed(left, pruned), evidence.after(pruned)

@@ -31,10 +31,7 @@ def sheet(pictures: Sequence[Picture], rows: Sequence[Row], edge: int = PANEL) -
 
     The longer edge of a picture becomes at most `edge` pixels, that of a video's frame half of it.
     """
-    large: list[Picture] = [
-        _enlarged(p, edge) if isinstance(p, Image.Image) else [_enlarged(frame, edge // 2) for frame in p]
-        for p in pictures
-    ]
+    large = enlarged(pictures, edge)
     first = rows[0]
     title = [first.id, first.question, *([] if first.answer is None else [f"answer: {first.answer}"])]
     lines = [
@@ -45,6 +42,17 @@ def sheet(pictures: Sequence[Picture], rows: Sequence[Row], edge: int = PANEL) -
     framed = Image.new("RGB", (drawn.width + 2 * GAP, drawn.height + 2 * GAP), PAPER)
     framed.paste(drawn, (GAP, GAP))
     return framed
+
+
+def enlarged(pictures: Sequence[Picture], edge: int = PANEL) -> list[Picture]:
+    """Return pictures of which the longer edge is at most `edge` pixels, that of a video's frames half of it.
+
+    Small ones grow in whole steps, so that tokens keep sharp edges.
+    """
+    return [
+        _enlarged(p, edge) if isinstance(p, Image.Image) else [_enlarged(frame, edge // 2) for frame in p]
+        for p in pictures
+    ]
 
 
 def file_name(identity: str, suffix: str) -> str:

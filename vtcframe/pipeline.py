@@ -12,6 +12,19 @@ import torch
 from torch import Tensor
 
 from vtcframe.core import Budget, Evidence, Layout, Pruned
+from vtcframe.faults import (
+    ComponentError,
+    called,
+    fault,
+    mask,
+    needs_of,
+    origin,
+    quotas,
+    remains,
+    scores_of,
+    slots_of,
+    told,
+)
 from vtcframe.needs import Need, in_llm
 
 Positions = Literal["original", "compact"]
@@ -103,6 +116,8 @@ class Stage:
     forget: int | None = None
 
     def __post_init__(self) -> None:
+        if not isinstance(self.pruner, Pruner):
+            raise TypeError(f"the pruner of a stage is an object that extends vtcframe.Pruner, got {told(self.pruner)}")
         site, _, layer = self.at.partition(":")
         if not (layer.isdecimal() if site in ("encoder", "llm") else self.at in ("projector", "cache")):
             raise ValueError(f"no site is called {self.at!r}: use 'encoder:K', 'projector', 'llm:K' or 'cache'")
@@ -117,6 +132,10 @@ class Stage:
     def layer(self) -> int:
         """K of "encoder:K" or "llm:K"."""
         return int(self.at.partition(":")[2])
+
+    def act(self, evidence: Evidence) -> Pruned:
+        """Let the pruner prune. ComponentError, naming it, if it raises or returns something else."""
+        return remains(self.pruner, called(self.pruner, self.pruner, evidence, self.budget), evidence)
 
 
 @dataclass(frozen=True)
@@ -181,8 +200,18 @@ def planned(stages: Sequence[Stage], method: Pruner | None = None, budget: Budge
     if (*encoder, *projector, *llm) != tuple(stages) or not ordered:
         raise ValueError(f"the stages act at {sites}: give them in the order in which they act, one a block or layer")
     for stage in stages:
-        _ = stage.pruner.needs  # options that make no sense are told here, and not in the midst of a run
+        needs_of(stage.pruner)  # options that make no sense are told here, and not in the midst of a run
     return Plan(encoder, projector[0] if projector else None, llm, method, budget)
+
+
+def plan_for(pruner: Pruner, budget: Budget | None = None) -> Plan:
+    """Plan a pruner's own stages. ValueError where it has none, or cannot have them with this budget."""
+    if not isinstance(pruner, Pruner):
+        raise TypeError(f"a pruner is an object that extends vtcframe.Pruner, got {told(pruner)}")
+    stages = called(pruner, pruner.stages, budget)
+    if not (isinstance(stages, tuple | list) and all(isinstance(stage, Stage) for stage in stages)):
+        raise fault(pruner, f"has {told(stages)} for its stages: return a tuple of vtcframe.Stage")
+    return planned(stages, pruner, budget)
 
 
 @dataclass(frozen=True)
@@ -197,55 +226,72 @@ class Pipeline(Pruner):
     across: Literal["view", "sample"] = "view"
 
     def __post_init__(self) -> None:
+        if not isinstance(self.scorers, tuple | list):
+            raise TypeError(f"scorers are a tuple or list, got {told(self.scorers)}")
         object.__setattr__(self, "scorers", tuple(self.scorers))  # YAML and users give lists; a pruner is hashable
+        kinds = *[Scorer] * len(self.scorers), Ensembler, Allocator, Selector, Merger
+        for part, kind in zip(self.parts, kinds, strict=False):
+            if not isinstance(part, kind):
+                name = kind.__name__
+                raise TypeError(f"{name.lower()}: an object that extends vtcframe.{name} is needed, got {told(part)}")
         if self.across not in ("view", "sample"):
             raise ValueError(f"across must be 'view' or 'sample', got {self.across!r}")
 
     @property
+    def parts(self) -> tuple[Component, ...]:
+        """In the order in which they are called."""
+        merger = () if self.merger is None else (self.merger,)
+        return *self.scorers, self.ensembler, self.allocator, self.selector, *merger
+
+    @property
     def needs(self) -> tuple[Need, ...]:
-        parts = (*self.scorers, self.ensembler, self.allocator, self.selector, *([self.merger] if self.merger else []))
-        return tuple(dict.fromkeys(need for part in parts for need in part.needs))
+        return tuple(dict.fromkeys(need for part in self.parts for need in needs_of(part)))
 
     @torch.no_grad()
     def __call__(self, evidence: Evidence, budget: Budget | None = None) -> Pruned:
-        """Prune. ValueError if a score is not finite, naming the samples, or if a selector misses its quota."""
+        """Prune. ComponentError for a part that raises, or returns what its kind may not.
+
+        It names the samples whose scores are not finite.
+        """
         total = None if budget is None else budget.total(evidence.layout)
         if self.across == "sample":
             evidence = evidence.joined()
         layout = evidence.layout
-        maps = [scorer(evidence).float() for scorer in self.scorers]
-        scores = self.ensembler(
-            maps or [torch.zeros(1, *layout.column.shape, device=layout.column.device, dtype=torch.float32)], layout
-        )
-        finite = torch.stack([m.isfinite().all(0) for m in (*maps, scores[None])]).all(0)  # ranks would hide a NaN
-        broken = (~finite & layout.valid).any(1)
+        maps = [scores_of(one, called(one, one, evidence), layout, "[S, V, N]") for one in self.scorers]
+        given = maps or [torch.zeros(1, *layout.column.shape, device=layout.column.device, dtype=torch.float32)]
+        scores = scores_of(self.ensembler, called(self.ensembler, self.ensembler, given, layout), layout, "[V, N]")
+        finite = torch.stack([m.isfinite().all(0) for m in (*maps, scores[None])])  # ranks would hide a NaN
+        broken = (~finite & layout.valid).any(2)
         scores = scores.masked_fill(~layout.valid, -torch.inf)
-        quota = self.allocator(scores, total, evidence).minimum(layout.count)
+        quota = quotas(self.allocator, called(self.allocator, self.allocator, scores, total, evidence), layout)
         slots = torch.zeros_like(quota)
         if self.merger is not None:
-            slots = self.merger.slots(quota, layout)
+            slots = slots_of(self.merger, called(self.merger, self.merger.slots, quota, layout), quota)
             if total is None:  # what a merger makes comes on top of what was found worth keeping
                 slots = slots.minimum(layout.count - quota)
             else:
                 quota = quota - slots
-        kept = self.selector(scores, quota, evidence)
+        kept = mask(self.selector, called(self.selector, self.selector, scores, quota, evidence), layout)
         self._verify(broken, kept, quota, layout)
         if self.merger is None:
             return gather(kept, quota, scores, evidence)
-        return self.merger(kept, slots, scores, evidence)
+        return remains(self.merger, called(self.merger, self.merger, kept, slots, scores, evidence), evidence)
 
     def _verify(self, broken: Tensor, kept: Tensor, quota: Tensor, layout: Layout) -> None:
-        """Check scores and selection in one device sync."""
+        """Check scores [a row for each scorer, and the ensembler's] and selection in one device sync."""
         missed = (kept.sum(1) != quota.to(kept.device)) | (kept & ~layout.valid).any(1)
-        bad_scores, bad_rows = torch.stack([broken, missed]).cpu()
-        if bad_scores.any():
-            samples = layout.sample[bad_scores].unique().tolist()
-            raise ValueError(f"scores of samples {samples} are not finite: {', '.join(map(str, self.scorers))}")
+        *bad_scores, bad_rows = torch.cat([broken, missed[None]]).cpu()
+        if any(bad.any() for bad in bad_scores):
+            samples = layout.sample[torch.stack(bad_scores).any(0)].unique().tolist()
+            guilty = [one for one, bad in zip(self.scorers, bad_scores[:-1], strict=True) if bad.any()]
+            names = ", ".join(f"{one}{origin(one)}" for one in guilty or [self.ensembler])
+            raise ComponentError(f"scores of samples {samples} are not finite: {names}")
         if bad_rows.any():
             row = int(bad_rows.nonzero()[0])
-            raise ValueError(
-                f"{self.selector} kept {int(kept[row].sum())} tokens of row {row} where the quota is "
-                f"{int(quota[row])}, or kept padding: a selector keeps exactly the quota, of valid tokens only"
+            raise fault(
+                self.selector,
+                f"kept {int(kept[row].sum())} tokens of row {row} where the quota is {int(quota[row])}, or kept "
+                "padding: a selector keeps exactly the quota, of valid tokens only",
             )
 
 
@@ -285,7 +331,12 @@ class Method(Pruner):
 
     @property
     def needs(self) -> tuple[Need, ...]:
-        return self.pipeline().needs
+        return self._made().needs
 
     def __call__(self, evidence: Evidence, budget: Budget | None = None) -> Pruned:
-        return self.pipeline()(evidence, budget)
+        return self._made()(evidence, budget)
+
+    def _made(self) -> Pruner:
+        if not isinstance(made := self.pipeline(), Pruner):
+            raise TypeError(f"pipeline() returned {told(made)}, and not a Pipeline")
+        return made

@@ -1,10 +1,11 @@
 """The predict loop: questions answered by the untouched model, by a pruned one, or by several to compare."""
 
 import copy
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from typing import Any
 
@@ -19,12 +20,13 @@ from vtcframe.backbone import Backbone, asked, shown
 from vtcframe.config import UsageError
 from vtcframe.core import Budget, Evidence, Layout, Pruned
 from vtcframe.data import Questions, Sample
+from vtcframe.faults import PASSED, ComponentError
 from vtcframe.footprint import kv_bytes
 from vtcframe.llm_stage import check_options
-from vtcframe.metrics import Row, View
+from vtcframe.metrics import Row, View, written
 from vtcframe.passage import Passage, check_open, encode, prune
 from vtcframe.pictures import Picture
-from vtcframe.pipeline import Plan, Pruner, Stage, planned
+from vtcframe.pipeline import Plan, Pruner, Stage, plan_for, planned
 
 DEFAULTS = {"do_sample": False, "max_new_tokens": 32}
 HALF = {"bf16-true": "bfloat16", "16-true": "float16"}  # the trainer's precision -> the type that weights are loaded in
@@ -50,8 +52,20 @@ class Comparison:
 
     def runs(self) -> list[Plan | None]:
         """Return what is to be run; None is the untouched model."""
-        asked = [(pruner, budget) for pruner in self.pruners for budget in self.budgets]
-        return [None, *(planned(pruner.stages(budget), pruner, budget) for pruner, budget in asked)]
+        return [None, *(plan_for(pruner, budget) for pruner in self.pruners for budget in self.budgets)]
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Samples that are answered together, and what runs share of them."""
+
+    samples: Sequence[Sample]
+    inputs: Mapping[str, Any]
+    arrangement: Arrangement
+    pruning: Sequence[Plan]  # the runs that drop something
+    arranging: float  # seconds a sample
+    # by the stages inside the encoder: evidence, what they left, seconds a sample
+    encoded: dict[tuple[Stage, ...], tuple[Evidence, Pruned | None, float]] = field(default_factory=dict)
 
 
 class _RefusedError(ValueError):
@@ -85,6 +99,7 @@ class Predictor(LightningModule):
         self.model: Any = None
         self.exact: dict[str, Tensor] = {}
         self.viewed: Callable[[Sample], bool] = lambda sample: False  # a writer says which samples get their views
+        self._failing: set[str] = set()  # methods of which it was told that they fail
 
     def setup(self, stage: str) -> None:
         """Load the backbone. UsageError for what cannot be loaded, has no adapter, or does not know an option."""
@@ -125,7 +140,10 @@ class Predictor(LightningModule):
         } | {f"version of {name}": version(name) for name in ("vtcframe", "torch", "transformers")}
 
     def predict_step(self, batch: Iterable[Sample], batch_idx: int) -> list[Row]:
-        """Answer each sample in every run. One that could not be loaded gets a single row, with its error."""
+        """Answer each sample in every run. One that could not be loaded gets a single row, with its error.
+
+        Where a component fails, the rows of its run have the error, and the other runs go on.
+        """
         batch = [self._understood(sample) for sample in batch]
         loaded = [sample for sample in batch if sample.error is None]
         answers = iter(self._answered(loaded) if loaded else ())
@@ -134,6 +152,14 @@ class Predictor(LightningModule):
             for sample in batch
             for row in (next(answers) if sample.error is None else [_row(sample, error=sample.error)])
         ]
+
+    def on_predict_batch_end(self, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Tell once of each method that fails, when it does so first: a run may take all night."""
+        for row in outputs:
+            if row.error is not None and row.method is not None and row.method not in self._failing:
+                self._failing.add(row.method)
+                if self.trainer.is_global_zero:
+                    print(f"vtcframe: warning: {row.error}", file=sys.stderr)
 
     def _understood(self, sample: Sample) -> Sample:
         """Return it with an error where the model knows some of its words not at all: any answer would mean nothing."""
@@ -167,46 +193,71 @@ class Predictor(LightningModule):
                 return [rows for sample in samples for rows in self._answered([sample])]
             return [[_row(samples[0], error=f"{self.backbone.path} cannot be asked this: {error}")]]
 
-    def _answer(self, samples: Sequence[Sample]) -> list[list[Row]]:
-        """Return the rows of each sample, one a run.
+    def _answer(self, samples: Sequence[Sample], runs: Sequence[Plan | None] | None = None) -> list[list[Row]]:
+        """Return the rows of each sample, one a run; all runs unless they are given.
 
-        Pictures are encoded once for all the runs that prune at the same stages inside the encoder, or at none.
+        Pictures are encoded once for all the runs that prune at the same stages inside the encoder, or at none. A run
+        that fails on a batch is tried on each of its samples, so that one of them does not fail the others.
         """
+        runs = self.runs if runs is None else runs
         inputs = self._inputs(samples)
         start = time.perf_counter()
         arrangement = self._arrange(inputs, samples)
-        layout, arranging = arrangement.layout, self._since(start) / len(samples)
-        pruning = [plan for plan in self.runs if plan and not plan.covers(layout)]
-        encoded: dict[tuple[Stage, ...], tuple[Evidence, Pruned | None, float]] = {}
+        pruning = [plan for plan in runs if plan and not plan.covers(arrangement.layout)]
+        batch = _Batch(samples, inputs, arrangement, pruning, self._since(start) / len(samples))
         rows: list[list[Row]] = [[] for _ in samples]
-        for plan in self.runs:
-            passage, encoding = None, 0.0  # where nothing is to be dropped the model is called as it is, and encodes
-            if plan in pruning and plan.encoder not in encoded:
-                start = time.perf_counter()
-                alike = [other for other in pruning if other.encoder == plan.encoder]
-                evidence, left = self._encode(inputs, arrangement, alike)
-                encoded[plan.encoder] = evidence, left, arranging + self._since(start) / len(samples)
-            start = time.perf_counter()
-            if plan in pruning:
-                evidence, left, encoding = encoded[plan.encoder]
-                passage = self._passage(plan, inputs, evidence, left)
-            predictions = self._generate(inputs, plan, passage)
-            seconds = self._since(start) / len(samples)
-            told = self._told(inputs, layout, passage)
-            for p, prediction in enumerate(predictions):
-                row = _row(
-                    samples[p],
-                    method="unpruned" if plan is None else str(plan),
-                    budget=None if plan is None else _written(plan.budget),
-                    prediction=prediction,
-                    visual_tokens_before=int(layout.untouched[p]),
-                    seconds=seconds,
-                    encode_seconds=encoding,
-                    views=_views(layout, passage.pruned, p) if passage and self.viewed(samples[p]) else None,
-                    **{name: values[p].tolist() for name, values in told.items()},
-                )
-                rows[p].append(row)
+        for plan in runs:
+            try:
+                answers = self._run(plan, batch)
+            except ComponentError as error:
+                if len(samples) > 1:
+                    answers = [self._answer([sample], [plan])[0][0] for sample in samples]
+                else:
+                    answers = [_row(samples[0], **_named(plan), error=self._failed(plan, error))]
+            for own, row in zip(rows, answers, strict=True):
+                own.append(row)
         return rows
+
+    def _run(self, plan: Plan | None, batch: "_Batch") -> list[Row]:
+        """Return the row of each sample in one run. ComponentError where one of its components fails."""
+        inputs, layout, count = batch.inputs, batch.arrangement.layout, len(batch.samples)
+        passage, encoding = None, 0.0  # where nothing is to be dropped the model is called as it is, and encodes
+        start = time.perf_counter()
+        if plan is not None and plan in batch.pruning:
+            evidence, left, encoding = self._encoded(plan, batch)
+            start = time.perf_counter()
+            passage = self._passage(plan, inputs, evidence, left)
+        predictions = self._generate(inputs, plan, passage)
+        seconds = self._since(start) / count
+        told = self._told(inputs, layout, passage)
+        return [
+            _row(
+                sample,
+                **_named(plan),
+                prediction=predictions[p],
+                visual_tokens_before=int(layout.untouched[p]),
+                seconds=seconds,
+                encode_seconds=encoding,
+                views=_views(layout, passage.pruned, p) if passage and self.viewed(sample) else None,
+                **{name: values[p].tolist() for name, values in told.items()},
+            )
+            for p, sample in enumerate(batch.samples)
+        ]
+
+    def _encoded(self, plan: Plan, batch: "_Batch") -> tuple[Evidence, Pruned | None, float]:
+        """Encode, unless a run with the same stages inside the encoder has done so."""
+        if plan.encoder not in batch.encoded:
+            start = time.perf_counter()
+            alike = [other for other in batch.pruning if other.encoder == plan.encoder]
+            evidence, left = self._encode(batch.inputs, batch.arrangement, alike)
+            seconds = batch.arranging + self._since(start) / len(batch.samples)
+            batch.encoded[plan.encoder] = evidence, left, seconds
+        return batch.encoded[plan.encoder]
+
+    def _failed(self, plan: Plan | None, error: Exception) -> str:
+        budget = None if plan is None else _written(plan.budget)
+        at = "" if budget is None else f" at {written(budget)}"
+        return f"{plan}{at} fails on {self.backbone.path}: {error}"
 
     def _inputs(self, samples: Sequence[Sample]) -> dict[str, Any]:
         """Return what generate takes, on the model's device."""
@@ -233,26 +284,38 @@ class Predictor(LightningModule):
         needs = tuple(dict.fromkeys(need for plan in plans for need in plan.needs))
         try:
             return encode(self.adapter, inputs, arrangement, plans[0], needs)
+        except ComponentError:
+            raise
         except ValueError as error:
             raise UsageError(f"{self.backbone.path} cannot show what the pruners look at: {error}") from error
 
     def _passage(self, plan: Plan, inputs: Mapping[str, Any], evidence: Evidence, left: Pruned | None) -> Passage:
         try:
             return Passage(self.adapter, inputs, plan, evidence, *prune(plan, evidence, left))
+        except (ComponentError, *PASSED):
+            raise
         except ValueError as error:
             raise UsageError(f"{plan} cannot prune {self.backbone.path}: {error}") from error
+        except Exception as error:  # places that are none, for example
+            raise ComponentError(f"what it left cannot be read: {type(error).__name__}: {error}") from error
 
     def _generate(self, inputs: Mapping[str, Any], plan: Plan | None, passage: Passage | None) -> list[str]:
         given = inputs if passage is None else passage.given
         try:
             with passage or nullcontext():
                 out: Tensor = self.model.generate(**given, generation_config=self.options)
+        except (ComponentError, *PASSED):
+            raise
         except (ValueError, IndexError) as error:  # IndexError: a token that the model has no embedding of
             inside = f" under {plan}" if plan is not None and plan.llm else ""
             raise UsageError(
                 f"{self.backbone.path} cannot answer{inside}: {error}. Look at the options of generate, and whether "
                 "the processor is the model's own"
             ) from error
+        except Exception as error:
+            if passage is None:
+                raise
+            raise ComponentError(f"{type(error).__name__}: {error}") from error
         answers = self.processor.batch_decode(out[:, given["input_ids"].shape[1] :], skip_special_tokens=True)
         return [answer.strip() for answer in answers]
 
@@ -277,6 +340,13 @@ class Predictor(LightningModule):
         if self.device.type != "cpu":
             torch.accelerator.synchronize(self.device)
         return time.perf_counter() - start
+
+
+def _named(plan: Plan | None) -> dict[str, Any]:
+    """Return what a row says of its run."""
+    if plan is None:
+        return {"method": "unpruned", "budget": None}
+    return {"method": str(plan), "budget": _written(plan.budget)}
 
 
 def _written(budget: Budget | None) -> dict[str, Any] | None:

@@ -8,11 +8,14 @@ imported before a target is loaded.
 import difflib
 import importlib
 import re
+import sys
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
+from traceback import walk_tb
+from typing import Any
 
 import pluggy
 
@@ -95,17 +98,31 @@ class Entry:
     version: str
 
     def load(self) -> type:
-        """Import the class. ImportError, or TypeError if it is not of its kind, naming the distribution."""
+        """Import the class. ImportError, or TypeError if it is not as its kind must be, naming the distribution."""
+        whose = f"{self.kind} {self.name} of {self.distribution} {self.version}"
         try:
             found = _resolve(self.target)
-        except (ImportError, AttributeError) as error:
-            origin = f"{self.distribution} {self.version}"
-            raise ImportError(f"{self.kind} {self.name} of {origin} cannot be imported: {error}") from error
+        except (Exception, SystemExit) as error:  # a stranger's module raises whatever it likes
+            raise ImportError(f"{whose} cannot be imported: {_brief(error)}") from error
         base = _resolve(KINDS[self.kind])
         if not (isinstance(found, type) and issubclass(found, base)):
             kind = KINDS[self.kind].replace(":", ".")
             raise TypeError(f"{self.target} of {self.distribution} {self.version} is no {self.kind}: extend {kind}")
+        if missing := ", ".join(sorted(getattr(found, "__abstractmethods__", ()))):
+            raise TypeError(f"{whose} is abstract: it must define {missing}")
+        if self.kind != "adapter" and not (is_dataclass(found) and _params(found).frozen):
+            raise TypeError(f"{whose} is no frozen dataclass: write @dataclass(frozen=True) above it")
         return found
+
+
+def _params(kind: Any) -> Any:
+    return kind.__dataclass_params__
+
+
+def _brief(error: BaseException) -> str:
+    """Return an exception in one line."""
+    told = " ".join(str(error).split())
+    return f"{type(error).__name__}: {told}" if told else type(error).__name__
 
 
 def _resolve(target: str):
@@ -150,6 +167,51 @@ def named(kind: str, name: str) -> Entry:
     raise LookupError(f"no {kind} is called {name!r}.{hint} Installed: {', '.join(sorted(mine)) or 'none'}.{lost}")
 
 
+def load(node: Any) -> None:
+    """Import the registered components that a configuration names by class_path, as `Entry.load` does."""
+    if isinstance(node, list | tuple):
+        for item in node:
+            load(item)
+    elif isinstance(node, dict):
+        path = str(node.get("class_path"))
+        for entry in entries():
+            if entry.target.replace(":", ".") == path:
+                entry.load()
+        load(list(node.values()))
+
+
+def kind_of(component: type) -> str | None:
+    """Return the kind of a class, None for a class of none."""
+    bases = {f"{base.__module__}:{base.__qualname__}" for base in component.__mro__}
+    return next((kind for kind, base in KINDS.items() if base in bases), None)
+
+
+def bringing(component: type) -> Entry | None:
+    """Return the entry that a class came by; else one that came from the same package; else None."""
+    package = component.__module__.partition(".")[0]
+    near = None
+    for entry in entries():
+        module, _, name = entry.target.partition(":")
+        if getattr(sys.modules.get(module), name, None) is component:
+            return entry
+        if near is None and module.partition(".")[0] == package:
+            near = entry
+    return near
+
+
+def raised_in(error: BaseException) -> str:
+    """Return "DISTRIBUTION VERSION: " where a plug-in raised an exception, or what it came from; else nothing."""
+    cause: BaseException | None = error
+    while cause is not None:
+        for frame, _ in reversed(list(walk_tb(cause.__traceback__))):
+            package = frame.f_globals.get("__name__", "").partition(".")[0]
+            for entry in entries():
+                if entry.distribution != "vtcframe" and entry.target.partition(":")[0].partition(".")[0] == package:
+                    return f"{entry.distribution} {entry.version}: "
+        cause = cause.__cause__ or cause.__context__
+    return ""
+
+
 @cache
 def _scan() -> tuple[tuple[Entry, ...], tuple[Failure, ...]]:
     found: dict[tuple[str, str], Entry] = {}
@@ -163,8 +225,8 @@ def _scan() -> tuple[tuple[Entry, ...], tuple[Failure, ...]]:
                         f"{entry.kind} {entry.name} is provided by {other.distribution} ({other.target}) already"
                     )
                 mine[entry.kind, entry.name] = entry
-        except Exception as error:  # whatever a stranger's plugin raises must not take the others along
-            lost.append(Failure(point.name, *_origin(point), f"{type(error).__name__}: {error}"))
+        except (Exception, SystemExit) as error:  # whatever a stranger's plugin raises must not take the others along
+            lost.append(Failure(point.name, *_origin(point), _brief(error)))
             warnings.warn(str(lost[-1]), stacklevel=4)
         else:
             found |= mine
@@ -181,9 +243,9 @@ def _components(point: EntryPoint) -> Iterator[Entry]:
     plugin = point.load()
     manager.register(plugin)
     manager.check_pending()
-    answers = manager.hook.vtcframe_components()
-    if not answers:
+    if not manager.hook.vtcframe_components.get_hookimpls():
         raise ValueError(f"{point.value} has no hook vtcframe_components: mark it with vtcframe.registry.hookimpl")
+    answers = manager.hook.vtcframe_components() or [None]  # pluggy leaves None out
     for components in answers:
         if not isinstance(components, dict):
             raise TypeError(f"vtcframe_components returns kind -> list of targets, not {components!r}")

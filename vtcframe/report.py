@@ -1,4 +1,7 @@
-"""`vtcframe report`: one page about finished runs, that asks nobody else for anything, and the same as Markdown."""
+"""`vtcframe report`: one page about finished runs, that asks nobody else for anything, and the same as Markdown.
+
+The short of it can be had as a model card of the Hugging Face Hub.
+"""
 
 import argparse
 from collections.abc import Sequence
@@ -25,15 +28,21 @@ def main(arguments: list[str]) -> int:
     options.add_argument(
         "--out", type=Path, help="where to: OUT.html and OUT.md; report in the first folder when not given"
     )
+    options.add_argument(
+        "--card", action="store_true", help="write OUT-card.md, too: a section for the README.md of a model on the Hub"
+    )
     given = options.parse_args(arguments)
     out = given.out or given.folder[0] / "report"
-    written = write(given.folder, out.with_suffix("") if out.suffix in FORMS else out)
+    written = write(given.folder, out.with_suffix("") if out.suffix in FORMS else out, given.card)
     print(f"written to {', '.join(map(str, written))}")
     return 0
 
 
-def write(folders: Sequence[Path], out: Path) -> list[Path]:
-    """Write OUT.html and OUT.md, each at once, and return them. UsageError where there is nothing to write about."""
+def write(folders: Sequence[Path], out: Path, with_card: bool = False) -> list[Path]:
+    """Write OUT.html and OUT.md, and OUT-card.md if asked for, each at once, and return them.
+
+    UsageError where there is nothing to write about.
+    """
     check_extra()
     from vtcframe.report_page import render  # lazily: scipy takes its time, too
     from vtcframe.report_runs import found
@@ -43,10 +52,15 @@ def write(folders: Sequence[Path], out: Path) -> list[Path]:
             raise UsageError(
                 f"there is no folder {folder}: give one with the runs of vtcframe predict or sweep below it"
             )
-    pages = render(found(folders), out.parent)
+    runs = found(folders)
+    pages = {f".{form}": page for form, page in render(runs, out.parent).items()}
+    if with_card:
+        from vtcframe.report_card import card  # lazily: it imports torch
+
+        pages["-card.md"] = card(runs)
     written = []
-    for form, page in pages.items():
-        path = out.with_name(f"{out.name}.{form}")
+    for ending, page in pages.items():
+        path = out.with_name(out.name + ending)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             replace_whole(path, [page.encode()])

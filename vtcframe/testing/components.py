@@ -1,14 +1,17 @@
 """The laws of components, on evidence made by hand: padded with poison, ragged, one sample without a picture."""
 
-from collections.abc import Callable, Iterable
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import fields, is_dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from vtcframe.core import Budget, Evidence, Pruned
+from vtcframe.faults import ComponentError, called, needs_of, told
 from vtcframe.needs import Need
-from vtcframe.pipeline import Allocator, Ensembler, Merger, Pruner, Scorer, Selector
+from vtcframe.pipeline import Allocator, Component, Ensembler, Merger, Pruner, Scorer, Selector
 from vtcframe.selectors import highest
 from vtcframe.testing.evidence import POISON, SAMPLES, make_evidence
 
@@ -16,28 +19,40 @@ CLOSE = 1e-6
 
 
 def check_scorer(scorer: Scorer) -> None:
-    """Scores are [S, V, N] float32, finite on tokens, repeatable, and those of a sample depend on it alone."""
+    """Scores are [S, V, N] float32, finite on tokens, repeatable, and those of a sample depend on it alone.
+
+    They are float32 also where the model is of half precision.
+    """
+    needs = _asked(scorer, Scorer)
 
     def score(evidence: Evidence) -> Tensor:
-        scores = scorer(evidence)
+        scores = _tensor(scorer, _called(scorer, scorer, evidence))
+        shape = list(evidence.layout.column.shape)
+        alike = list(scores.shape) == shape
         _hold(
-            scores.ndim == 3 and scores.shape[1:] == evidence.layout.column.shape, f"{scorer} gave {list(scores.shape)}"
+            scores.ndim == 3 and list(scores.shape[1:]) == shape,
+            f"{scorer} gave {list(scores.shape)}, not [S, V, N] = [S, {shape[0]}, {shape[1]}]"
+            + (": give one map as scores[None]" if alike else ""),
         )
         _hold(scores.dtype == torch.float32, f"{scorer} gave {scores.dtype}, not float32")
         _hold(scores[:, evidence.layout.valid].isfinite().all(), f"{scorer} gave NaN or inf on a token")
         return scores.movedim(0, -1)
 
-    _check_alone_as_in_batch(scorer, scorer.needs, score)
+    _check_alone_as_in_batch(scorer, needs, score)
+    half = make_evidence(needs)
+    found = {need: x.bfloat16() if need.axes.endswith("C") else x for need, x in half.found.items()}
+    scores = _called(scorer, scorer, replace(half, tokens=half.tokens.bfloat16(), found=found))
+    _hold(scores.dtype == torch.float32, f"{scorer} gave {scores.dtype} of a bfloat16 model: end with .float()")
 
 
 def check_ensembler(ensembler: Ensembler, scorers: int = 2) -> None:
     """One map [V, N], finite on tokens; padding, whatever it holds, and batch mates change nothing."""
-    needs = tuple(ensembler.needs)
+    needs = _asked(ensembler, Ensembler)
     for poison in (POISON, -POISON):
 
         def fuse(evidence: Evidence, poison: float = poison) -> Tensor:
             layers = [_noise(evidence, i, poison)[None].repeat(i + 1, 1, 1) for i in range(scorers)]
-            scores = ensembler(layers, evidence.layout)
+            scores = _tensor(ensembler, _called(ensembler, ensembler, layers, evidence.layout))
             _hold(scores.shape == evidence.layout.column.shape, f"{ensembler} gave {list(scores.shape)}")
             _hold(scores[evidence.layout.valid].isfinite().all(), f"{ensembler} gave NaN or inf on a token")
             return scores[..., None]
@@ -47,11 +62,14 @@ def check_ensembler(ensembler: Ensembler, scorers: int = 2) -> None:
 
 def check_allocator(allocator: Allocator, shortfall: bool = False) -> None:
     """Quotas lie between 0 and a view's tokens and sum to the budget (with `shortfall`, to less at most)."""
+    needs = _asked(allocator, Allocator)
     for budget in (Budget(tokens=1), Budget(tokens=20), Budget(ratio=0.3), Budget(tokens=10**6)):
 
         def share(evidence: Evidence, budget: Budget = budget) -> Tensor:
             layout, total = evidence.layout, budget.total(evidence.layout)
-            quota = allocator(_scores(evidence), total, evidence)
+            scores = _scores(evidence)
+            with _unchanged(allocator, scores=scores, budget=total):
+                quota = _tensor(allocator, _called(allocator, allocator, scores, total, evidence))
             _hold(
                 quota.shape == layout.sample.shape and quota.device.type == "cpu", f"{allocator} gave no [V] on the CPU"
             )
@@ -65,11 +83,12 @@ def check_allocator(allocator: Allocator, shortfall: bool = False) -> None:
             )
             return quota[:, None, None].expand(*layout.column.shape, 1)
 
-        _check_alone_as_in_batch(allocator, allocator.needs, share)
+        _check_alone_as_in_batch(allocator, needs, share)
 
 
 def check_selector(selector: Selector) -> None:
     """Row v has quota[v] True, none of them padding, also for quota 0, all, tied, constant and huge scores."""
+    needs = _asked(selector, Selector)
     for scale, levels in ((1.0, 0), (1.0, 3), (0.0, 0), (1e30, 0)):
         for fraction in (0.0, 0.1, 0.5, 1.0):
 
@@ -80,7 +99,8 @@ def check_selector(selector: Selector) -> None:
                 scores = (scores * levels).round() if levels else scores
                 scores = (scores * scale).masked_fill(~layout.valid, -torch.inf)
                 quota = (layout.count * part).ceil().long()
-                kept = selector(scores, quota, evidence)
+                with _unchanged(selector, scores=scores, quota=quota):
+                    kept = _tensor(selector, _called(selector, selector, scores, quota, evidence))
                 _hold(kept.shape == scores.shape and kept.dtype == torch.bool, f"{selector} gave no bool [V, N]")
                 _hold(not (kept & ~layout.valid).any(), f"{selector} kept padding")
                 _hold(
@@ -89,55 +109,59 @@ def check_selector(selector: Selector) -> None:
                 )
                 return kept[..., None]
 
-            _check_alone_as_in_batch(selector, selector.needs, select)
+            _check_alone_as_in_batch(selector, needs, select)
 
 
 def check_merger(merger: Merger) -> None:
     """Slots never exceed the quota; every output token has a place of its own, kept tokens theirs."""
+    needs = _asked(merger, Merger)
     for fraction in (0.05, 0.5, 1.0):
 
         def merge(evidence: Evidence, part: float = fraction) -> Tensor:
             layout, scores = evidence.layout, _scores(evidence)
             quota = (layout.count * part).ceil().long()
-            slots = merger.slots(quota, layout)
+            slots = _tensor(merger, _called(merger, merger.slots, quota, layout))
             _hold(
                 ((slots >= 0) & (slots <= quota)).all(), f"{merger}: slots {slots.tolist()} of quotas {quota.tolist()}"
             )
             kept = highest(scores, quota - slots)
-            pruned = merger(kept, slots, scores, evidence)
+            with _unchanged(merger, kept=kept, slots=slots, scores=scores):
+                pruned = _called(merger, merger, kept, slots, scores, evidence)
             _check_pruned(merger, pruned, layout.total(quota))
             _hold(not (kept & ~pruned.kept).any(), f"{merger} lost the slot of a kept token")
             return _scattered(pruned, evidence)
 
-        _check_alone_as_in_batch(merger, merger.needs, merge)
+        _check_alone_as_in_batch(merger, needs, merge)
 
 
 def check_pruner(pruner: Pruner, budgets: Iterable[Budget | None] = (Budget(20), Budget(ratio=0.3), Budget(1))) -> None:
     """As many tokens as budgeted stay (None: adaptive), the same alone as in a batch; NaN is an error; all fits all."""
+    needs, budgets = _asked(pruner, Pruner), tuple(budgets)
     for budget in budgets:
 
         def prune(evidence: Evidence, budget: Budget | None = budget) -> Tensor:
-            pruned = pruner(evidence, budget)
+            pruned = _called(pruner, pruner, evidence, budget)
             _check_pruned(pruner, pruned, None if budget is None else budget.total(evidence.layout))
             _hold(len(pruned.place) in (len(evidence.layout.sample), len(evidence.layout.key)), f"{pruner} lost rows")
             return _scattered(
                 pruned, evidence if len(pruned.place) == len(evidence.layout.sample) else evidence.joined()
             )
 
-        _check_alone_as_in_batch(pruner, pruner.needs, prune, joined_too=False)
-    evidence = make_evidence(pruner.needs)
-    if needed := [need for need in pruner.needs if "N" in need.axes]:
+        _check_alone_as_in_batch(pruner, needs, prune, joined_too=False)
+    evidence = make_evidence(needs)
+    if needed := [need for need in needs if "N" in need.axes]:
         found = {need: x.clone() for need, x in evidence.found.items()}
         found[needed[0]].movedim((needed[0].axes.index("V"), needed[0].axes.index("N")), (0, 1))[-1, 0] = torch.nan
         try:
-            pruner(replace(evidence, found=found), next(iter(budgets)))
+            pruner(replace(evidence, found=found), budgets[0])
         except ValueError as error:
             _hold("3" in str(error), f"{pruner}: the error does not name sample 3: {error}")
         else:
             _hold(False, f"{pruner} took NaN in {needed[0]} without an error")
 
 
-def _check_pruned(source: object, pruned: Pruned, total: Tensor | None) -> None:
+def _check_pruned(source: object, pruned: Any, total: Tensor | None) -> None:
+    _hold(isinstance(pruned, Pruned), f"{source} returned {told(pruned)}, not a Pruned")
     layout, real = pruned.layout, pruned.place >= 0
     count = real.sum(1)
     _hold(pruned.scores.dtype == torch.float32, f"{source}: scores are {pruned.scores.dtype}, not float32")
@@ -169,10 +193,9 @@ def _check_alone_as_in_batch(
     for joined in (False, True) if joined_too else (False,):
         whole = make_evidence(needs)
         whole = whole.joined() if joined else whole
-        before = [x.clone() for x in (whole.tokens, *whole.found.values())]
-        together, again = call(whole), call(whole)
-        changed = any(not torch.equal(a, b) for a, b in zip(before, (whole.tokens, *whole.found.values()), strict=True))
-        _hold(not changed, f"{part} changed the evidence")
+        layout = {field.name: getattr(whole.layout, field.name) for field in fields(whole.layout)}
+        with _unchanged(part, tokens=whole.tokens, **layout, **{str(need): x for need, x in whole.found.items()}):
+            together, again = call(whole), call(whole)
         valid = _rows_valid(together, whole)
         _hold(torch.equal(together[valid], again[valid]), f"{part} gave another result in a second call")
         for p, (key, grids) in enumerate(SAMPLES.items()):
@@ -205,6 +228,39 @@ def _noise(evidence: Evidence, salt: int, padding: float) -> Tensor:
     """[V, N] scores that depend on a sample alone."""
     first = evidence.tokens.float()[..., salt % evidence.tokens.shape[-1]]
     return (first + salt).masked_fill(~evidence.layout.valid, padding)
+
+
+def _asked(part: Any, kind: type[Component]) -> tuple[Need, ...]:
+    """Return the needs of what is to be checked."""
+    _hold(isinstance(part, kind), f"check an object that extends vtcframe.{kind.__name__}, not {told(part)}")
+    plain = is_dataclass(part) or not getattr(part, "__dict__", None)
+    _hold(plain, f"{type(part).__name__} has fields but is no dataclass: write @dataclass(frozen=True) above it")
+    try:
+        return needs_of(part)
+    except ComponentError as error:
+        raise AssertionError(str(error)) from error
+
+
+def _called(part: Any, function: Callable[..., Any], *given: Any) -> Any:
+    try:
+        return called(part, function, *given)
+    except ComponentError as error:
+        raise AssertionError(str(error)) from error
+
+
+def _tensor(part: Any, made: Any) -> Tensor:
+    _hold(isinstance(made, Tensor), f"{part} returned {told(made)}, not a tensor")
+    return made
+
+
+@contextmanager
+def _unchanged(part: Any, **given: Tensor) -> Iterator[None]:
+    """Others are given the same tensors: what a component computes in place, they get to see."""
+    before = {name: x.clone() for name, x in given.items()}
+    yield
+    for name, x in given.items():
+        same = torch.allclose(x, before[name], rtol=0, atol=0, equal_nan=True)
+        _hold(same, f"{part} changed the evidence or what else it was given, {name}, in place: others read it too")
 
 
 def _hold(law: object, broken: str) -> None:

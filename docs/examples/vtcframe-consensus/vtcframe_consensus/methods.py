@@ -1,0 +1,19 @@
+"""One whole method."""
+
+from dataclasses import dataclass
+
+from vtcframe import Coverage, Even, Mean, Method, Mixed, Pipeline
+from vtcframe.pipeline import Facts
+
+from vtcframe_consensus.scorers import Consensus
+
+
+@dataclass(frozen=True)
+class ConsensusPruner(Method):
+    """`agreed` of the budget to what three blocks agree on, the rest to what stands for all other tokens."""
+
+    facts = Facts("", "least [CLS] attention of three blocks", "top-k, then coverage", "gone", "ours")
+    agreed: float = 0.75
+
+    def pipeline(self) -> Pipeline:
+        return Pipeline((Consensus(),), Mean(), Even(), Mixed(Coverage(), self.agreed))
