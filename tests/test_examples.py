@@ -96,6 +96,10 @@ def page(tmp_path):
         ("console", "$ vtcframe bench --model path/to/checkpoint --pruner VtcCls '{name: FastV, layer: 2}'"),
         ("console", "$ vtcframe bench --threads 1\n$ torchrun --nproc-per-node=2 -m vtcframe check --dtype bfloat16 a"),
         ("console", "$ python ray_predict.py questions.jsonl predictions.jsonl --actors 32 --gpus 1"),
+        (
+            "console",
+            "$ vtcframe explain --model path/to/checkpoint --image photo.jpg --question 'is it a cat ?' --tokens 9",
+        ),
         ("yaml", WHOLE),
         ("yaml", "  compare:\n    pruners: [VtcCls]\n    budgets: [{ratio: 0.25}]"),
         ("yaml", "trainer: {accelerator: gpu, devices: auto, precision: bf16-true}"),

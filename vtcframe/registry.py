@@ -110,13 +110,10 @@ class Entry:
             raise TypeError(f"{self.target} of {self.distribution} {self.version} is no {self.kind}: extend {kind}")
         if missing := ", ".join(sorted(getattr(found, "__abstractmethods__", ()))):
             raise TypeError(f"{whose} is abstract: it must define {missing}")
-        if self.kind != "adapter" and not (is_dataclass(found) and _params(found).frozen):
+        frozen = is_dataclass(found) and getattr(found, "__dataclass_params__").frozen  # noqa: B009 (pyright)
+        if self.kind != "adapter" and not frozen:
             raise TypeError(f"{whose} is no frozen dataclass: write @dataclass(frozen=True) above it")
         return found
-
-
-def _params(kind: Any) -> Any:
-    return kind.__dataclass_params__
 
 
 def _brief(error: BaseException) -> str:
