@@ -694,4 +694,4 @@ def test_videos_are_answered_as_our_own_predictor_answers_them(family, monkeypat
 def test_a_video_for_a_model_of_pictures_is_told(clip, log):
     content = [{"type": "video", "url": clip}, {"type": "text", "text": "what shape is purple ?"}]
     assert answered(model(), [{"role": "user", "content": content}]) == [""]
-    assert any("takes no videos: use a task with pictures" in line for line in log)
+    assert any("takes no videos: give the frames as `images`" in line for line in log)

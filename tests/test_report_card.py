@@ -7,7 +7,7 @@ from huggingface_hub import ModelCard
 from test_report import FACTS, QUARTER, folder, rows
 
 from conftest import backbone
-from vtcframe import Budget, ClsAttention, Even, Mean, Pipeline, Stage, TopK, VtcCls, report
+from vtcframe import Budget, ClsAttention, Even, Mean, Pipeline, RandomPruner, Stage, TopK, VtcCls, report
 from vtcframe.benchmarks import Pope
 from vtcframe.report_card import card
 from vtcframe.report_runs import found
@@ -170,7 +170,8 @@ def _one(tmp_path, pruner, budget, stage):
         ("VtcCls", "Stage"),
         ("VtcCls(last=(lambda: 3)())", "Stage"),
         ("not python", "Stage"),
-        ("RandomPruner(seed=0)", Stage("projector", VtcCls(last=3), Budget(ratio=0.25))),
+        ("VtcCls(last=1 + 2)", Stage("projector", VtcCls(last=3), Budget(ratio=0.25))),
+        ("RandomPruner(seed=0)", Stage("projector", RandomPruner(seed=0), Budget(ratio=0.25))),  # a baseline
     ],
 )
 def test_what_two_lines_cannot_say_or_may_not_run_is_left_out(method, stage, tmp_path):
@@ -187,8 +188,9 @@ def test_the_command_writes_the_card_only_when_asked(runs, capsys):
 
 def test_names_with_signs_cannot_break_the_table_or_the_metadata(tmp_path):
     odd = FACTS["model.backbone"] | {"path": "some/a|b # *c*"}
-    path = folder(tmp_path / "a", rows("unpruned", "1111"), **{"model.backbone": odd})
+    path = folder(tmp_path / "a", rows("unpruned", "1111"), rows("a | b", "1111", QUARTER), **{"model.backbone": odd})
     text = card(found([path]))
     (tmp_path / "card.md").write_text(text)
     assert ModelCard.load(tmp_path / "card.md").data.model_name == "a|b # *c*"
     assert "a\\|b # \\*c\\*" in text
+    assert "| a \\| b | 0.25 |" in text

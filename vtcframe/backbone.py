@@ -2,13 +2,14 @@
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedConfig
 from transformers.utils.hub import cached_file, extract_commit_hash
 
@@ -132,20 +133,34 @@ def device_for(name: str) -> torch.device:
 def asked(processor: Any, samples: Sequence[Sample]) -> Any:
     """Return what the processor makes of loaded samples: each question behind its pictures, these before its video.
 
-    Frames are taken as they are given. ValueError for a video where the processor takes none.
+    ValueError for a video where the processor takes none.
     """
-    videos = [list(frames) for sample in samples for frames in sample.videos]
+    prompts = [prompt(processor, sample.question, len(sample.pictures), len(sample.videos)) for sample in samples]
+    videos = [frames for sample in samples for frames in sample.videos]
+    return fed(processor, prompts, [sample.pictures for sample in samples], videos, [_metadata(len(v)) for v in videos])
+
+
+def fed(
+    processor: Any,
+    prompts: Sequence[str],
+    pictures: Sequence[Sequence[Image.Image]],
+    videos: Sequence[Sequence[Image.Image]],
+    metadata: Sequence[Mapping[str, Any]],
+) -> Any:
+    """Return what the processor makes of prompts, the pictures of each, and all their videos in reading order.
+
+    Frames are taken as they are given. ValueError for videos where the processor takes none.
+    """
     if videos and getattr(processor, "video_processor", None) is None:
         raise ValueError(f"{type(processor).__name__} takes no videos: give the frames as `images`")
-    prompts = [prompt(processor, sample.question, len(sample.pictures), len(sample.videos)) for sample in samples]
     given: dict[str, Any] = {}
-    if any(sample.pictures for sample in samples):
-        given["images"] = [list(sample.pictures) for sample in samples]
+    if any(pictures):
+        given["images"] = [list(own) for own in pictures]
     if videos:
-        given |= {"videos": videos, "do_sample_frames": False, "video_metadata": [_metadata(len(v)) for v in videos]}
+        given |= {"videos": [list(v) for v in videos], "do_sample_frames": False, "video_metadata": list(metadata)}
     start = processor.tokenizer.bos_token
     return processor(
-        text=prompts,
+        text=list(prompts),
         add_special_tokens=start is None or not prompts[0].startswith(start),  # some templates write it themselves
         padding=True,
         padding_side="left",  # what is generated follows the last tokens of the prompts

@@ -62,7 +62,7 @@ class Questioner:
         """Say in a sentence what a method is. UsageError where it is none, or the model has no place for it."""
         plan = _plan(method, budget_of(kind, amount))
         self.explainer.prepared([plan])
-        return (inspect.getdoc(type(plan.method)) or "").partition("\n\n")[0].replace("\n", " ")
+        return (inspect.getdoc(type(plan.method)) or "").partition("\n\n")[0].replace("\n", " ").replace("`", "")
 
     def ask(
         self, picture: str | None, question: str | None, asked: Sequence[str | None], kind: str, amount: float | None

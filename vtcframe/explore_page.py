@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import gradio
+from gradio import themes
 from jinja2 import Environment
 from PIL import Image
 
@@ -19,9 +20,9 @@ from vtcframe.pictures import kept_tokens, score_map
 EXAMPLES = "scene-007-color", "scene-002-count", "scene-017-letter", "scene-013-exist"  # methods differ on each
 FIRST, SECOND, SHARE = "VtcCls", "UniformPruner", 0.125  # what the page starts with
 DAY = 86400  # seconds
-FONT = gradio.themes.Font("sans-serif")  # the browser's own
+FONT = themes.Font("sans-serif")  # the browser's own
 LAUNCH: dict[str, Any] = {  # of gradio's launch
-    "theme": gradio.themes.Base(primary_hue="indigo", neutral_hue="slate", font=FONT, font_mono=FONT).set(
+    "theme": themes.Base(primary_hue="indigo", neutral_hue="slate", font=FONT, font_mono=FONT).set(
         body_text_color_subdued="*neutral_500"  # its own is too pale to be read
     ),
     "share": False,  # not even where gradio would by itself
@@ -128,8 +129,8 @@ def layout(questioner: Questioner) -> gradio.Blocks:
     return page
 
 
-def _path(given: Any) -> str | None:
-    return given and given.path
+def _path(payload: Any) -> str | None:
+    return payload and payload.path
 
 
 def _method(label: str, name: str, about: Callable[..., str]) -> tuple[gradio.Dropdown, gradio.HTML]:

@@ -9,8 +9,8 @@ from PIL import Image
 from transformers.image_utils import load_image
 from transformers.video_utils import load_video
 
-from vtcframe.backbone import FPS
-from vtcframe.sample import ENCODED, Sample, _spaced
+from vtcframe.backbone import FPS, fed
+from vtcframe.sample import ENCODED, Sample, spaced
 
 Metadata = dict[str, Any]
 
@@ -38,7 +38,7 @@ class Film:
                 raise ValueError(sample.error)
             frames = sample.videos[0]
         else:
-            frames = [load_image(source[index]) for index in _spaced(len(source), wanted)]
+            frames = [load_image(source[index]) for index in spaced(len(source), wanted)]
         return cls(frames, {"fps": FPS, "total_num_frames": len(frames), "frames_indices": list(range(len(frames)))})
 
     @classmethod
@@ -48,7 +48,7 @@ class Film:
                 raise ValueError(f"{path} does not say how many frames it has: write it anew (ffmpeg -i ... it.mp4)")
             first = min(int((start or 0) * metadata.fps), count - 1)
             behind = count if end is None else min(int(end * metadata.fps), count)
-            return [first + index for index in _spaced(max(behind - first, 1), wanted)]
+            return [first + index for index in spaced(max(behind - first, 1), wanted)]
 
         frames, told = load_video(path, sample_indices_fn=indices)  # pyright: ignore[reportArgumentType] (a path is fine)
         known = "fps", "total_num_frames", "frames_indices"
@@ -115,27 +115,9 @@ def _film(content: Any, frames: int) -> Film:
     return Film.of(source, frames, start, end)
 
 
-def fed(processor: Any, chats: Sequence[Chat]) -> Any:
+def asked(processor: Any, chats: Sequence[Chat]) -> Any:
     """Return what the processor makes of conversations. ValueError for videos where it takes none."""
     films = [film for chat in chats for film in chat.films]
-    if films and getattr(processor, "video_processor", None) is None:
-        raise ValueError(f"{type(processor).__name__} takes no videos: use a task with pictures")
     prompts = [chat.prompt(processor) for chat in chats]
-    given: dict[str, Any] = {}
-    if any(chat.pictures for chat in chats):
-        given["images"] = [list(chat.pictures) for chat in chats]
-    if films:
-        given |= {
-            "videos": [list(film.frames) for film in films],
-            "do_sample_frames": False,
-            "video_metadata": [film.metadata for film in films],
-        }
-    start = processor.tokenizer.bos_token
-    return processor(
-        text=prompts,
-        add_special_tokens=start is None or not prompts[0].startswith(start),  # some templates write it themselves
-        padding=True,
-        padding_side="left",  # what is generated follows the last tokens of the prompts
-        return_tensors="pt",
-        **given,
-    )
+    pictures = [chat.pictures for chat in chats]
+    return fed(processor, prompts, pictures, [film.frames for film in films], [film.metadata for film in films])

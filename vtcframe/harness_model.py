@@ -27,7 +27,7 @@ from transformers.utils.logging import disable_progress_bar
 from vtcframe.adapter import adapter_for
 from vtcframe.backbone import device_for
 from vtcframe.config import UsageError, bundled
-from vtcframe.harness_chat import Chat, fed
+from vtcframe.harness_chat import Chat, asked
 from vtcframe.harness_settings import Settings
 from vtcframe.llm_stage import check_options
 from vtcframe.passage import Passage, check_open, encode, prune
@@ -224,7 +224,7 @@ class VtcFrame(lmms):
     ) -> list[GenerationResult]:
         """Answer conversations that all show something, or all do not: these untouched. Add to `sums`."""
         start = time.perf_counter()
-        inputs = dict(fed(self.processor, chats).to(self._device, self._model.dtype))
+        inputs = dict(asked(self.processor, chats).to(self._device, self._model.dtype))
         layout = passage = None
         if chats[0].visual:
             arrangement = replace(self.adapter.arrange(inputs, ids), questions=tuple(chat.question for chat in chats))

@@ -83,7 +83,7 @@ def _decoded(source: Path | BinaryIO, what: str, wanted: int | None, name: str) 
     try:
         with Image.open(source) as file:
             # a still may hold further pictures too (MPO: the other eye's, a thumbnail): the first is what it shows
-            for index in _spaced(getattr(file, "n_frames", 1), wanted) if what == "video" else [0]:
+            for index in spaced(getattr(file, "n_frames", 1), wanted) if what == "video" else [0]:
                 file.seek(index)
                 pictures.append(ImageOps.exif_transpose(file).convert("RGB"))
     except Exception as error:  # Pillow's decoders raise whatever a broken file makes them stumble over
@@ -104,7 +104,7 @@ def _frames(clip: tuple[Path, ...], wanted: int | None) -> tuple[Image.Image, ..
                 f"{clip[0].name} -vf fps=2 frames/%04d.png) and give their folder"
             )
         return tuple(_decoded(clip[0], "video", wanted, name))
-    frames = tuple(_picture(clip[index], "frame") for index in _spaced(len(clip), wanted))
+    frames = tuple(_picture(clip[index], "frame") for index in spaced(len(clip), wanted))
     if not frames:
         raise ValueError(f"the video {name or '[]'} has no frames: give pictures, or a folder that holds some")
     if len(sizes := {frame.size for frame in frames}) > 1:
@@ -112,7 +112,7 @@ def _frames(clip: tuple[Path, ...], wanted: int | None) -> tuple[Image.Image, ..
     return frames
 
 
-def _spaced(count: int, wanted: int | None) -> list[int]:
+def spaced(count: int, wanted: int | None) -> list[int]:
     """Return the middles of `wanted` equal parts of 0..count-1; all where there are no more."""
     if wanted is None or wanted >= count:
         return list(range(count))

@@ -31,7 +31,7 @@ def check_adapter(
     side: Literal["left", "right"] = "left",
     options: Mapping[str, Any] = GREEDY,
 ) -> None:
-    """Hold every law on one batch of `samples` (text with "<image>", pictures), in float32; `options` go to generate.
+    """Hold every law on one batch of `samples` (text with `<image>`, pictures), in float32; `options` go to generate.
 
     `budget` must drop something of the batch.
     """
