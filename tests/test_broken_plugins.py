@@ -496,3 +496,82 @@ def test_list_and_help_are_not_disturbed(broken, capsys):
     assert main(["list"]) == main(["--help"]) == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert ["scorer", "Boom", "broken", "1.2", "ok"] in lines  # nothing is imported before it is used
+
+
+# What is wrong outside of the pruners, and what is told by other modules
+
+
+@pytest.mark.parametrize("at", ["encoder:1", "llm:1"])
+def test_a_whole_pruner_is_told_inside_the_model_too(broken, at):
+    for name in ("Attributes", "NoPruned"):
+        with pytest.raises(ComponentError, match=rf"pruner {name}\(\) of broken 1.2 "):
+            generated(getattr(broken, name)(), at)
+
+
+@pytest.mark.parametrize("name", sorted(TARGETS.keys() - {"Numbers"}))  # a selector bears that name, too
+def test_a_target_that_cannot_be_used_ends_the_command_in_one_line(broken, tmp_path, name):
+    status, rows, out, err = predict(tmp_path, "RandomPruner", spelt(scorers=[name]))
+    assert (status, rows, out) == (2, [], "")
+    assert TARGETS[name][1] in err
+    assert len(err.splitlines()) == 1
+
+
+def test_what_a_component_says_of_its_options_is_told_with_whose_it_is(broken, tmp_path):
+    status, _, _, err = predict(tmp_path, "RandomPruner", {"name": "Picky", "last": -1})
+    assert (status, err) == (2, "vtcframe: error: broken 1.2: last must be positive, got -1\n")
+
+
+def test_samples_that_fail_in_several_runs_are_counted_once_and_drawn_where_they_did_not(broken, tmp_path):
+    drawn = {"writer": {"pictures": 2}}
+    status, _, _, err = predict(tmp_path, "Attributes", "RandomPruner", more=drawn)
+    assert status == 1
+    assert "2 samples failed, their rows say why: scene-000-shape, scene-000-count\n" in err
+    assert len(list((tmp_path / "pictures").iterdir())) == 2
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        ({"benchmark": "NoFile"}, "benchmark NoFile() of broken 1.2 raised KeyError: 'questions' (broken_parts, line "),
+        ({"benchmark": "NoScore"}, "benchmark NoScore() of broken 1.2 raised ZeroDivisionError: "),
+    ],
+)
+def test_a_benchmark_that_raises_ends_the_command_in_one_line(broken, tmp_path, more, says):
+    status, _, _, err = predict(tmp_path, "RandomPruner", more={"data": more})
+    assert status == 2
+    assert err.startswith(f"vtcframe: error: {says}")
+    assert len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("Torn", "transform Torn() of broken 1.2 raised TypeError: "),
+        ("Lost", "transform Lost() of broken 1.2 returned None, and not a tuple of pictures"),
+    ],
+)
+def test_a_transform_that_raises_fails_its_samples(broken, tmp_path, name, says):
+    status, rows, _, err = predict(tmp_path, "RandomPruner", more={"data": {"transforms": [name]}})
+    assert status == 1
+    assert len(rows) == 2
+    assert all(row.error.startswith(says) for row in rows)
+    assert "Traceback" not in err
+
+
+def test_explain_tells_what_fails_in_one_line(broken, tmp_path, capsys):
+    picture = Path(bundled("vtcframe:questions")) / "images" / "scene-000.png"
+    given = ["--image", str(picture), "--question", "what shape is purple ?", "--tokens", "4"]
+    status = main(["explain", *given, "--pruner", "Attributes", "--out", str(tmp_path / "a.png")])
+    err = capsys.readouterr().err
+    assert status == 2
+    assert "pruner Attributes() of broken 1.2 raised AttributeError" in err
+    assert len(err.splitlines()) == 1
+
+
+def test_the_report_counts_the_answers_that_are_there(broken, tmp_path):
+    predict(tmp_path / "run", "Attributes", "RandomPruner")
+    with contextlib.redirect_stdout(io.StringIO()):
+        assert main(["report", str(tmp_path / "run"), "--out", str(tmp_path / "page")]) == 0
+    page = (tmp_path / "page.md").read_text()
+    assert "RandomPruner" in page
+    assert page.count("Attributes() at 0.25 fails on vtcframe:tiny: pruner Attributes() of broken 1.2 raised") == 1

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 from jsonargparse import get_loader
 
-from vtcframe.registry import entries, named
+from vtcframe.registry import entries, load, named
 
 COMPONENT_KEYS = {  # key in the YAML -> kind in the registry
     "pruner": "pruner",
@@ -87,13 +87,15 @@ def expand(node: Any, key: str = "") -> Any:
     return node
 
 
-def shorten(node: Any) -> Any:
-    """Write registered components by their short names: the reverse of `expand`."""
+def shorten(node: Any, key: str = "") -> Any:
+    """Write registered components below `key` by their short names: the reverse of `expand`."""
     if isinstance(node, list):
-        return [shorten(item) for item in node]
+        return [shorten(item, key) for item in node]
     if not isinstance(node, dict):
         return node
-    node = {key: shorten(value) for key, value in node.items()}
+    node = {k: shorten(value, str(k)) for k, value in node.items()}
+    if key not in COMPONENT_KEYS:
+        return node
     names = {entry.target.replace(":", "."): entry.name for entry in entries()}
     if (name := names.get(str(node.get("class_path")))) is None:
         return node
@@ -124,6 +126,23 @@ def resolve(arguments: Sequence[str]) -> list[str]:
                 resolved.append(f"{option}=[]")
         resolved.append(f"{option}={value}")
     return resolved
+
+
+def load_components(arguments: Sequence[str]) -> None:
+    """Import what resolved arguments and their files name. UsageError for a component that cannot be used."""
+    try:
+        for option, value in _options(arguments):
+            if value is not None:
+                load(read(value) if option in ("-c", "--config") else _yaml(value))
+    except (ImportError, TypeError) as error:
+        raise UsageError(str(error)) from error
+
+
+def _yaml(text: str) -> Any:
+    try:
+        return get_loader("yaml")(text)
+    except yaml.YAMLError:
+        return text
 
 
 def _options(arguments: Sequence[str]) -> Iterator[tuple[str, str | None]]:

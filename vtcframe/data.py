@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from vtcframe.benchmark import Benchmark
 from vtcframe.config import UsageError, bundled
+from vtcframe.faults import called
 from vtcframe.formats import read_samples as read_samples
 from vtcframe.sample import Sample as Sample
 from vtcframe.transforms import Transform
@@ -90,8 +91,11 @@ class Questions(LightningDataModule):
     def setup(self, stage: str) -> None:
         """Read the questions. UsageError for what cannot be used (see `read_samples` and `Benchmark.read`)."""
         path, images = Path(bundled(self.path)), None if self.images is None else Path(self.images)
-        read = read_samples if self.benchmark is None else self.benchmark.read
-        self.samples = self.asked = read(path, images)[: self.limit]
+        if self.benchmark is None:
+            read = read_samples(path, images)
+        else:
+            read = called(self.benchmark, self.benchmark.read, path, images)
+        self.samples = self.asked = read[: self.limit]
         if self.benchmark is not None:
             _look_for_pictures(self.samples[:LOOKED_FOR])
 
@@ -116,7 +120,9 @@ class Questions(LightningDataModule):
         One that does not get on with a sample makes that sample's error.
         """
         processor = getattr(getattr(self.trainer, "lightning_module", None), "processor", None)
-        transforms = self.transforms if processor is None else [one.fitted(processor) for one in self.transforms]
+        transforms = (
+            self.transforms if processor is None else [called(one, one.fitted, processor) for one in self.transforms]
+        )
         rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         return DataLoader(
             _Loaded(self.asked, self.frames, transforms),

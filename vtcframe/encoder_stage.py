@@ -313,7 +313,7 @@ class Inside:
         """Return the hidden states that are left, class tokens in front."""
         stage, patches, now = self.stages[k], hidden[:, self.classes :], self._now
         found = {need: self._found(need, k + 1, hidden) for need in stage.pruner.needs}
-        pruned = stage.pruner(replace(now, tokens=patches, found=found), stage.budget)
+        pruned = stage.act(replace(now, tokens=patches, found=found))
         if len(pruned.place) != len(patches):
             raise ValueError(
                 f"{stage.pruner} joins a sample's views, which an encoder reads one by one: across='view' at {stage.at}"

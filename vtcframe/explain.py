@@ -19,7 +19,7 @@ from vtcframe.core import Budget
 from vtcframe.data import Sample
 from vtcframe.metrics import Row, View, written
 from vtcframe.pictures import Picture, cells, sheet
-from vtcframe.pipeline import Plan, Pruner, planned
+from vtcframe.pipeline import Plan, Pruner, plan_for
 from vtcframe.predict import Predictor
 from vtcframe.predict_command import MODE, Parser
 
@@ -129,7 +129,7 @@ class Answers:
 def plans(pruners: Sequence[Pruner], budget: Budget | None) -> list[Plan]:
     """Return where each pruner acts with that budget. UsageError for a budget, or none, that one of them refuses."""
     try:
-        return [planned(pruner.stages(budget), pruner, budget) for pruner in pruners]
+        return [plan_for(pruner, budget) for pruner in pruners]
     except ValueError as error:
         raise UsageError(str(error)) from error
 
@@ -174,6 +174,8 @@ class Explainer:
         if unpruned.error is not None:
             raise UsageError(unpruned.error)
         for row in pruned:
+            if row.error is not None:
+                raise UsageError(row.error)
             if row.views is None:
                 raise UsageError(
                     f"a budget of {written(row.budget)} drops nothing: {unpruned.visual_tokens} visual tokens are all "

@@ -530,7 +530,7 @@ class LlmStages:
         stage, before, now = self.stages[i], self.segments[-1], self._now
         tokens = self._tokens(self._once(hidden))
         found = {need: self._found(need, i) for need in stage.pruner.needs}
-        pruned = stage.pruner(_on(hidden.device, replace(now, tokens=tokens, found=found)), stage.budget)
+        pruned = stage.act(_on(hidden.device, replace(now, tokens=tokens, found=found)))
         self.pruned = composed(self.pruned, pruned)
         later: Any = {need: x for need, x in now.found.items() if self._wanted.get(need, len(self.layers)) > i}
         self._now = replace(now, tokens=tokens, found=later).after(pruned)

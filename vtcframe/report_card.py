@@ -115,6 +115,8 @@ def _how(runs: Sequence[Run], own: Sequence[Entry]) -> Iterator[str]:
         )
     if any(one.seconds is not None and one.same_run for one in own):
         yield "Seconds are a sample's share of its batch, told where the untouched model was asked in the same run."
+    if places := {one["machine"] for run in runs for one in run.told["attempts"] if "machine" in one}:
+        yield f"Hardware: {'; '.join(sorted(places))}."
     versions = {
         f"{key.removeprefix('version of ')} {value}"
         for run in runs

@@ -38,8 +38,10 @@ class RunFolder:
 
     # What the first of the processes does, before any of them answers
 
-    def begin(self, facts: Facts, processes: int) -> tuple[int, set[str]]:
+    def begin(self, facts: Facts, processes: int, machine: str = "") -> tuple[int, set[str]]:
         """Lock it, and return the attempt's number and the ids that have their answers from earlier ones.
+
+        `machine` is told in run.json; no answer depends on it.
 
         UsageError where another run has it, where it is of another run, or where its files cannot be read.
         """
@@ -51,12 +53,12 @@ class RunFolder:
         if not self._mine:
             raise UsageError(f"another run is at work in {self.path}: give this one a folder of its own, or wait")
         try:
-            return self._begin(facts, processes)
+            return self._begin(facts, processes, machine)
         except BaseException:
             self.leave()
             raise
 
-    def _begin(self, facts: Facts, processes: int) -> tuple[int, set[str]]:
+    def _begin(self, facts: Facts, processes: int, machine: str) -> tuple[int, set[str]]:
         self._await_orphans()
         told, shards = self._told(), self._shards()
         attempt = max([0, *(one["attempt"] for one in told["attempts"]), *(number for number, _ in shards)]) + 1
@@ -69,6 +71,7 @@ class RunFolder:
             self._refuse_another(told, facts)
         answered = {identity for identity, place in known.items() if not place.failed}
         entry = {"attempt": attempt, "started": _now(), "processes": processes, "answered earlier": len(answered)}
+        entry |= {"machine": machine} if machine else {}
         if self.existing == "mix" and told["run"] not in ({}, facts):
             entry["mixed with"] = told["run"]
         told |= {"run": dict(facts), "hash": _hash(facts), "attempts": [*told["attempts"], entry]}

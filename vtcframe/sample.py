@@ -9,6 +9,7 @@ from typing import Any, BinaryIO
 
 from PIL import Image, ImageOps
 
+from vtcframe.faults import called, visuals_of
 from vtcframe.transforms import Transform, Visual
 
 ENCODED = {".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".flv"}  # more than Pillow decodes
@@ -54,7 +55,8 @@ class Sample:
         """Return it with its pictures, then its videos, changed one after the other. ValueError if one cannot be."""
         visuals: list[Visual] = [*self.pictures, *self.videos]
         for transform in transforms:
-            visuals = [shown for visual in visuals for shown in transform(visual)]
+            made = [visuals_of(transform, called(transform, transform, visual)) for visual in visuals]
+            visuals = [shown for some in made for shown in some]
         pictures = tuple(visual for visual in visuals if isinstance(visual, Image.Image))
         videos = tuple(visual for visual in visuals if not isinstance(visual, Image.Image))
         return replace(self, pictures=pictures, videos=videos)

@@ -8,6 +8,7 @@ from typing import Any
 from jsonargparse import ArgumentError, ArgumentParser
 
 from vtcframe.config import UsageError, expand, parse, read, shorten
+from vtcframe.registry import load
 
 NAME = re.compile(r"\w[\w.-]*")  # of a model or of questions: a folder's, too
 CONFIGURATION = "config.yaml"  # of a run, in its folder MODEL/DATA/NUMBER
@@ -63,7 +64,7 @@ class Sweep:
         options = expanded.get("init_args", {})
         if not is_dataclass(made) or "seed" in options or "seed" not in {one.name for one in fields(made)}:
             return [spec]
-        return [shorten({**expanded, "init_args": {**options, "seed": seed}}) for seed in self.seeds]
+        return [shorten({**expanded, "init_args": {**options, "seed": seed}}, "pruner") for seed in self.seeds]
 
 
 def asked(path: str, options: Sequence[str]) -> Sweep:
@@ -81,7 +82,7 @@ def asked(path: str, options: Sequence[str]) -> Sweep:
             node = node.setdefault(name, {}) if isinstance(node, dict) else None
         if not isinstance(node, dict):
             raise UsageError(f"{option!r}: {'.'.join(outer)} has no keys")
-        node[last] = shorten(expand(parse(value), key))
+        node[last] = shorten(expand(parse(value), key), last)
     told["models"] = _models(told.get("models"))
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(Sweep)
@@ -127,11 +128,11 @@ def _check(sweep: Sweep) -> None:
 def refusal(spec: Any, budget: Any) -> str | None:
     """Say why a pruner cannot be run at a budget; None if it can. UsageError where one of them is none."""
     from vtcframe.core import Budget
-    from vtcframe.pipeline import planned
+    from vtcframe.pipeline import plan_for
 
     pruner, amount = pruner_of(spec), _made("budgets", Budget, budget)
     try:
-        planned(pruner.stages(amount), pruner, amount)
+        plan_for(pruner, amount)
     except ValueError as error:
         return str(error)
     return None
@@ -142,9 +143,10 @@ def _made(key: str, kind: type, value: Any) -> Any:
     parser, name = ArgumentParser(exit_on_error=False), kind.__name__.lower()
     parser.add_argument(f"--{name}", type=kind)
     try:
+        load(value)
         make = getattr(parser, "instantiate", parser.instantiate_classes)  # the older name until jsonargparse 4.49
         return make(parser.parse_object({name: value}))[name]
-    except (ArgumentError, ValueError, TypeError) as error:
+    except (ArgumentError, ImportError, ValueError, TypeError) as error:
         raise UsageError(f"{key}: {error}") from error
 
 

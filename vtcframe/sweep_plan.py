@@ -157,7 +157,7 @@ def _pairs(config: Mapping[str, Any]) -> list[Pair]:
     """Return what a configuration of ours compares, or the one budget that it shrinks pictures to."""
     if compare := config["model"].get("compare"):
         return [(words(one), _key(budget)) for one in compare["pruners"] for budget in compare["budgets"]]
-    transform = shorten(config["data"]["transforms"][-1])
+    transform = shorten(config["data"]["transforms"][-1], "transforms")
     return [(DOWNSAMPLE, _key({name: value for name, value in transform.items() if name != "name"}))]
 
 

@@ -86,14 +86,18 @@ def rounds(
     return shuffled({name: partial(seconds, call, device) for name, call in calls.items()}, count)
 
 
-def machine(device: str | torch.device) -> str:
-    """Tell what the figures are taken on."""
+def hardware(device: str | torch.device) -> str:
+    """Tell the device, where it is no CPU, and the CPU."""
     info = Path("/proc/cpuinfo")
     found = re.search(r"model name\s*: (.+)", info.read_text()) if info.exists() else None
     gpu = f"{torch.cuda.get_device_name(device)}, " if torch.device(device).type == "cuda" else ""
+    return f"{gpu}{found[1] if found else platform.machine()}, {os.cpu_count()} cores"
+
+
+def machine(device: str | torch.device) -> str:
+    """Tell what the figures are taken on."""
     return (
-        f"{gpu}{found[1] if found else platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, "
-        f"load {os.getloadavg()[0]:.1f} at the start; "
+        f"{hardware(device)}, {torch.get_num_threads()} threads, load {os.getloadavg()[0]:.1f} at the start; "
         f"torch {torch.__version__}, transformers {transformers.__version__}"
     )
 

@@ -13,11 +13,13 @@ from vtcframe.benchmark import Benchmark
 from vtcframe.config import UnfinishedError, UsageError
 from vtcframe.data import Batch, Questions
 from vtcframe.exports import check, export
+from vtcframe.faults import called
 from vtcframe.metrics import Row, runs, table
 from vtcframe.pictures import file_name, sheet
 from vtcframe.predict import Predictor
 from vtcframe.run_folder import Existing, RunFolder
 from vtcframe.shards import Shard, Watch, shard, writing
+from vtcframe.timing import hardware
 from vtcframe.whole import whole
 
 NOTE = "seconds: a sample's share of its batch, encoding included, without the first batch where there are more"
@@ -67,7 +69,8 @@ class Writer(BasePredictionWriter):
         told: tuple[int, set[str]] | Exception = 0, set()
         if trainer.is_global_zero:
             try:
-                told = self.folder.begin(facts(trainer, pl_module, data, self.masks), trainer.world_size)
+                own, place = facts(trainer, pl_module, data, self.masks), hardware(trainer.strategy.root_device)
+                told = self.folder.begin(own, trainer.world_size, place)
             except (UsageError, UnfinishedError) as error:
                 told = error  # the others would wait for ever
         told = trainer.strategy.broadcast(told)
@@ -98,8 +101,9 @@ class Writer(BasePredictionWriter):
         kept = own if self.masks else [[replace(row, views=None) for row in rows] for rows in own]
         self._shard.append([[asdict(row) for row in rows] for rows in kept])
         for sample, rows in zip(batch, own, strict=True):
-            if sample.id in self._drawn and rows[0].error is None:
-                self._draw(pl_module.shown(sample), rows)
+            answered = [row for row in rows if row.error is None]
+            if sample.id in self._drawn and answered:
+                self._draw(pl_module.shown(sample), answered)
         if trainer.received_sigterm:
             raise UnfinishedError("it was asked to stop")
         if trainer.global_rank and self._first.gone():
@@ -130,8 +134,8 @@ class Writer(BasePredictionWriter):
 
     def _tell(self, data: Questions) -> None:
         rows = [Row(**{**row, "views": None}) for row in self.folder.rows()]
-        self.failed = [row.id for row in rows if row.error is not None]
-        print(table(rows, data.benchmark))
+        self.failed = list(dict.fromkeys(row.id for row in rows if row.error is not None))
+        print(table(rows) if data.benchmark is None else called(data.benchmark, table, rows, data.benchmark))
         print(NOTE)
         path = self.folder.predictions
         written = [path, *(export(form, self.folder.rows(), path) for form in self.exports)]
@@ -142,13 +146,16 @@ class Writer(BasePredictionWriter):
 
     def _submit(self, rows: Sequence[Row], benchmark: Benchmark) -> list[Path]:
         """Write each run's answers, empty ones where it failed, as the benchmark's own tool or server takes them."""
-        failed = [row for row in rows if row.error is not None]
+        nowhere = [row for row in rows if row.method is None]
         with writing(self.folder.path / "official"):
             return [
                 path
-                for (method, budget), own in runs(rows).items()
-                for path in benchmark.export(
-                    [*own, *failed], self.folder.path / "official" / file_name(f"{method} {budget}", "")
+                for (method, budget), own in runs(rows, failed=True).items()
+                for path in called(
+                    benchmark,
+                    benchmark.export,
+                    [*own, *nowhere],
+                    self.folder.path / "official" / file_name(f"{method} {budget}", ""),
                 )
             ]
 

@@ -196,9 +196,9 @@ class Mctf(_Inside):
         "exact",
         "encoder",
     )
-    r: float = 16
+    r: float = 16.0
     blocks: tuple[int, ...] = tuple(range(1, 23))
-    temperatures: tuple[float, float, float] = (1, 20, 40)  # of similarity, attention, size
+    temperatures: tuple[float, float, float] = (1.0, 20.0, 40.0)  # of similarity, attention, size
     two_way: bool = True
     pooling: Literal["attention", "size", "max", "mean"] = "attention"
     when: Literal["fused", "before", "after"] = "fused"
@@ -224,9 +224,9 @@ class Mctf(_Inside):
 class MctfStep(TokenMerger):
     """What MCTF does in one block; `left` steps are to go towards a budget."""
 
-    r: float = 0
+    r: float = 0.0
     left: int = 1
-    temperatures: tuple[float, float, float] = (1, 20, 40)
+    temperatures: tuple[float, float, float] = (1.0, 20.0, 40.0)
     two_way: bool = True
     pooling: Literal["attention", "size", "max", "mean"] = "attention"
     when: When = "fused"

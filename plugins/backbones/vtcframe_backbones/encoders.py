@@ -23,7 +23,7 @@ from vtcframe.encoder_stage import (
 )
 from vtcframe.needs import ClassToken, Features, Keys, Need, Rows
 from vtcframe.passage import encode, prune
-from vtcframe.pipeline import Pruner, Stage, planned
+from vtcframe.pipeline import Pruner, Stage, plan_for
 from vtcframe.remains import everything, located
 from vtcframe.witness import only_call
 
@@ -424,7 +424,7 @@ def extract(
     if kind is None:
         raise ValueError(f"{type(model).__name__} is neither a model of timm nor of open_clip")
     budget = None if tokens is None and ratio is None else Budget(tokens, ratio)
-    plan, inputs = planned(pruner.stages(budget), pruner, budget), {"pixel_values": pixels}
+    plan, inputs = plan_for(pruner, budget), {"pixel_values": pixels}
     adapter = kind(model, rest=1 if plan.projector else None)
     arrangement = adapter.arrange(inputs)
     if plan.covers(arrangement.layout):
