@@ -28,7 +28,7 @@ from vtcframe.backbone import Backbone
 from vtcframe.config import UsageError, bundled
 from vtcframe.explain import Explainer, explain
 from vtcframe.explore import _bypass_proxies
-from vtcframe.explore_answers import FRACTION, NONE, TOKENS, Outcome, Questioner, budget_of, methods
+from vtcframe.explore_answers import FRACTION, NONE, TOKENS, Outcome, Questioner, budget_of, methods, told
 from vtcframe.explore_page import answers
 from vtcframe.metrics import Row
 from vtcframe.registry import Entry, entries
@@ -203,12 +203,24 @@ def test_a_method_that_cannot_be_used_is_told_and_the_other_one_answers(question
     assert "Traceback" not in reason
 
 
-def test_what_a_stranger_s_component_raises_is_told_and_leaves_its_trace(questioner, capsys):
+def test_what_a_stranger_s_component_raises_is_told_with_its_place(questioner):
     (_, reason), (_, row) = ask(questioner, [f"{{name: {__name__}.Breaks}}", "VtcCls"]).methods
-    assert "ZeroDivisionError" in reason
+    assert "pruner Breaks() raised ZeroDivisionError: division by zero" in reason
+    assert f"({__name__}, line " in reason
     assert "\n" not in reason
-    assert "1 / 0" in capsys.readouterr().err
     assert row.prediction == ask(questioner).unpruned.prediction == "square"
+
+
+def test_what_nobody_foresaw_is_told_in_a_line_and_leaves_its_trace(questioner, monkeypatch, capsys):
+    def broken(self, sample, plans):
+        raise KeyError("two\nlines")
+
+    monkeypatch.setattr(Explainer, "answers", broken)
+    with pytest.raises(KeyError) as raised:
+        ask(questioner)
+    assert told(raised.value) == "KeyError: 'two\\nlines' (the terminal shows where)"
+    assert "in broken" in capsys.readouterr().err
+    assert told(RuntimeError()) == "RuntimeError: it says no more (the terminal shows where)"
 
 
 def test_adaptive_methods_decide_by_themselves_and_others_ask_for_a_budget(questioner):
