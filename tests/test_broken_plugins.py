@@ -346,7 +346,7 @@ def test_of_our_own_components_no_plug_in_is_blamed():
         Pipeline((Random(),), Mean(), Even(), TopK(), Mine())(make_evidence(), Budget(3))
 
 
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError, MemoryError, KeyboardInterrupt, SystemExit])
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError, MemoryError, KeyboardInterrupt])
 def test_what_is_no_components_fault_passes_as_it_is(error):
     @dataclass(frozen=True)
     class Large(Pruner):
@@ -355,6 +355,27 @@ def test_what_is_no_components_fault_passes_as_it_is(error):
 
     with pytest.raises(error, match="of the machine"):
         generated(Large())
+
+
+def test_a_component_cannot_leave_the_process_but_a_signals_handler_can():
+    handler = {"__name__": "elsewhere"}
+    exec("def leave(): raise SystemExit(0)", handler)
+
+    @dataclass(frozen=True)
+    class Leaves(Pruner):
+        signal: bool
+
+        def __call__(self, evidence, budget=None):
+            if self.signal:
+                handler["leave"]()
+            raise SystemExit(0)
+
+    with pytest.raises(
+        ComponentError, match=r"Leaves\(signal=False\) raised SystemExit: 0 \(test_broken_plugins, line"
+    ):
+        generated(Leaves(signal=False))
+    with pytest.raises(SystemExit):
+        generated(Leaves(signal=True))
 
 
 @pytest.mark.parametrize("at", ["encoder:1", "llm:1"])
@@ -441,6 +462,23 @@ def test_one_that_fails_in_stages_gets_rows_that_say_why(broken, tmp_path):
     )
     assert err.count("NoPruned()") == 2  # the method and the pruner, in one line
     assert "4 samples failed, their rows say why" in err
+
+
+def test_a_run_that_fails_on_all_samples_of_a_batch_is_not_tried_on_each_of_the_next(broken, tmp_path, monkeypatch):
+    from vtcframe.scorers import Random
+
+    calls = []
+
+    def fails(self, evidence):
+        calls.append(len(evidence.layout.key))
+        raise KeyError("always")
+
+    monkeypatch.setattr(Random, "__call__", fails)
+    status, rows, _, _ = predict(tmp_path, stage=spelt(), limit=6)
+    assert status == 1
+    assert calls == [2, 1, 1, 2, 2]
+    assert len(rows) == 6
+    assert all("always" in row.error for row in rows)
 
 
 def test_what_fails_for_one_sample_of_a_batch_fails_for_that_one_only(broken, tmp_path, monkeypatch):

@@ -43,6 +43,10 @@ def called(component: Any, function: Callable[..., Any], *given: Any) -> Any:
         return function(*given)
     except (ComponentError, UsageError, *PASSED):
         raise
+    except SystemExit as error:  # of a signal's handler, unless it is the component that would leave
+        if _lines(component, error)[-1:] != _lines(None, error)[-1:]:
+            raise
+        raise fault(component, _raised(component, function, error)) from error
     except Exception as error:  # a stranger's code raises whatever it likes
         refuses = _ours(component) or kind_of(type(component)) == "transform"  # of a picture, as it may
         if refuses and isinstance(error, ValueError):
@@ -50,15 +54,21 @@ def called(component: Any, function: Callable[..., Any], *given: Any) -> Any:
         raise fault(component, _raised(component, function, error)) from error
 
 
-def _raised(component: Any, function: Callable[..., Any], error: Exception) -> str:
+def _raised(component: Any, function: Callable[..., Any], error: BaseException) -> str:
     trace = error.__traceback__
     if isinstance(error, TypeError) and trace is not None and trace.tb_next is None:  # it was not even entered
         return f"cannot be called as its kind is: {error}{_signature(component, function)}"
     told = " ".join(str(error).split())
-    lines = [(frame.f_globals.get("__name__", ""), line) for frame, line in walk_tb(trace)]
-    own = [(name, line) for name, line in lines if _package(name) == _package(type(component).__module__)]
+    own = _lines(component, error)
     where = f" ({own[-1][0]}, line {own[-1][1]})" if own else ""
     return f"raised {type(error).__name__}{': ' if told else ''}{told}{where}"
+
+
+def _lines(component: Any, error: BaseException) -> list[tuple[str, int]]:
+    """Return module and line of each step to where something was raised, of the component's package; None: of all."""
+    lines = [(frame.f_globals.get("__name__", ""), line) for frame, line in walk_tb(error.__traceback__)]
+    package = None if component is None else _package(type(component).__module__)
+    return [(name, line) for name, line in lines if package in (None, _package(name))]
 
 
 def _package(module: str) -> str:

@@ -100,6 +100,7 @@ class Predictor(LightningModule):
         self.exact: dict[str, Tensor] = {}
         self.viewed: Callable[[Sample], bool] = lambda sample: False  # a writer says which samples get their views
         self._failing: set[str] = set()  # methods of which it was told that they fail
+        self._lost: list[Plan | None] = []  # runs that failed on every sample of a batch
 
     def setup(self, stage: str) -> None:
         """Load the backbone. UsageError for what cannot be loaded, has no adapter, or does not know an option."""
@@ -197,7 +198,8 @@ class Predictor(LightningModule):
         """Return the rows of each sample, one a run; all runs unless they are given.
 
         Pictures are encoded once for all the runs that prune at the same stages inside the encoder, or at none. A run
-        that fails on a batch is tried on each of its samples, so that one of them does not fail the others.
+        that fails on a batch is tried on each of its samples, so that one of them does not fail the others; one that
+        has failed on all of them is not again.
         """
         runs = self.runs if runs is None else runs
         inputs = self._inputs(samples)
@@ -210,10 +212,12 @@ class Predictor(LightningModule):
             try:
                 answers = self._run(plan, batch)
             except ComponentError as error:
-                if len(samples) > 1:
+                if len(samples) > 1 and plan not in self._lost:
                     answers = [self._answer([sample], [plan])[0][0] for sample in samples]
+                    if all(row.error is not None for row in answers):
+                        self._lost.append(plan)
                 else:
-                    answers = [_row(samples[0], **_named(plan), error=self._failed(plan, error))]
+                    answers = [_row(sample, **_named(plan), error=self._failed(plan, error)) for sample in samples]
             for own, row in zip(rows, answers, strict=True):
                 own.append(row)
         return rows
