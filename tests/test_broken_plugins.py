@@ -12,15 +12,30 @@ import torch
 import yaml
 
 from conftest import backbone
-from vtcframe import Budget, Even, Mean, Merger, Pipeline, Pruner, Random, RandomPruner, Stage, TopK, VtcCls, compress
+from vtcframe import (
+    Budget,
+    Even,
+    Mean,
+    Merger,
+    Pipeline,
+    Pruner,
+    Random,
+    RandomPruner,
+    Stage,
+    TopK,
+    VtcCls,
+    adapter,
+    compress,
+)
 from vtcframe.cli import main
 from vtcframe.config import bundled
 from vtcframe.faults import ComponentError
 from vtcframe.metrics import Row, table
 from vtcframe.pipeline import plan_for, planned
-from vtcframe.registry import named
+from vtcframe.registry import Entry, entries, named
 from vtcframe.testing import make_evidence, make_inputs
 from vtcframe.testing.backbones import SAMPLES
+from vtcframe_backbones.llava import Llava
 
 HEAD = """
 from dataclasses import dataclass, replace
@@ -391,6 +406,28 @@ def test_a_target_that_cannot_be_used_is_told_when_it_is_loaded(broken, name):
         named("scorer", name).load()
     assert TARGETS[name][1] in str(told.value)
     assert "scorer TopK" not in str(told.value)
+
+
+class Stumbling(Llava):
+    """An adapter that cannot even be asked."""
+
+    @classmethod
+    def matches(cls, model):
+        raise KeyError("model_type")
+
+
+@pytest.mark.parametrize(
+    ("target", "says"),
+    [
+        ("nowhere.at_all:Stumbling", "ImportError: adapter Stumbling of broken 1.2 cannot be imported"),
+        ("test_broken_plugins:Stumbling", "KeyError: 'model_type'"),
+    ],
+)
+def test_an_adapter_that_cannot_be_used_is_left_out_with_a_warning(monkeypatch, llava, target, says):
+    stumbling = Entry("adapter", "Stumbling", target, "broken", "1.2")
+    monkeypatch.setattr(adapter, "entries", lambda: (stumbling, *entries()))
+    with pytest.warns(UserWarning, match=rf"^adapter Stumbling \(broken 1.2\) is left out: {says}"):
+        assert type(adapter.adapter_for(llava[0])) is Llava
 
 
 # From the command line
