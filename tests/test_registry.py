@@ -182,6 +182,16 @@ def test_list_tells_the_status_of_every_plugin(strangers):
     assert out.stderr == ""
 
 
+def test_list_ends_quietly_where_nobody_reads_on():
+    command = [sys.executable, "-m", "vtcframe", "list"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as listing:
+        assert listing.stdout is not None
+        assert listing.stderr is not None
+        listing.stdout.close()
+        assert listing.stderr.read() == b""
+    assert listing.returncode == 0
+
+
 def test_an_unknown_name_is_answered_with_the_nearest():
     told = r"no pruner is called 'VtcCsl'. Did you mean VtcCls\? Installed: Aim, CdPruner, "
     with pytest.raises(LookupError, match=told):
