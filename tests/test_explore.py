@@ -39,7 +39,10 @@ SCENE = str(SCENES / "scene-000.png")
 QUESTION = "what shape is purple ?"
 QUIET = "--no-sandbox --disable-gpu --disable-background-networking --disable-component-update".split()
 SERVER = """
+import signal
 import sys
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever runs the tests in the background has it ignored
 
 def heard(event, arguments):
     if event in ("socket.connect", "socket.getaddrinfo", "webbrowser.open"):
@@ -384,8 +387,11 @@ def serving(folder):
             yield f"http://127.0.0.1:{port}/", lines
         finally:
             process.send_signal(signal.SIGINT)
-            assert process.wait() == 0
-            reader.join()
+            try:
+                assert process.wait(timeout=60) == 0
+            finally:
+                process.kill()
+                reader.join()
 
 
 @pytest.fixture(scope="module")
