@@ -393,11 +393,15 @@ def test_a_witness_is_shown_each_frame(family, reds):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_batch_without_pictures_says_so(family):
+def test_a_batch_without_pictures_is_answered_by_the_model_as_it_is(family):
     model, processor = built(family)
     inputs = make_inputs(processor, [("USER : where are they ?", [])])
     with pytest.raises(ValueError, match="nothing to prune: call the model itself"):
-        compress(model, RandomPruner(), tokens=3).generate(**inputs)
+        adapter_for(model).arrange(inputs)
+    compressed = compress(model, RandomPruner(), tokens=3)
+    answer = compressed.generate(**inputs, max_new_tokens=2, do_sample=False)
+    assert torch.equal(answer, model.generate(**inputs, max_new_tokens=2, do_sample=False))
+    assert compressed.last is None
 
 
 @pytest.mark.parametrize("family", FAMILIES)

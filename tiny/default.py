@@ -17,7 +17,7 @@ from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 
 import numpy as np
-from evaluate import RATIOS, SEEDS, rows
+from measure_answers import RATIOS, SEEDS, rows
 from PIL import Image
 from scenes import ask, draw
 from transformers.utils.logging import disable_progress_bar

@@ -1,4 +1,4 @@
-"""Make the tiny model from nothing: `python tiny/train.py`, then evaluate.py and freeze.py.
+"""Make the tiny model from nothing: `python tiny/train.py`, then measure_answers.py and freeze.py.
 
 Three stages, each a fixed number of steps with a warmed-up cosine schedule: `encoder` teaches the vision tower what is
 in a scene, `reader` teaches the language model to answer with the tower frozen, `joint` trains both while visual tokens

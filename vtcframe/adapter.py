@@ -273,6 +273,8 @@ def adapter_for(model: nn.Module, processor: Any = None) -> Adapter:
             kind = entry.load()
             fits = kind.matches(model)
         except Exception as error:  # a stranger's adapter must not take the others along
+            if type(error) is LookupError:  # it knows the model, and says why it cannot be served
+                raise
             warnings.warn(f"adapter {told} is left out: {type(error).__name__}: {error}", stacklevel=2)
             continue
         if fits:

@@ -1,7 +1,7 @@
 """Measure a model on a set of questions, by whole answers through `generate`, and write its card.
 
-python evaluate.py out/model out/development                     figures to choose by
-python evaluate.py out/model out/questions --card out/model      the report; writes the model's README.md
+python measure_answers.py out/model out/development                     figures to choose by
+python measure_answers.py out/model out/questions --card out/model      the report; writes the model's README.md
 """
 
 import argparse
