@@ -59,8 +59,8 @@ def main() -> None:
     elif command == "test":
         run(PYTHON, "-m", "pytest", *rest)
     elif command == "bench":
-        name, *rest = rest if rest and (ROOT / "benchmarks" / f"{rest[0]}.py").is_file() else ["rows", *rest]
-        run(PYTHON, f"benchmarks/{name}.py", *rest)
+        name, *rest = rest if rest and (ROOT / "perf" / f"{rest[0]}.py").is_file() else ["rows", *rest]
+        run(PYTHON, f"perf/{name}.py", *rest)
     elif command == "docs":
         setup("docs")
         run(PYTHON, "-m", "mkdocs", *(rest or ["serve"]), NO_MKDOCS_2_WARNING="1")

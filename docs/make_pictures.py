@@ -36,9 +36,11 @@ from vtcframe import (
     Uniqueness,
     adapter_for,
 )
-from vtcframe.backbone import Backbone, asked
-from vtcframe.config import bundled
-from vtcframe.sample import Sample
+from vtcframe.assets import bundled
+from vtcframe.data.decode import load_sample
+from vtcframe.data.processor import asked
+from vtcframe.data.sample import Sample
+from vtcframe.inference.checkpoint import Backbone
 
 IMAGES = Path(__file__).parent / "images"
 SCENES, QUESTION = ("scene-004", "scene-000"), "what color is the star ?"
@@ -51,7 +53,7 @@ Fill = Callable[[int, int], str]  # row, column -> attributes of a token's recta
 def look(scenes: Sequence[str]) -> tuple[Evidence, list[Image.Image], int]:
     """Return what the bundled model shows about a sample of these scenes, the scenes, and the length of its prompt."""
     files = [Path(bundled("vtcframe:questions")) / "images" / f"{scene}.png" for scene in scenes]
-    sample = Sample("+".join(scenes), QUESTION, tuple(files)).loaded()
+    sample = load_sample(Sample("+".join(scenes), QUESTION, tuple(files)))
     model, processor = Backbone("vtcframe:tiny").load()
     adapter = adapter_for(model, processor)
     needs = {need for scorer in (*SCORERS.values(), *BLOCKS.values()) for need in scorer.needs}

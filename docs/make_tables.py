@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vtcframe import Adapter, Rows, adapter_for
-from vtcframe.pipeline import Facts, Method
+from vtcframe.core.method import Facts, Method
 from vtcframe.registry import KINDS, Entry, entries
 from vtcframe.testing import BACKBONES, make_inputs, samples_of
 

@@ -1,6 +1,6 @@
 """What stages inside the language model cost and save: one reading of a prompt by a random Llama.
 
-    python benchmarks/inside.py [--batch 1 4] [--layers 8] [--width 1024] [--rounds 15] [--threads 2] [--device cuda]
+    python perf/inside.py [--batch 1 4] [--layers 8] [--width 1024] [--rounds 15] [--threads 2] [--device cuda]
 
 576 visual tokens between 35 and 64 of text; at layer 2, 64 stay. Prints one Markdown row for each variant: median CPU
 and wall seconds, and the median over rounds of the ratio to the plain model in the same round. "Oracle" is what a stage
@@ -16,13 +16,14 @@ import torch
 from transformers import DynamicCache, LlamaConfig, LlamaModel
 
 from vtcframe import Budget, Evidence, Layout, Pipeline
-from vtcframe.allocators import Even
-from vtcframe.ensemblers import Mean
-from vtcframe.llm_stage import LlmStages
-from vtcframe.pipeline import Stage
-from vtcframe.scorers import Random, TextAttention
-from vtcframe.selectors import TopK
-from vtcframe.timing import coverage, head, line, machine, ratio, rounds
+from vtcframe.components.allocators import Even
+from vtcframe.components.ensemblers import Mean
+from vtcframe.components.scorers import Random, TextAttention
+from vtcframe.components.selectors import TopK
+from vtcframe.core.stages import Stage
+from vtcframe.hooks.llm import LlmStages
+from vtcframe.machine import machine
+from vtcframe.profiling.timing import coverage, head, line, ratio, rounds
 
 SYSTEM, VISUAL, QUESTION, KEPT, AT = 35, 576, 64, 64, 2
 HEAD = ("batch", "variant", "CPU s", "CPU / plain", "wall s", "wall / plain")

@@ -1,6 +1,6 @@
 """What readers of a tap cost beside the attention whose query and key they read, one call of 16 heads of width 64.
 
-    python benchmarks/reducers.py [--tokens 576 1024 4096] [--rounds 15] [--threads 1] [--dtype float32] [--device cuda]
+    python perf/reducers.py [--tokens 576 1024 4096] [--rounds 15] [--threads 1] [--dtype float32] [--device cuda]
 
 Prints one Markdown row for each number of tokens and each reader: median CPU and wall milliseconds, the median over
 rounds of the ratio to scaled_dot_product_attention of the same shape, and of the ratio to the same reader at the first
@@ -16,8 +16,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vtcframe.attention import Call, MeanQuery, Received, Row
-from vtcframe.timing import coverage, estimate, head, line, machine, ratio, rounds
+from vtcframe.hooks.kernel_call import Call
+from vtcframe.hooks.readers import MeanQuery, Received, Row
+from vtcframe.machine import machine
+from vtcframe.profiling.timing import coverage, estimate, head, line, ratio, rounds
 
 HEADS, WIDTH = 16, 64
 

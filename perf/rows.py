@@ -1,6 +1,6 @@
 """What attention rows cost beside a plain encode, on a random tower of the shape of CLIP-ViT-L/14-336.
 
-    python benchmarks/rows.py [--batch 1 4] [--dtype bfloat16 float32] [--rounds 15] [--threads 2] [--device cuda]
+    python perf/rows.py [--batch 1 4] [--dtype bfloat16 float32] [--rounds 15] [--threads 2] [--device cuda]
 
 Prints one Markdown row for each variant: median CPU and wall seconds of one call, and the median over rounds of the
 ratio to the plain call of the same round. Each round runs every variant once, in a shuffled order. Intervals are order
@@ -26,10 +26,12 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForImageTextToText, CLIPVisionConfig, LlamaConfig, LlavaConfig
 
-from vtcframe.adapter import adapter_for
-from vtcframe.attention import Row, Tap
-from vtcframe.needs import Rows
-from vtcframe.timing import coverage, head, line, machine, ratio, rounds
+from vtcframe.adapters.base import adapter_for
+from vtcframe.core.needs import Rows
+from vtcframe.hooks.readers import Row
+from vtcframe.hooks.tap import Tap
+from vtcframe.machine import machine
+from vtcframe.profiling.timing import coverage, head, line, ratio, rounds
 
 Variant = Callable[[], tuple[Sequence[Tensor], Tensor | None]]  # -> visual tokens, rows [L, V, H, N]
 

@@ -1,6 +1,6 @@
 """What each selector costs beside top-k, on random tokens.
 
-    python benchmarks/selection.py [--views 1 8 32] [--tokens 576 2880] [--width 1024] [--keep 64] [--rounds 5]
+    python perf/selection.py [--views 1 8 32] [--tokens 576 2880] [--width 1024] [--keep 64] [--rounds 5]
         [--threads 1] [--device cuda]
 
 Prints a Markdown row for each selector, N and V: median CPU and wall milliseconds over the rounds, the ratio to top-k,
@@ -15,9 +15,9 @@ from statistics import median
 import torch
 
 from vtcframe import Coverage, Deduplicate, Dpp, Grid, MaxMin, Mixed, Selector, TopK
-from vtcframe.needs import Features
+from vtcframe.core.needs import Features
+from vtcframe.profiling.timing import rounds
 from vtcframe.testing import make_evidence
-from vtcframe.timing import rounds
 
 SELECTORS: tuple[Selector, ...] = (TopK(), Grid(), MaxMin(), Dpp(), Coverage(), Deduplicate(), Mixed(MaxMin()))
 ON_DEVICE = "grid", "column", "centre"

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from vtcframe.registry import entries
-from vtcframe.testing.backbones import SAMPLES, make_inputs, tiny_llava, tiny_llava_next
-from vtcframe.testing.families import BACKBONES
+from vtcframe.testing.tiny_models.llava_families import SAMPLES, make_inputs, tiny_llava, tiny_llava_next
+from vtcframe.testing.tiny_models.other_families import BACKBONES
 
 torch.set_num_threads(1)  # the tensors are tiny: threads cost more than they give
 BUILDERS = {"llava": tiny_llava, "llava_next": tiny_llava_next}  # whose every detail test_llava knows

@@ -9,22 +9,14 @@ import pytest
 import torch
 
 from vtcframe import Budget, Evidence, Mean, Pipeline, Random, TopK
-from vtcframe.allocators import (
-    AttentionMass,
-    EffectiveRank,
-    Entropy,
-    Even,
-    Joint,
-    Outliers,
-    OverviewGuided,
-    apportion,
-    overview,
-    within,
-)
-from vtcframe.ensemblers import Borda, Max, OverviewFusion
-from vtcframe.methods.anyres import GlobalCom2, HiRed
-from vtcframe.methods.merging import OutliersAndSample
-from vtcframe.scorers import ClsAttention
+from vtcframe.components.allocators import AttentionMass, EffectiveRank, Entropy, Even, Joint, Outliers, OverviewGuided
+from vtcframe.components.ensemblers import Borda, Max, OverviewFusion
+from vtcframe.components.scorers import ClsAttention
+from vtcframe.methods.globalcom2 import GlobalCom2
+from vtcframe.methods.hired import HiRed
+from vtcframe.methods.prumerge import OutliersAndSample
+from vtcframe.ops.quotas import apportion
+from vtcframe.ops.views import overview, within
 from vtcframe.testing import check_allocator, check_ensembler, check_pruner, make_evidence
 
 ALLOCATORS = (
@@ -59,7 +51,7 @@ def cropped(needs=(), samples=None, **more):
 @pytest.mark.parametrize("crops", [False, True])
 def test_laws_hold_with_and_without_crops(allocator, crops, monkeypatch):
     if crops:
-        monkeypatch.setattr("vtcframe.testing.components.make_evidence", cropped)
+        monkeypatch.setattr("vtcframe.testing.laws.components.make_evidence", cropped)
     check_allocator(allocator)
 
 
@@ -67,7 +59,7 @@ def test_laws_hold_with_and_without_crops(allocator, crops, monkeypatch):
 @pytest.mark.parametrize("crops", [False, True])
 def test_laws_of_ensemblers_hold_with_and_without_crops(part, crops, monkeypatch):
     if crops:
-        monkeypatch.setattr("vtcframe.testing.components.make_evidence", cropped)
+        monkeypatch.setattr("vtcframe.testing.laws.components.make_evidence", cropped)
     check_ensembler(part)
 
 
@@ -75,7 +67,7 @@ def test_laws_of_ensemblers_hold_with_and_without_crops(part, crops, monkeypatch
 @pytest.mark.parametrize("crops", [False, True])
 def test_laws_of_methods_hold_with_and_without_crops(method, crops, monkeypatch):
     if crops:
-        monkeypatch.setattr("vtcframe.testing.components.make_evidence", cropped)
+        monkeypatch.setattr("vtcframe.testing.laws.components.make_evidence", cropped)
     check_pruner(method)
 
 

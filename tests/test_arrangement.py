@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from vtcframe.arrangement import Arrangement, Picture, Prompt, by_column, checksums, owners, sample_keys
+from vtcframe.adapters.arrangement import Arrangement, Picture, checksums, owners, sample_keys
+from vtcframe.adapters.prompt import Prompt, by_column
 
 IMAGE, VIDEO = 90, 91
 WHOLE = [0.0, 0.0, 1.0, 1.0]

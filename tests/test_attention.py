@@ -7,9 +7,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from conftest import backbone
-from vtcframe.attention import Groups, KeyStates, MeanQuery, Received, Row, Tap
+from vtcframe.hooks.readers import Groups, KeyStates, MeanQuery, Received, Row
+from vtcframe.hooks.tap import Tap
 from vtcframe.testing import check_restored, make_inputs
-from vtcframe.testing.backbones import SAMPLES
+from vtcframe.testing.tiny_models.llava_families import SAMPLES
 
 ROW = Row()
 

@@ -11,21 +11,22 @@ import pytest
 import torch
 
 from conftest import backbone
-from vtcframe import EVit, FastV, VtcCls, adapter_for, compress
-from vtcframe import bench as command
-from vtcframe import measure as measuring
-from vtcframe import subject as subjects
-from vtcframe.bench import main
-from vtcframe.config import UsageError
-from vtcframe.costs import Answer, Batch, Run, Series, per_token, tables, verdict
-from vtcframe.measure import answer, measure, operations, oracle, peak, prompts, see, stages, steps
+from vtcframe import EVit, FastV, VtcCls, adapter_for
+from vtcframe.errors import UsageError
+from vtcframe.inference import compressed as compress
+from vtcframe.inference.session import Passage, encode, prune
 from vtcframe.methods import DivPrune, RandomPruner
-from vtcframe.passage import Passage, encode, prune
-from vtcframe.shapes import SHAPES, Shape
-from vtcframe.subject import built, depth, noise, published
-from vtcframe.testing.backbones import SAMPLES, make_inputs
-from vtcframe.testing.published import PUBLISHED, on_meta
-from vtcframe.timing import Estimate, estimate, ratio, rounds, shuffled
+from vtcframe.profiling import command
+from vtcframe.profiling import measure as measuring
+from vtcframe.profiling import workload as subjects
+from vtcframe.profiling.command import main
+from vtcframe.profiling.measure import answer, measure, operations, oracle, peak, prompts, see, stages, steps
+from vtcframe.profiling.sizes import SHAPES, Shape
+from vtcframe.profiling.tables import Answer, Batch, Run, Series, per_token, tables, verdict
+from vtcframe.profiling.timing import Estimate, estimate, ratio, rounds, shuffled
+from vtcframe.profiling.workload import built, depth, noise, published
+from vtcframe.testing.tiny_models.llava_families import SAMPLES, make_inputs
+from vtcframe.testing.tiny_models.published import PUBLISHED, on_meta
 
 CPU = torch.device("cpu")
 TINY = {  # shapes of the tests' own backbones, which draw 4 x 4 tokens a tile
@@ -75,8 +76,8 @@ def test_every_call_is_made_once_a_round_in_changing_order_behind_a_round_that_d
 
 def test_cpu_and_wall_seconds_are_those_of_the_call(monkeypatch):
     clock = SimpleNamespace(cpu=0.0, wall=0.0)
-    monkeypatch.setattr("vtcframe.timing.time.process_time", lambda: clock.cpu)
-    monkeypatch.setattr("vtcframe.timing.time.perf_counter", lambda: clock.wall)
+    monkeypatch.setattr("vtcframe.profiling.timing.time.process_time", lambda: clock.cpu)
+    monkeypatch.setattr("vtcframe.profiling.timing.time.perf_counter", lambda: clock.wall)
 
     def call():
         clock.cpu, clock.wall = clock.cpu + 2, clock.wall + 3
@@ -421,7 +422,7 @@ def test_numbers_and_names_are_checked_at_once(options, capsys):
 
 def test_a_typo_is_answered_without_torch():
     script = (
-        "import sys\nfrom vtcframe.bench import main\nfrom vtcframe.config import UsageError\n"
+        "import sys\nfrom vtcframe.profiling.command import main\nfrom vtcframe.config.short_names import UsageError\n"
         "try: main(['--pruner', 'VtcCl'])\nexcept UsageError as error: print(error)\n"
         "print({'torch', 'transformers'} & set(sys.modules))"
     )

@@ -7,11 +7,11 @@ import time
 
 import pytest
 
-from vtcframe.benchmarks import Gqa, MmBench, Mme, MmVet, Pope, ScienceQa, SeedBench, TextVqa, VqaV2
-from vtcframe.benchmarks.choices import chosen
-from vtcframe.benchmarks.open_answers import agreement, evalai_words, vqa_words
-from vtcframe.benchmarks.yes_or_no import says_yes
-from vtcframe.metrics import Row
+from vtcframe.data.benchmarks import Gqa, MmBench, Mme, MmVet, Pope, ScienceQa, SeedBench, TextVqa, VqaV2
+from vtcframe.data.benchmarks.choices import chosen
+from vtcframe.data.benchmarks.open_answers import agreement, evalai_words, vqa_words
+from vtcframe.data.benchmarks.yes_or_no import says_yes
+from vtcframe.data.results import Row
 
 
 def row(prediction, answer=None, kind=None, name="1", **meta):

@@ -12,38 +12,28 @@ import torch
 import yaml
 
 from conftest import backbone
-from vtcframe import (
-    Budget,
-    Even,
-    Mean,
-    Merger,
-    Pipeline,
-    Pruner,
-    Random,
-    RandomPruner,
-    Stage,
-    TopK,
-    VtcCls,
-    adapter,
-    compress,
-)
+from vtcframe import Budget, Even, Mean, Merger, Pipeline, Pruner, Random, RandomPruner, Stage, TopK, VtcCls
+from vtcframe.adapters import base as adapter
+from vtcframe.assets import bundled
 from vtcframe.cli import main
-from vtcframe.config import bundled
-from vtcframe.faults import ComponentError
-from vtcframe.metrics import Row, table
-from vtcframe.pipeline import plan_for, planned
+from vtcframe.core.stages import plan_for, planned
+from vtcframe.data.decode import load_sample
+from vtcframe.data.results import Row
+from vtcframe.errors import ComponentError
+from vtcframe.inference import compressed as compress
 from vtcframe.registry import Entry, entries, named
+from vtcframe.runs.table import table
 from vtcframe.testing import make_evidence, make_inputs
-from vtcframe.testing.backbones import SAMPLES
+from vtcframe.testing.tiny_models.llava_families import SAMPLES
 from vtcframe_backbones.llava import Llava
 
 HEAD = """
 from dataclasses import dataclass, replace
 import torch
 from vtcframe import *
-from vtcframe.benchmark import Benchmark
-from vtcframe.pipeline import Allocator, Ensembler, gather
-from vtcframe.transforms import Transform
+from vtcframe.data.benchmarks.base import Benchmark
+from vtcframe.core.pipeline import Allocator, Ensembler, gather
+from vtcframe.data.transforms import Transform
 """
 CALLS = {  # kind -> how its `__call__` begins
     "Scorer": "evidence",
@@ -184,7 +174,7 @@ class NoFile(Benchmark):
 @dataclass(frozen=True)
 class NoScore(Benchmark):
     def read(self, path, images):
-        from vtcframe.formats import read_samples
+        from vtcframe.data.formats import read_samples
         return read_samples(path, path)
     def score(self, rows):
         return 1 / 0
@@ -207,8 +197,8 @@ class NoPipeline(Method):
 NEEDS = {
     "NeedsOne": "has a Rows for its `needs`: return a tuple",
     "NeedsMethod": "has a method for its `needs`: write @property above it",
-    "NeedsWords": "has 'cls' among its `needs`: use the kinds of vtcframe.needs",
-    "NeedsClass": "has <class 'vtcframe.needs.Rows'> among its `needs`",
+    "NeedsWords": "has 'cls' among its `needs`: use the kinds of vtcframe.core.needs",
+    "NeedsClass": "has <class 'vtcframe.core.needs.Rows'> among its `needs`",
     "NeedsRaise": "raised ZeroDivisionError: division by zero (broken_parts, line ",
 }
 TARGETS = {
@@ -217,7 +207,7 @@ TARGETS = {
     "Missing": ("broken_parts", "cannot be imported: AttributeError: module 'broken_parts' has no attribute"),
     "Abstract": ("broken_parts", "scorer Abstract of broken 1.2 is abstract: it must define __call__"),
     "Plain": ("broken_parts", "scorer Plain of broken 1.2 is no frozen dataclass: write @dataclass(frozen=True)"),
-    "Numbers": ("broken_parts", "broken_parts:Numbers of broken 1.2 is no scorer: extend vtcframe.pipeline.Scorer"),
+    "Numbers": ("broken_parts", "broken_parts:Numbers of broken 1.2 is no scorer: extend vtcframe.core.verbs.Scorer"),
 }
 
 
@@ -502,7 +492,7 @@ def test_one_that_fails_in_stages_gets_rows_that_say_why(broken, tmp_path):
 
 
 def test_a_run_that_fails_on_all_samples_of_a_batch_is_not_tried_on_each_of_the_next(broken, tmp_path, monkeypatch):
-    from vtcframe.scorers import Random
+    from vtcframe.components.scorers import Random
 
     calls = []
 
@@ -519,7 +509,7 @@ def test_a_run_that_fails_on_all_samples_of_a_batch_is_not_tried_on_each_of_the_
 
 
 def test_what_fails_for_one_sample_of_a_batch_fails_for_that_one_only(broken, tmp_path, monkeypatch):
-    from vtcframe.scorers import Random
+    from vtcframe.components.scorers import Random
 
     calls, whole = [], Random.__call__
 
@@ -538,9 +528,9 @@ def test_what_fails_for_one_sample_of_a_batch_fails_for_that_one_only(broken, tm
 
 
 def test_answers_of_places_that_are_none_fail_their_run_only(tmp_path):
-    from vtcframe.backbone import Backbone
-    from vtcframe.data import read_samples
-    from vtcframe.predict import Comparison, Predictor
+    from vtcframe.data.formats import read_samples
+    from vtcframe.inference.checkpoint import Backbone
+    from vtcframe.runs.predictor import Comparison, Predictor
 
     @dataclass(frozen=True)
     class Far(Pruner):
@@ -552,7 +542,7 @@ def test_answers_of_places_that_are_none_fail_their_run_only(tmp_path):
     predictor = Predictor(Backbone("vtcframe:tiny", dtype="float32"), compare=comparison)
     predictor.setup("predict")
     folder = Path(bundled("vtcframe:questions"))
-    sample = read_samples(folder / "questions.jsonl", folder)[0].loaded()
+    sample = load_sample(read_samples(folder / "questions.jsonl", folder)[0])
     with torch.no_grad():
         untouched, far, drawn = predictor.predict_step([sample], 0)
     assert untouched.error is drawn.error is None

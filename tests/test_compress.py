@@ -11,9 +11,10 @@ from transformers import (
 from transformers.generation.streamers import BaseStreamer
 
 from conftest import backbone
-from vtcframe import Budget, RandomPruner, Stage, VtcCls, compress
+from vtcframe import Budget, RandomPruner, Stage, VtcCls
+from vtcframe.inference import compressed as compress
 from vtcframe.testing import check_restored, make_inputs
-from vtcframe.testing.backbones import SAMPLES
+from vtcframe.testing.tiny_models.llava_families import SAMPLES
 
 GREEDY = {"do_sample": False, "max_new_tokens": 5}
 

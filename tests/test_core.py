@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from vtcframe import Budget, ClassToken, Evidence, Features, Keys, Pruned, RandomPruner, Rows, Similarity, Text, VtcCls
-from vtcframe.core import Structural, reading
+from vtcframe.core.layout import Structural, reading
 from vtcframe.testing import make_evidence, make_layout
 
 NEED = Rows("cls", (-2, -1))

@@ -5,9 +5,10 @@ import torch
 from accelerate import disk_offload, dispatch_model
 
 from conftest import backbone
-from vtcframe import Budget, VtcCls, compress
+from vtcframe import Budget, VtcCls
+from vtcframe.inference import compressed as compress
 from vtcframe.testing import check_restored, make_inputs, tiny_llava
-from vtcframe.testing.backbones import SAMPLES
+from vtcframe.testing.tiny_models.llava_families import SAMPLES
 
 GREEDY = {"do_sample": False, "max_new_tokens": 5}
 

@@ -28,22 +28,29 @@ from vtcframe import (
     TopK,
     VtcCls,
     adapter_for,
-    compress,
 )
-from vtcframe.backbone import Backbone
-from vtcframe.config import bundled
-from vtcframe.data import read_samples
-from vtcframe.encoder_stage import Attended, Midway, fused, merge, sizes
-from vtcframe.faults import ComponentError
-from vtcframe.mergers import Fuse
-from vtcframe.methods.encoder import DiffRate, DiffRateStep, EVit, KeepRate, Mctf, MctfStep, ToMe, ToMeStep
-from vtcframe.pipeline import Plan, planned
-from vtcframe.predict import Comparison, Predictor
-from vtcframe.remains import composed
-from vtcframe.scorers import Random
+from vtcframe.assets import bundled
+from vtcframe.components.mergers import Fuse
+from vtcframe.components.scorers import Random
+from vtcframe.core.needs import Attended
+from vtcframe.core.stages import Plan, planned
+from vtcframe.core.token_merging import Midway, fused, merge, sizes
+from vtcframe.data.decode import load_sample
+from vtcframe.data.formats import read_samples
+from vtcframe.errors import ComponentError
+from vtcframe.inference import compressed as compress
+from vtcframe.inference.checkpoint import Backbone
+from vtcframe.methods.diffrate import DiffRate, DiffRateStep
+from vtcframe.methods.evit import EVit, KeepRate
+from vtcframe.methods.mctf import Mctf, MctfStep
+from vtcframe.methods.tome import ToMe, ToMeStep
+from vtcframe.ops.compose import composed
+from vtcframe.runs.predictor import Comparison, Predictor
 from vtcframe.testing import check_pruner, check_restored, emulated_flash, make_evidence, make_inputs, samples_of
-from vtcframe.testing.backbones import SAMPLES, VISION, randomised, tiny_llava
-from vtcframe_backbones.encoders import OpenClip, Timm, extract
+from vtcframe.testing.tiny_models.llava_families import SAMPLES, VISION, randomised, tiny_llava
+from vtcframe_backbones.encoders.extract import extract
+from vtcframe_backbones.encoders.open_clip import OpenClip
+from vtcframe_backbones.encoders.timm import Timm
 
 QUESTIONS = Path(bundled("vtcframe:questions"))
 GREEDY = {"do_sample": False, "max_new_tokens": 5}
@@ -936,7 +943,7 @@ def test_the_predict_loop_encodes_once_for_all_that_prune_alike_inside(monkeypat
         monkeypatch.setattr(predictor.adapter, name, lambda *args, o=own, n=name: (calls.append(n), o(*args))[1])
     samples = read_samples(QUESTIONS / "questions.jsonl", QUESTIONS)[:2]
     with torch.no_grad():
-        rows = predictor.predict_step([sample.loaded() for sample in samples], 0)
+        rows = predictor.predict_step([load_sample(sample) for sample in samples], 0)
     assert [row.error for row in rows] == [None] * len(rows)
     assert sorted(calls) == ["encode", "within", "within"]
     of = {(row.method, row.budget and row.budget["ratio"]): row for row in rows}

@@ -8,19 +8,22 @@ from PIL import Image, ImageDraw
 from transformers import CLIPImageProcessor, LlavaImageProcessor, VideoLlavaImageProcessor, VideoLlavaVideoProcessor
 
 from conftest import SERVED
-from vtcframe import Budget, TokenNorm, VtcCls, compress
-from vtcframe.allocators import Even
-from vtcframe.backbone import Backbone, asked, device_for, shown
+from vtcframe import Budget, TokenNorm, VtcCls
+from vtcframe.assets import bundled
 from vtcframe.cli import main
-from vtcframe.config import UsageError, bundled
-from vtcframe.data import Sample
-from vtcframe.ensemblers import Mean
-from vtcframe.explain import explain
+from vtcframe.components.allocators import Even
+from vtcframe.components.ensemblers import Mean
+from vtcframe.components.selectors import TopK
+from vtcframe.core.pipeline import Pipeline
+from vtcframe.data.processor import asked, shown
+from vtcframe.data.sample import Sample
+from vtcframe.errors import UsageError
+from vtcframe.explore.explain import explain
+from vtcframe.inference import compressed as compress
+from vtcframe.inference.checkpoint import Backbone, device_for
 from vtcframe.methods import RandomPruner
-from vtcframe.pipeline import Pipeline
-from vtcframe.selectors import TopK
-from vtcframe.testing.alignment import silent_attention
-from vtcframe.testing.families import BACKBONES, VIDEO
+from vtcframe.testing.laws.alignment import silent_attention
+from vtcframe.testing.tiny_models.other_families import BACKBONES, VIDEO
 
 SCENE = f"{bundled('vtcframe:questions')}/images/scene-000.png"
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning:transformers")  # GLM-4V
@@ -312,7 +315,7 @@ def test_a_model_without_an_adapter_is_told(monkeypatch, of_family):
 
 @pytest.mark.parametrize("change", ["another placeholder", "another number of patches", "another size"])
 def test_a_processor_of_another_model_is_named_as_the_likely_cause(monkeypatch, capsys, change):
-    from vtcframe.testing.backbones import tiny_llava
+    from vtcframe.testing.tiny_models.llava_families import tiny_llava
 
     model, processor = tiny_llava()
     if change == "another placeholder":

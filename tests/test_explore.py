@@ -23,15 +23,19 @@ from PIL import Image
 
 pytest.importorskip("gradio", reason="the extra `explore` is not installed")
 
-from vtcframe import Budget, Pruner, RandomPruner, VtcCls, explore, explore_answers, predict
-from vtcframe.backbone import Backbone
-from vtcframe.config import UsageError, bundled
-from vtcframe.explain import Explainer, explain
-from vtcframe.explore import _bypass_proxies
-from vtcframe.explore_answers import FRACTION, NONE, TOKENS, Outcome, Questioner, budget_of, methods, told
-from vtcframe.explore_page import answers
-from vtcframe.metrics import Row
+from vtcframe import Budget, Pruner, RandomPruner, VtcCls
+from vtcframe.assets import bundled
+from vtcframe.data.results import Row
+from vtcframe.errors import UsageError
+from vtcframe.explore import command as explore
+from vtcframe.explore import session as explore_answers
+from vtcframe.explore.command import _bypass_proxies
+from vtcframe.explore.explain import Explainer, explain
+from vtcframe.explore.page import answers
+from vtcframe.explore.session import FRACTION, NONE, TOKENS, Outcome, Questioner, budget_of, methods, told
+from vtcframe.inference.checkpoint import Backbone
 from vtcframe.registry import Entry, entries
+from vtcframe.runs import predictor as predict
 
 CHROMIUM = Path("/usr/bin/chromium")
 SCENES = Path(bundled("vtcframe:questions")) / "images"
@@ -49,7 +53,7 @@ def heard(event, arguments):
         print("HEARD", event, arguments[1] if event == "socket.connect" else arguments[:2], file=sys.stderr, flush=True)
 
 sys.addaudithook(heard)
-from vtcframe.explore import main
+from vtcframe.explore.command import main
 
 sys.exit(main(sys.argv[1:]))
 """
@@ -280,7 +284,7 @@ def test_layers_that_read_more_than_what_is_left_and_empty_answers_are_told(ques
 
 
 def test_neither_gradio_nor_torch_is_imported_before_there_is_something_to_serve():
-    code = "import sys, vtcframe.explore; print({'gradio', 'torch', 'transformers'} & set(sys.modules))"
+    code = "import sys, vtcframe.explore.command; print({'gradio', 'torch', 'transformers'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "set()\n"
 
 

@@ -10,29 +10,19 @@ import pytest
 import torch
 
 from conftest import SERVED, backbone
-from vtcframe import (
-    Budget,
-    ClassToken,
-    Evidence,
-    Features,
-    Keys,
-    RandomPruner,
-    Rows,
-    VtcCls,
-    adapter_for,
-    compress,
-)
-from vtcframe.arrangement import Arrangement
-from vtcframe.backbone import Backbone
-from vtcframe.config import UsageError
-from vtcframe.pipeline import gather
+from vtcframe import Budget, ClassToken, Evidence, Features, Keys, RandomPruner, Rows, VtcCls, adapter_for
+from vtcframe.adapters.arrangement import Arrangement
+from vtcframe.core.pipeline import gather
+from vtcframe.errors import UsageError
+from vtcframe.inference import compressed as compress
+from vtcframe.inference.checkpoint import Backbone
 from vtcframe.testing import check_restored
-from vtcframe.testing.adapters import inputs_for
-from vtcframe.testing.alignment import check_aligned
-from vtcframe.testing.families import samples_of
-from vtcframe.testing.flash import emulated_flash
-from vtcframe.testing.published import PUBLISHED, on_meta
-from vtcframe.testing.samples import SAMPLES
+from vtcframe.testing.laws.adapters import inputs_for
+from vtcframe.testing.laws.alignment import check_aligned
+from vtcframe.testing.tiny_models.flash import emulated_flash
+from vtcframe.testing.tiny_models.other_families import samples_of
+from vtcframe.testing.tiny_models.published import PUBLISHED, on_meta
+from vtcframe.testing.tiny_models.samples import SAMPLES
 
 ALIGNED = {  # size of a picture (height, width), or of the frames of a video
     "llava": [((56, 56), 0), ((80, 160), 0), ((160, 80), 0), ((30, 100), 0)],

@@ -12,9 +12,10 @@ from torch import nn
 from torch.overrides import _get_current_function_mode_stack
 
 from conftest import backbone
-from vtcframe.attention import MeanQuery, Received, Row, Tap
+from vtcframe.hooks.readers import MeanQuery, Received, Row
+from vtcframe.hooks.tap import Tap
 from vtcframe.testing import check_restored, make_inputs
-from vtcframe.testing.backbones import SAMPLES
+from vtcframe.testing.tiny_models.llava_families import SAMPLES
 
 ROW = Row()
 SMALL = {"pretrained": False, "img_size": 64, "num_classes": 0}

@@ -24,19 +24,23 @@ from lmms_eval.tasks import TaskManager
 from lmms_eval.utils import simple_parse_args_string
 from loguru import logger
 from PIL import Image
+from vtcframe_lmms_eval import model as harness_model
+from vtcframe_lmms_eval.chat import Chat, Film
+from vtcframe_lmms_eval.model import VtcFrame
+from vtcframe_lmms_eval.settings import Settings
 
-from vtcframe import Budget, RandomPruner, VtcCls, compress, harness_model
-from vtcframe.backbone import Backbone
-from vtcframe.config import UsageError, bundled
-from vtcframe.data import Sample
-from vtcframe.harness_chat import Chat, Film
-from vtcframe.harness_model import VtcFrame
-from vtcframe.harness_settings import Settings
+from vtcframe import Budget, RandomPruner, VtcCls
+from vtcframe.assets import bundled
+from vtcframe.core.stages import Stage
+from vtcframe.data.decode import load_sample
+from vtcframe.data.sample import Sample
+from vtcframe.errors import UsageError
+from vtcframe.inference import compressed as compress
+from vtcframe.inference.checkpoint import Backbone
 from vtcframe.methods import FastV, UniformPruner
-from vtcframe.pipeline import Stage
-from vtcframe.predict import Predictor
-from vtcframe.testing.backbones import film
-from vtcframe.testing.families import BACKBONES
+from vtcframe.runs.predictor import Predictor
+from vtcframe.testing.tiny_models.llava_families import film
+from vtcframe.testing.tiny_models.other_families import BACKBONES
 
 QUESTIONS = Path(bundled("vtcframe:questions"))
 TINY = "pretrained=vtcframe:tiny"
@@ -107,7 +111,7 @@ def predicted(stages, name="scenes test {}"):
     predictor.setup("predict")
     predictor.eval()
     samples = [Sample(name.format(n), one["question"], (QUESTIONS / one["image"],)) for n, one in enumerate(ASKED)]
-    rows = [row for sample in samples for row in predictor.predict_step([sample.loaded()], 0)]
+    rows = [row for sample in samples for row in predictor.predict_step([load_sample(sample)], 0)]
     assert [row.error for row in rows] == [None] * COUNT
     return [row.prediction for row in rows], rows
 

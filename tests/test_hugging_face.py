@@ -14,12 +14,13 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationConfig, TextIteratorStreamer, pipeline
 
 from conftest import backbone
-from vtcframe import FastV, VtcCls, compress
-from vtcframe.config import bundled
+from vtcframe import FastV, VtcCls
+from vtcframe.assets import bundled
+from vtcframe.inference import compressed as compress
 from vtcframe.testing import check_restored, make_inputs
-from vtcframe.testing.backbones import SAMPLES
-from vtcframe.testing.families import BACKBONES
-from vtcframe.testing.samples import _AROUND
+from vtcframe.testing.tiny_models.llava_families import SAMPLES
+from vtcframe.testing.tiny_models.other_families import BACKBONES
+from vtcframe.testing.tiny_models.samples import _AROUND
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # peft's to mend
 TASK = "image-text-to-text"

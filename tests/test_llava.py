@@ -5,19 +5,9 @@ from PIL import Image
 from transformers import CLIPVisionConfig, SiglipVisionConfig
 
 from conftest import BUILDERS, backbone
-from vtcframe import (
-    Budget,
-    ClassToken,
-    Features,
-    Keys,
-    RandomPruner,
-    Rows,
-    Similarity,
-    VtcCls,
-    adapter_for,
-)
+from vtcframe import Budget, ClassToken, Features, Keys, RandomPruner, Rows, Similarity, VtcCls, adapter_for
 from vtcframe.testing import check_restored, make_inputs
-from vtcframe.testing.backbones import PATCH, SAMPLES, SIDE, draw
+from vtcframe.testing.tiny_models.llava_families import PATCH, SAMPLES, SIDE, draw
 
 CLS = Rows("cls", (-3, -2, -1))
 
@@ -353,7 +343,7 @@ def test_an_unknown_model_is_an_error_listing_the_adapters():
 
 
 def test_old_transformers_are_refused_with_a_clear_error():
-    from vtcframe.adapter import _require_transformers
+    from vtcframe.adapters.base import _require_transformers
 
     with pytest.raises(ImportError, match=r"needs transformers >= 5.18 .*, found 5.17.2"):
         _require_transformers("5.17.2")

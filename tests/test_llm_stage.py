@@ -11,20 +11,21 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from conftest import SERVED, backbone, has_mrope
 from covering import cases, pairs
-from vtcframe import Budget, Pipeline, VtcCls, compress
-from vtcframe.adapter import adapter_for
-from vtcframe.allocators import Even
-from vtcframe.ensemblers import Mean, RankFusion
-from vtcframe.needs import Features, Flow, Keys, Probed, Rows, Text
-from vtcframe.pipeline import Pruner, Stage, planned
-from vtcframe.remains import everything
-from vtcframe.scorers import ClsAttention, Random, TextAttention
-from vtcframe.selectors import TopK
+from vtcframe import Budget, Pipeline, VtcCls
+from vtcframe.adapters.base import adapter_for
+from vtcframe.components.allocators import Even
+from vtcframe.components.ensemblers import Mean, RankFusion
+from vtcframe.components.scorers import ClsAttention, Random, TextAttention
+from vtcframe.components.selectors import TopK
+from vtcframe.core.needs import Features, Flow, Keys, Probed, Rows, Text
+from vtcframe.core.stages import Pruner, Stage, planned
+from vtcframe.inference import compressed as compress
+from vtcframe.ops.compose import everything
 from vtcframe.testing import emulated_flash, samples_of
-from vtcframe.testing.adapters import inputs_for, left_padded
-from vtcframe.testing.families import BACKBONES, FLASH
-from vtcframe.testing.llm import check_llm_stages, passage_of
-from vtcframe.testing.samples import SAMPLES
+from vtcframe.testing.laws.adapters import inputs_for, left_padded
+from vtcframe.testing.laws.llm import check_llm_stages, passage_of
+from vtcframe.testing.tiny_models.other_families import BACKBONES, FLASH
+from vtcframe.testing.tiny_models.samples import SAMPLES
 
 GREEDY = {"do_sample": False, "max_new_tokens": 4}
 BEAMS = GREEDY | {"num_beams": 3}

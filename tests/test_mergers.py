@@ -9,10 +9,12 @@ import torch
 import torch.nn.functional as F
 
 from vtcframe import Budget, ClassToken, Even, Evidence, Features, Keys, Mean, Pipeline, Random, TopK
-from vtcframe.mergers import Absorb, CellMean, Contextual, Fuse, Nearest
-from vtcframe.methods.merging import Pool, PruMerge, PruMergePlus, TopAndSample, VisionZip
-from vtcframe.scorers import ClsAttention
-from vtcframe.selectors import highest
+from vtcframe.components.mergers import Absorb, CellMean, Contextual, Fuse, Nearest
+from vtcframe.components.scorers import ClsAttention
+from vtcframe.methods.baselines import Pool
+from vtcframe.methods.prumerge import PruMerge, PruMergePlus, TopAndSample
+from vtcframe.methods.visionzip import VisionZip
+from vtcframe.ops.gather import highest
 from vtcframe.testing import check_merger, check_pruner, check_selector, make_evidence
 
 MERGERS = (

@@ -4,12 +4,13 @@ import pytest
 import torch
 
 from conftest import SERVED, backbone
-from vtcframe import Budget, ClassToken, Rows, Similarity, adapter_for, compress
-from vtcframe.pipeline import Method
+from vtcframe import Budget, ClassToken, Rows, Similarity, adapter_for
+from vtcframe.core.method import Method
+from vtcframe.inference import compressed as compress
 from vtcframe.registry import entries
-from vtcframe.testing.adapters import inputs_for
-from vtcframe.testing.families import samples_of
-from vtcframe.testing.samples import SAMPLES
+from vtcframe.testing.laws.adapters import inputs_for
+from vtcframe.testing.tiny_models.other_families import samples_of
+from vtcframe.testing.tiny_models.samples import SAMPLES
 
 METHODS = {
     entry.name: entry.load() for entry in entries() if entry.kind == "pruner" and issubclass(entry.load(), Method)

@@ -9,15 +9,18 @@ import torch
 from test_parity import layout, read, recorded
 
 from conftest import SERVED, backbone
-from vtcframe import Budget, Evidence, adapter_for, compress, flow
-from vtcframe.attention import Call
-from vtcframe.flow import flow as walk
+from vtcframe import Budget, Evidence, adapter_for
+from vtcframe.core.needs import Flow
+from vtcframe.core.pipeline import gather
+from vtcframe.core.stages import Pruner, Stage, planned
+from vtcframe.hooks import flow
+from vtcframe.hooks.flow import flow as walk
+from vtcframe.hooks.kernel_call import Call
+from vtcframe.inference import compressed as compress
 from vtcframe.methods.aim import Aim, AttentionFlow, Fading, Halving, entering
-from vtcframe.needs import Flow
-from vtcframe.pipeline import Pruner, Stage, gather, planned
 from vtcframe.testing import check_pruner, check_scorer, make_evidence, make_layout
-from vtcframe.testing.adapters import inputs_for
-from vtcframe.testing.samples import SAMPLES
+from vtcframe.testing.laws.adapters import inputs_for
+from vtcframe.testing.tiny_models.samples import SAMPLES
 
 NAN = math.nan
 FLOW = Flow((-1,))

@@ -8,13 +8,14 @@ import torch
 from test_parity import layout, read, recorded
 
 from conftest import backbone
-from vtcframe import Budget, Evidence, compress
+from vtcframe import Budget, Evidence
+from vtcframe.components.scorers import KeyNorm
+from vtcframe.core.needs import Text
+from vtcframe.inference import compressed as compress
 from vtcframe.methods.dart import KEYS, STATES, Dart, LeastLike
-from vtcframe.needs import Text
-from vtcframe.scorers import KeyNorm
 from vtcframe.testing import check_pruner, check_scorer, check_selector, make_evidence
-from vtcframe.testing.adapters import inputs_for
-from vtcframe.testing.samples import SAMPLES
+from vtcframe.testing.laws.adapters import inputs_for
+from vtcframe.testing.tiny_models.samples import SAMPLES
 
 SAID = (6, 2, 3, 0)  # tokens of text behind the pictures of each sample
 MORE = [LeastLike(), LeastLike(1, 0), LeastLike(2, 9)]

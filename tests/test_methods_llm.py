@@ -9,26 +9,22 @@ import torch
 from test_parity import GOLDEN, layout, read
 
 from conftest import backbone, has_mrope
-from vtcframe import Budget, Evidence, Rows, adapter_for, compress, probed
-from vtcframe.attention import Call
-from vtcframe.methods.llm import (
-    Descent,
-    Exit,
-    FastV,
-    ProbeAttention,
-    PyramidDrop,
-    SinkFilter,
-    Sinkless,
-    VisualExit,
-    ZipCacheSaliency,
-)
-from vtcframe.needs import Probed
-from vtcframe.pipeline import planned
-from vtcframe.scorers import KeyNorm, TextAttention
+from vtcframe import Budget, Evidence, Rows, adapter_for
+from vtcframe.components.scorers import KeyNorm, TextAttention
+from vtcframe.core.needs import Probed
+from vtcframe.core.stages import planned
+from vtcframe.hooks import probed
+from vtcframe.hooks.kernel_call import Call
+from vtcframe.inference import compressed as compress
+from vtcframe.methods.fastv import FastV
+from vtcframe.methods.pyramiddrop import Descent, PyramidDrop
+from vtcframe.methods.sink_filter import SinkFilter, Sinkless
+from vtcframe.methods.visual_exit import Exit, VisualExit
+from vtcframe.methods.zipcache import ProbeAttention, ZipCacheSaliency
 from vtcframe.testing import check_allocator, check_pruner, check_restored, check_scorer, make_evidence
-from vtcframe.testing import samples as tiny
-from vtcframe.testing.adapters import inputs_for
-from vtcframe.testing.llm import check_llm_stages, masked_layers, passage_of
+from vtcframe.testing.laws.adapters import inputs_for
+from vtcframe.testing.laws.llm import check_llm_stages, masked_layers, passage_of
+from vtcframe.testing.tiny_models import samples as tiny
 
 DIMS = (0, 5)
 SINKLESS = Sinkless(TextAttention(), DIMS, threshold=1.5)  # of evidence drawn from 0..1: some tokens of each sample

@@ -8,13 +8,14 @@ import torch
 from test_parity import layout, read, recorded
 
 from conftest import SERVED, backbone
-from vtcframe import Budget, Evidence, adapter_for, compress
+from vtcframe import Budget, Evidence, adapter_for
+from vtcframe.core.needs import Rows
+from vtcframe.core.stages import planned
+from vtcframe.inference import compressed as compress
 from vtcframe.methods.mustdrop import Above, KeySet, MustDrop, TextPeak, TextShare, Windows
-from vtcframe.needs import Rows
-from vtcframe.pipeline import planned
 from vtcframe.testing import check_allocator, check_pruner, check_scorer, make_evidence
-from vtcframe.testing.adapters import inputs_for
-from vtcframe.testing.samples import SAMPLES
+from vtcframe.testing.laws.adapters import inputs_for
+from vtcframe.testing.tiny_models.samples import SAMPLES
 
 CLS = Rows("cls", (-1,), of="tower")
 MEAN, MOST = (Rows("text", (-1,), tower="llm", heads="mean", over=over) for over in ("mean", "max"))

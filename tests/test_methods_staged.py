@@ -7,16 +7,19 @@ import torch
 from test_parity import layout, read, recorded, square
 
 from conftest import SERVED, backbone
-from vtcframe import Budget, Evidence, Rows, compress
-from vtcframe.allocators import overview
-from vtcframe.methods.diversity import VScanEncoder
-from vtcframe.methods.staged import Crops, HoliTom, MiniMonkeyScm, PairwiseMean, PruneVid, Share, VScan
-from vtcframe.methods.video import HoliTomOuter, PruneVidOuter
+from vtcframe import Budget, Evidence, Rows
+from vtcframe.components.allocators import Share
+from vtcframe.inference import compressed as compress
+from vtcframe.methods.holitom import HoliTom, HoliTomOuter, PairwiseMean
+from vtcframe.methods.mini_monkey import Crops, MiniMonkeyScm
+from vtcframe.methods.prunevid import PruneVid, PruneVidOuter
+from vtcframe.methods.vscan import VScan, VScanEncoder
+from vtcframe.ops.views import overview
 from vtcframe.testing import check_allocator, check_merger, check_pruner, make_evidence
-from vtcframe.testing.adapters import inputs_for
-from vtcframe.testing.evidence import POISON
-from vtcframe.testing.families import samples_of
-from vtcframe.testing.samples import SAMPLES
+from vtcframe.testing.laws.adapters import inputs_for
+from vtcframe.testing.tiny_models.evidence import POISON
+from vtcframe.testing.tiny_models.other_families import samples_of
+from vtcframe.testing.tiny_models.samples import SAMPLES
 
 CROPS = ((0, 0, 0.5, 0.5), (0, 0.5, 0.5, 1), (0.5, 0, 1, 0.5), (0.5, 0.5, 1, 1))
 WHOLE = (0, 0, 1, 1)

@@ -2,8 +2,9 @@ from dataclasses import dataclass
 
 import pytest
 
-from vtcframe.benchmark import Benchmark
-from vtcframe.metrics import Row, Score, accuracy, mean, means, normalised, parts, runs, seconds, table
+from vtcframe.data.benchmarks.base import Benchmark
+from vtcframe.data.results import Row, Score, accuracy, mean, means, normalised, parts, runs, seconds
+from vtcframe.runs.table import table
 
 
 def row(kind="color", answer="red", prediction="red", method="unpruned", budget=None, **more):

@@ -10,18 +10,18 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from covering import pairs
 from vtcframe import Budget, Pipeline, RandomPruner
-from vtcframe.adapter import adapter_for
-from vtcframe.allocators import Even
-from vtcframe.compress import compress
-from vtcframe.ensemblers import Mean
-from vtcframe.needs import Features, Keys, Rows
-from vtcframe.pipeline import Scorer
-from vtcframe.selectors import TopK
-from vtcframe.testimony import _portraits
-from vtcframe.testing.adapters import check_adapter, check_removed_is_masked, inputs_for
-from vtcframe.testing.backbones import randomised
-from vtcframe.testing.families import BACKBONES, samples_of
-from vtcframe.testing.samples import SAMPLES, make_inputs
+from vtcframe.adapters.auxiliary_evidence import _portraits
+from vtcframe.adapters.base import adapter_for
+from vtcframe.components.allocators import Even
+from vtcframe.components.ensemblers import Mean
+from vtcframe.components.selectors import TopK
+from vtcframe.core.needs import Features, Keys, Rows
+from vtcframe.core.verbs import Scorer
+from vtcframe.inference.compressed import compress
+from vtcframe.testing.laws.adapters import check_adapter, check_removed_is_masked, inputs_for
+from vtcframe.testing.tiny_models.llava_families import randomised
+from vtcframe.testing.tiny_models.other_families import BACKBONES, samples_of
+from vtcframe.testing.tiny_models.samples import SAMPLES, make_inputs
 
 FAMILIES = ["mistral3", "llava_next_video", "idefics3", "smolvlm", "gemma3", "glm4v"]
 GREEDY: dict[str, Any] = {"do_sample": False, "max_new_tokens": 4}

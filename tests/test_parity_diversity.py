@@ -5,7 +5,11 @@ import torch
 from test_parity import layout, read, recorded, square
 
 from vtcframe import Budget, Evidence, Features, Rows, Similarity
-from vtcframe.methods.diversity import CdPruner, DamroOutliers, DivPrune, VisPruner, VScanEncoder
+from vtcframe.methods.cdpruner import CdPruner
+from vtcframe.methods.damro import DamroOutliers
+from vtcframe.methods.divprune import DivPrune
+from vtcframe.methods.vispruner import VisPruner
+from vtcframe.methods.vscan import VScanEncoder
 
 
 def kept(pruned):

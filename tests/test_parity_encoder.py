@@ -6,9 +6,14 @@ import timm
 import torch
 from test_parity import GOLDEN, layout, read, recorded
 
-from vtcframe.encoder_stage import Inside, Midway, fused
-from vtcframe.methods.encoder import DiffRate, EVit, Mctf, ToMe
-from vtcframe_backbones.encoders import Timm, extract
+from vtcframe.core.token_merging import Midway, fused
+from vtcframe.hooks.encoder import Inside
+from vtcframe.methods.diffrate import DiffRate
+from vtcframe.methods.evit import EVit
+from vtcframe.methods.mctf import Mctf
+from vtcframe.methods.tome import ToMe
+from vtcframe_backbones.encoders.extract import extract
+from vtcframe_backbones.encoders.timm import Timm
 
 WHOLE, PART = {"atol": 1e-4, "rtol": 1e-4}, {"atol": 2e-5, "rtol": 2e-5}
 

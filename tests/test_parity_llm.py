@@ -8,7 +8,7 @@ from test_parity import GOLDEN, layout, read
 from transformers import DynamicCache, LlamaConfig, LlamaModel
 
 from vtcframe import Evidence
-from vtcframe.llm_stage import LlmStages
+from vtcframe.hooks.llm import LlmStages
 from vtcframe.methods import PyramidDrop
 
 WHOLE = sorted((GOLDEN / "pyramiddrop").glob("e2e*.safetensors"))

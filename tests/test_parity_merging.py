@@ -11,16 +11,20 @@ import torch
 from test_parity import GOLDEN, layout, read, square, stitched
 
 from vtcframe import Budget, ClassToken, Evidence, Features, Keys, Pipeline, Rows
-from vtcframe.allocators import AttentionMass, Outliers, OverviewGuided
-from vtcframe.attention import Call, Row
-from vtcframe.core import Pruned
-from vtcframe.ensemblers import Mean, OverviewFusion
-from vtcframe.mergers import Absorb
-from vtcframe.methods.anyres import GlobalCom2, HiRed
-from vtcframe.methods.merging import PruMerge, PruMergePlus, VisionZip
-from vtcframe.pipeline import Allocator, Selector
-from vtcframe.scorers import ClsAttention
-from vtcframe.selectors import TopK, highest
+from vtcframe.components.allocators import AttentionMass, Outliers, OverviewGuided
+from vtcframe.components.ensemblers import Mean, OverviewFusion
+from vtcframe.components.mergers import Absorb
+from vtcframe.components.scorers import ClsAttention
+from vtcframe.components.selectors import TopK
+from vtcframe.core.pruned import Pruned
+from vtcframe.core.verbs import Allocator, Selector
+from vtcframe.hooks.kernel_call import Call
+from vtcframe.hooks.readers import Row
+from vtcframe.methods.globalcom2 import GlobalCom2
+from vtcframe.methods.hired import HiRed
+from vtcframe.methods.prumerge import PruMerge, PruMergePlus
+from vtcframe.methods.visionzip import VisionZip
+from vtcframe.ops.gather import highest
 
 
 def recorded(method, holding):

@@ -2,10 +2,10 @@ import pytest
 from PIL import Image
 
 from vtcframe import Budget, RandomPruner, VtcCls, adapter_for
-from vtcframe.metrics import Row
-from vtcframe.pictures import GAP, cells, file_name, kept_tokens, score_map, sheet
-from vtcframe.predict import _views
-from vtcframe.testing.backbones import draw, make_inputs
+from vtcframe.data.results import Row
+from vtcframe.drawing import GAP, cells, file_name, kept_tokens, score_map, sheet
+from vtcframe.runs.predictor import _views
+from vtcframe.testing.tiny_models.llava_families import draw, make_inputs
 
 WHITE = Image.new("RGB", (80, 80), "white")
 

@@ -23,7 +23,8 @@ from vtcframe import (
     TopK,
     VtcCls,
 )
-from vtcframe.pipeline import Allocator, gather
+from vtcframe.core.pipeline import gather
+from vtcframe.core.verbs import Allocator
 from vtcframe.testing import check_merger, check_pruner, make_evidence
 
 PLAIN = Pipeline((Random(),), Mean(), Even(), TopK())

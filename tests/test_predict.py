@@ -21,20 +21,24 @@ from vtcframe import (
     TokenNorm,
     TopK,
     UniformPruner,
-    compress,
 )
-from vtcframe.backbone import Backbone
+from vtcframe.assets import bundled
 from vtcframe.cli import main
-from vtcframe.config import UsageError, bundled
-from vtcframe.data import Sample, read_samples
+from vtcframe.core.stages import Stage, planned
+from vtcframe.data.decode import load_sample
+from vtcframe.data.formats import read_samples
+from vtcframe.data.results import Row, accuracy, columns
+from vtcframe.data.sample import Sample
+from vtcframe.drawing import sheet
+from vtcframe.errors import UsageError
+from vtcframe.inference import compressed as compress
+from vtcframe.inference.checkpoint import Backbone
 from vtcframe.methods import VtcCls
-from vtcframe.metrics import Row, accuracy, columns, table
-from vtcframe.pictures import sheet
-from vtcframe.pipeline import Stage, planned
-from vtcframe.predict import Comparison, Predictor, _views
-from vtcframe.testing.backbones import SAMPLES, draw, make_inputs
-from vtcframe.testing.families import BACKBONES
-from vtcframe.writer import NOTE
+from vtcframe.runs.predictor import Comparison, Predictor, _views
+from vtcframe.runs.table import table
+from vtcframe.runs.writer import NOTE
+from vtcframe.testing.tiny_models.llava_families import SAMPLES, draw, make_inputs
+from vtcframe.testing.tiny_models.other_families import BACKBONES
 
 QUICKSTART = str(Path(__file__).parent.parent / "configs" / "quickstart.yaml")
 METHODS = tuple(str(pruner) for pruner in (VtcCls(last=3), RandomPruner(seed=0), UniformPruner()))
@@ -142,11 +146,11 @@ def test_masks_tell_row_by_row_what_was_kept_and_how_it_was_scored(tmp_path):
 
 def test_views_of_a_pruner_that_joins_them_are_told_one_by_one(llava_next):
     from vtcframe import Budget, RandomPruner, adapter_for
-    from vtcframe.allocators import Even
-    from vtcframe.ensemblers import Mean
-    from vtcframe.pipeline import Pipeline
-    from vtcframe.scorers import Random
-    from vtcframe.selectors import TopK
+    from vtcframe.components.allocators import Even
+    from vtcframe.components.ensemblers import Mean
+    from vtcframe.components.scorers import Random
+    from vtcframe.components.selectors import TopK
+    from vtcframe.core.pipeline import Pipeline
 
     model, processor = llava_next
     evidence = adapter_for(model).observe(make_inputs(processor, SAMPLES["ragged several"][:2]))
@@ -171,7 +175,7 @@ def test_a_picture_that_is_cut_is_shown_as_the_model_sees_it(tmp_path):
 
 
 def test_a_sheet_that_cannot_be_finished_leaves_no_half_one_and_no_row_is_lost(tmp_path, monkeypatch):
-    from vtcframe import writer
+    from vtcframe.runs import writer
 
     class Torn:
         def save(self, path, format):
@@ -466,7 +470,7 @@ def test_dropping_what_cls_attends_to_most_hurts_far_more_than_dropping_at_rando
     predictor.setup("predict")
     samples = read_samples(QUESTIONS / "questions.jsonl", QUESTIONS)[:200]
     with torch.no_grad():
-        rows = predictor.predict_step([sample.loaded() for sample in samples], 0)
+        rows = predictor.predict_step([load_sample(sample) for sample in samples], 0)
     of = {method: accuracy([row for row in rows if row.method == method]) for method in {row.method for row in rows}}
     assert of[str(RandomPruner(seed=0))] - of[str(least)] >= 0.3
 

@@ -9,10 +9,12 @@ import torch
 from safetensors.torch import load_file
 
 from conftest import backbone
-from vtcframe import attention
-from vtcframe.attention import Call, Groups, KeyStates, MeanQuery, Received, Row, Tap
+from vtcframe.hooks import tap as attention
+from vtcframe.hooks.kernel_call import Call
+from vtcframe.hooks.readers import Groups, KeyStates, MeanQuery, Received, Row
+from vtcframe.hooks.tap import Tap
 from vtcframe.testing import make_inputs
-from vtcframe.testing.backbones import SAMPLES
+from vtcframe.testing.tiny_models.llava_families import SAMPLES
 
 GOLDEN = Path(os.environ.get("VTCFRAME_GOLDEN", Path(__file__).parent / "golden")) / "qwen_cls_proxy"
 POISON, SKIP, LENGTH = 1e4, 1, 13  # one class token, twelve patches

@@ -15,14 +15,14 @@ pytest.importorskip("scipy", reason="the extra `report` is not installed")
 pytest.importorskip("jinja2", reason="the extra `report` is not installed")
 
 from browser import NARROW, WIDE, started, watched
-from vtcframe import report
-from vtcframe.benchmarks import Mme, Pope
-from vtcframe.config import UsageError
-from vtcframe.metrics import Row
-from vtcframe.report_numbers import averages, difference, entries, front, unit
-from vtcframe.report_plot import SHAPES, Point, mark, plot
-from vtcframe.report_runs import found
-from vtcframe.transforms import Downsample
+from vtcframe.data.benchmarks import Mme, Pope
+from vtcframe.data.results import Row
+from vtcframe.data.transforms import Downsample
+from vtcframe.errors import UsageError
+from vtcframe.report import command as report
+from vtcframe.report.plots import SHAPES, Point, mark, plot
+from vtcframe.report.runs import found
+from vtcframe.report.statistics import averages, difference, entries, front, unit
 
 FACTS = {
     "model.backbone": {"path": "some/tiny", "dtype": "float32", "attn_implementation": None, "revision": "a"},

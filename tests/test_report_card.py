@@ -7,13 +7,14 @@ from huggingface_hub import ModelCard
 from test_report import FACTS, QUARTER, folder, rows
 
 from conftest import backbone
-from vtcframe import Budget, ClsAttention, Even, Mean, Pipeline, RandomPruner, Stage, TopK, VtcCls, report
-from vtcframe.benchmarks import Pope
-from vtcframe.report_card import card
-from vtcframe.report_runs import found
-from vtcframe.report_sections import NONE
+from vtcframe import Budget, ClsAttention, Even, Mean, Pipeline, RandomPruner, Stage, TopK, VtcCls
+from vtcframe.data.benchmarks import Pope
+from vtcframe.report import command as report
+from vtcframe.report.model_card import card
+from vtcframe.report.runs import found
+from vtcframe.report.sections import NONE
 from vtcframe.testing import make_inputs
-from vtcframe.testing.backbones import SAMPLES
+from vtcframe.testing.tiny_models.llava_families import SAMPLES
 
 CODE = re.compile(r"```python\n(.*?)```", re.DOTALL)
 

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 import workers
-from vtcframe.config import bundled
-from vtcframe.shards import places
+from vtcframe.assets import bundled
+from vtcframe.runs.shards import places
 from workers import Run, slurm, torchrun
 
 QUESTIONS = Path(bundled("vtcframe:questions"))

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from vtcframe import ClsAttention, Keys, Rows
-from vtcframe.scorers import KeyNorm, Uniqueness, first_frames
+from vtcframe.components.scorers import KeyNorm, Uniqueness
+from vtcframe.ops.views import first_frames
 from vtcframe.testing import check_scorer, make_evidence
 
 

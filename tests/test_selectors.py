@@ -8,16 +8,8 @@ import pytest
 import torch
 
 from vtcframe import Features, Grid, Keys, Random, Rows, TopK
-from vtcframe.selectors import (
-    Coverage,
-    Deduplicate,
-    Dpp,
-    LocalGlobal,
-    MaxMin,
-    Mixed,
-    OutliersThenDraw,
-    WholeRows,
-)
+from vtcframe.components.diverse_selectors import Coverage, Deduplicate, Dpp, MaxMin, Mixed
+from vtcframe.components.selectors import LocalGlobal, OutliersThenDraw, WholeRows
 from vtcframe.testing import check_selector, make_evidence
 
 RAGGED = {1: [(2, 6), (4, 5)], 2: [(1, 7)], 3: [], 4: [(1, 1), (5, 3)]}

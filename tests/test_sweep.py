@@ -16,13 +16,14 @@ pytest.importorskip("scipy", reason="the extra `report` is not installed")
 pytest.importorskip("jinja2", reason="the extra `report` is not installed")
 
 import workers
-from vtcframe import sweep
+from vtcframe.assets import bundled
 from vtcframe.cli import main as command
-from vtcframe.config import UnfinishedError, UsageError, bundled
-from vtcframe.predict import Predictor
-from vtcframe.sweep_file import asked
-from vtcframe.sweep_plan import plan
-from vtcframe.testing.families import BACKBONES
+from vtcframe.errors import UnfinishedError, UsageError
+from vtcframe.runs.predictor import Predictor
+from vtcframe.sweep import command as sweep
+from vtcframe.sweep.config import asked
+from vtcframe.sweep.plan import plan
+from vtcframe.testing.tiny_models.other_families import BACKBONES
 
 QUESTIONS = Path(bundled("vtcframe:questions"))
 CONFIG = Path(__file__).parent.parent / "configs" / "sweep.yaml"
@@ -405,7 +406,7 @@ def test_a_sweep_that_was_killed_in_the_middle_and_started_again_gives_the_same_
 
 
 def test_a_run_that_a_killed_sweep_left_at_work_is_waited_for(tmp_path, pretended, capsys):
-    from vtcframe.shards import Lock
+    from vtcframe.runs.shards import Lock
 
     parts = tmp_path / "sweep" / "tiny" / "toys" / "01" / "parts"
     pretended[1]["tiny/toys/01"] = 3

@@ -20,13 +20,13 @@ from vtcframe import (
     TopK,
     WitnessAttention,
     adapter_for,
-    compress,
 )
-from vtcframe.testimony import _portraits
-from vtcframe.testing.adapters import inputs_for
-from vtcframe.testing.families import samples_of
-from vtcframe.testing.samples import SAMPLES
-from vtcframe.witness import witness
+from vtcframe.adapters.auxiliary_encoders import witness
+from vtcframe.adapters.auxiliary_evidence import _portraits
+from vtcframe.inference import compressed as compress
+from vtcframe.testing.laws.adapters import inputs_for
+from vtcframe.testing.tiny_models.other_families import samples_of
+from vtcframe.testing.tiny_models.samples import SAMPLES
 
 SIDES = {"llava": (56, 56), "llava_next": (112, 112), "llava_onevision": (112, 112), "video_llava": (56, 56)}
 SIDES |= {"internvl": (112, 56), "qwen2_vl": (84, 112), "qwen2_5_vl": (84, 112), "qwen3_vl": (84, 112)}

@@ -23,7 +23,7 @@ from vtcframe import (
     TopK,
     VtcCls,
 )
-from vtcframe.pipeline import gather
+from vtcframe.core.pipeline import gather
 from vtcframe.testing import (
     check_adapter,
     check_allocator,
@@ -35,7 +35,7 @@ from vtcframe.testing import (
     check_selector,
     make_inputs,
 )
-from vtcframe.testing.backbones import SAMPLES
+from vtcframe.testing.tiny_models.llava_families import SAMPLES
 from vtcframe_backbones.llava import Llava, LlavaNext
 
 

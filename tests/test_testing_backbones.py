@@ -6,11 +6,11 @@ import pytest
 import torch
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from vtcframe.testing import flash
-from vtcframe.testing.families import BACKBONES, FLASH, MIXED, RAGGED_VIDEO, VIDEO, samples_of
-from vtcframe.testing.flash import attention, emulated_flash
-from vtcframe.testing.published import PUBLISHED, on_meta
-from vtcframe.testing.samples import SAMPLES, draw, film, make_inputs
+from vtcframe.testing.tiny_models import flash
+from vtcframe.testing.tiny_models.flash import attention, emulated_flash
+from vtcframe.testing.tiny_models.other_families import BACKBONES, FLASH, MIXED, RAGGED_VIDEO, VIDEO, samples_of
+from vtcframe.testing.tiny_models.published import PUBLISHED, on_meta
+from vtcframe.testing.tiny_models.samples import SAMPLES, draw, film, make_inputs
 
 CLOSE = 5e-5  # logits of some units, float32: machines round otherwise
 GREEDY = {"do_sample": False, "max_new_tokens": 4}

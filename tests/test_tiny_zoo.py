@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from vtcframe.metrics import Row
+from vtcframe.data.results import Row
 
 
 @pytest.fixture

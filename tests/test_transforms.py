@@ -8,13 +8,15 @@ from PIL import Image
 from test_parity import GOLDEN, layout, read
 
 from conftest import backbone
-from vtcframe import Budget, Even, Evidence, Mean, Pipeline, compress
-from vtcframe.backbone import asked
+from vtcframe import Budget, Even, Evidence, Mean, Pipeline
 from vtcframe.cli import main
-from vtcframe.data import Sample
-from vtcframe.methods.pictures import BySpacing, Spaced, TsLlava
+from vtcframe.data.decode import apply_transforms
+from vtcframe.data.processor import asked
+from vtcframe.data.sample import Sample
+from vtcframe.data.transforms import Downsample, FramesAsPictures, Thumbnail, placeholders, spaced, tiled
+from vtcframe.inference import compressed as compress
+from vtcframe.methods.ts_llava import BySpacing, Spaced, TsLlava
 from vtcframe.testing import check_allocator, check_pruner, check_selector, make_evidence
-from vtcframe.transforms import Downsample, FramesAsPictures, Thumbnail, placeholders, spaced, tiled
 
 
 def noise(width, height, seed=0):
@@ -209,7 +211,7 @@ def test_laws_hold(whole):
 def test_a_video_is_answered_by_a_model_that_takes_none(order, monkeypatch):
     model, processor = backbone("llava")
     transforms = [Thumbnail(6, 56, beside=order), FramesAsPictures()]
-    sample = Sample("a", "what is in the image ?", (), videos=(film(8, 60, 45),)).transformed(transforms)
+    sample = apply_transforms(Sample("a", "what is in the image ?", (), videos=(film(8, 60, 45),)), transforms)
     assert (len(sample.pictures), sample.videos) == (9, ())
     small = compress(model, TsLlava(order), tokens=16 + 10)
     small.generate(**asked(processor, [sample]), max_new_tokens=2, do_sample=False)
@@ -234,7 +236,9 @@ def test_transforms_stand_in_the_configuration(tmp_path, capsys):
     questions.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
     def predict(*transforms):
-        given = [{"class_path": f"vtcframe.transforms.{name}", "init_args": options} for name, options in transforms]
+        given = [
+            {"class_path": f"vtcframe.data.transforms.{name}", "init_args": options} for name, options in transforms
+        ]
         arguments = {
             "model.backbone.path": "vtcframe:tiny",
             "data.path": questions,

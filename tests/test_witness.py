@@ -15,8 +15,8 @@ from tokenizers.processors import TemplateProcessing
 from torch.nn import functional as F
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig, PreTrainedTokenizerFast
 
+from vtcframe.adapters.auxiliary_encoders import Witness, resampled, segments, witness
 from vtcframe.testing import check_restored
-from vtcframe.witness import Witness, resampled, segments, witness
 
 SIDE, PATCH, DEPTH, CONTEXT = 64, 16, 4, 12
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.3, 0.25)
@@ -419,7 +419,7 @@ def test_the_activation_is_the_one_that_the_weights_were_trained_with(tag, quick
         asked.update(options, name=name)
         return saved["open_clip"][1]
 
-    monkeypatch.setattr("vtcframe.witness._LOADED", {})
+    monkeypatch.setattr("vtcframe.adapters.auxiliary_encoders._LOADED", {})
     monkeypatch.setattr(open_clip, "create_model", create_model)
     witness(f"open_clip:ViT-B-32/{tag}")
     assert asked == {"name": "ViT-B-32", "pretrained": tag, "force_quick_gelu": quick, "require_pretrained": True}

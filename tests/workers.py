@@ -12,11 +12,12 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from vtcframe import predict_command, shards
-from vtcframe.backbone import Backbone
 from vtcframe.cli import main
-from vtcframe.metrics import Row
-from vtcframe.predict import Predictor
+from vtcframe.data.results import Row
+from vtcframe.inference.checkpoint import Backbone
+from vtcframe.runs import command as predict_command
+from vtcframe.runs import shards
+from vtcframe.runs.predictor import Predictor
 
 assert predict_command  # imported before anything is forked
 if "VTCFRAME_WORKERS" in os.environ:

@@ -36,13 +36,15 @@ from vtcframe import (
     UniformPruner,
     VtcCls,
 )
-from vtcframe.config import UsageError, bundled
-from vtcframe.data import Sample
-from vtcframe.methods.default import ClsCoverage
-from vtcframe.metrics import COUNT
-from vtcframe.predict import Comparison
+from vtcframe.assets import bundled
+from vtcframe.components.diverse_selectors import Coverage, Deduplicate, Dpp, MaxMin, Mixed
+from vtcframe.components.selectors import Grid, LocalGlobal, TopK
+from vtcframe.data.results import COUNT
+from vtcframe.data.sample import Sample
+from vtcframe.errors import UsageError
+from vtcframe.methods.cls_coverage import ClsCoverage
 from vtcframe.registry import entries
-from vtcframe.selectors import Coverage, Deduplicate, Dpp, Grid, LocalGlobal, MaxMin, Mixed, TopK
+from vtcframe.runs.predictor import Comparison
 
 DESIGN_SEED, REPORT_SEED = 20270911, 20270912
 RANDOM = f"random, {len(SEEDS)} seeds"

@@ -33,11 +33,13 @@ from vtcframe import (
     UniformPruner,
     VtcCls,
 )
-from vtcframe.backbone import Backbone
-from vtcframe.data import Questions, Sample
-from vtcframe.metrics import Row, accuracy, columns
-from vtcframe.needs import Need
-from vtcframe.predict import Comparison, Predictor
+from vtcframe.core.needs import Need
+from vtcframe.data.datamodule import Questions
+from vtcframe.data.decode import load_sample
+from vtcframe.data.results import Row, accuracy, columns
+from vtcframe.data.sample import Sample
+from vtcframe.inference.checkpoint import Backbone
+from vtcframe.runs.predictor import Comparison, Predictor
 
 RATIOS = (0.5, 0.25, 0.125, 0.0625)
 SEEDS = (0, 1, 2)
@@ -125,7 +127,7 @@ def measure(model: Path, folder: Path) -> dict[str, dict[str, float]]:
     """Return all figures of the card."""
     data = Questions(str(folder))
     data.setup("predict")
-    samples = [sample.loaded() for sample in data.samples]
+    samples = [load_sample(sample) for sample in data.samples]
     randoms = [RandomPruner(seed) for seed in SEEDS]
     ratios = [Budget(ratio=ratio) for ratio in RATIOS]
     answered = rows(model, samples, Comparison([VtcCls(3), VtcCls(1), *randoms, UniformPruner()], ratios))

@@ -19,7 +19,7 @@ from statistics import fmean
 
 import numpy as np
 
-from vtcframe.metrics import COUNT, Row, written
+from vtcframe.data.results import COUNT, Row, written
 
 UNPRUNED, OURS, DRAWS = "unpruned", "VtcCls(last=3)", 2000
 Answers = dict[str, Row]  # by the question's id

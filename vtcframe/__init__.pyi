@@ -1,5 +1,5 @@
-from .adapter import Adapter as Adapter, adapter_for as adapter_for
-from .allocators import (
+from .adapters.base import Adapter as Adapter, adapter_for as adapter_for
+from .components.allocators import (
     AttentionMass as AttentionMass,
     EffectiveRank as EffectiveRank,
     Entropy as Entropy,
@@ -8,9 +8,10 @@ from .allocators import (
     Outliers as Outliers,
     OverviewGuided as OverviewGuided,
 )
-from .arrangement import Arrangement as Arrangement, Picture as Picture, Prompt as Prompt
-from .benchmark import Benchmark as Benchmark, ImageFolder as ImageFolder
-from .benchmarks import (
+from .adapters.arrangement import Arrangement as Arrangement, Picture as Picture
+from .adapters.prompt import Prompt as Prompt
+from .data.benchmarks.base import Benchmark as Benchmark, ImageFolder as ImageFolder
+from .data.benchmarks import (
     Gqa as Gqa,
     MmBench as MmBench,
     Mme as Mme,
@@ -21,15 +22,12 @@ from .benchmarks import (
     TextVqa as TextVqa,
     VqaV2 as VqaV2,
 )
-from .compress import Compressed as Compressed, Result as Result, compress as compress
-from .core import (
-    Budget as Budget,
-    Evidence as Evidence,
-    Layout as Layout,
-    Pruned as Pruned,
-    Structural as Structural,
-)
-from .ensemblers import (
+from .inference.compressed import Compressed as Compressed, Result as Result, compress as compress
+from .core.budget import Budget as Budget
+from .core.evidence import Evidence as Evidence
+from .core.layout import Layout as Layout, Structural as Structural
+from .core.pruned import Pruned as Pruned
+from .components.ensemblers import (
     Borda as Borda,
     Max as Max,
     Mean as Mean,
@@ -82,10 +80,13 @@ from .methods import (
 from .methods.aim import AttentionFlow as AttentionFlow
 from .methods.mustdrop import Above as Above, KeySet as KeySet, TextPeak as TextPeak, TextShare as TextShare
 from .methods.dart import LeastLike as LeastLike
-from .methods.llm import ProbeAttention as ProbeAttention, Sinkless as Sinkless
-from .methods.sparse import Recycle as Recycle
-from .methods.staged import Crops as Crops, PairwiseMean as PairwiseMean, Share as Share
-from .needs import (
+from .methods.zipcache import ProbeAttention as ProbeAttention
+from .methods.sink_filter import Sinkless as Sinkless
+from .methods.sparsevlm import Recycle as Recycle
+from .methods.mini_monkey import Crops as Crops
+from .methods.holitom import PairwiseMean as PairwiseMean
+from .components.allocators import Share as Share
+from .core.needs import (
     ClassToken as ClassToken,
     Features as Features,
     Flow as Flow,
@@ -96,21 +97,19 @@ from .needs import (
     Similarity as Similarity,
     Text as Text,
 )
-from .pipeline import (
+from .core.verbs import (
     Allocator as Allocator,
     Component as Component,
     Ensembler as Ensembler,
-    Facts as Facts,
     Merger as Merger,
-    Method as Method,
-    Pipeline as Pipeline,
-    Pruner as Pruner,
     Scorer as Scorer,
     Selector as Selector,
-    Stage as Stage,
 )
-from .plan_file import load_stages as load_stages
-from .scorers import (
+from .core.method import Facts as Facts, Method as Method
+from .core.pipeline import Pipeline as Pipeline
+from .core.stages import Pruner as Pruner, Stage as Stage
+from .config.plan_file import load_stages as load_stages
+from .components.scorers import (
     ClsAttention as ClsAttention,
     KeyNorm as KeyNorm,
     QuestionSimilarity as QuestionSimilarity,
@@ -120,27 +119,29 @@ from .scorers import (
     Uniqueness as Uniqueness,
     WitnessAttention as WitnessAttention,
 )
-from .selectors import (
+from .components.diverse_selectors import (
     Coverage as Coverage,
     Deduplicate as Deduplicate,
     Dpp as Dpp,
-    Grid as Grid,
-    LocalGlobal as LocalGlobal,
     MaxMin as MaxMin,
     Mixed as Mixed,
+)
+from .components.selectors import (
+    Grid as Grid,
+    LocalGlobal as LocalGlobal,
     OutliersThenDraw as OutliersThenDraw,
     TopK as TopK,
     WholeRows as WholeRows,
 )
-from .tower import Tower as Tower, TowerAdapter as TowerAdapter
-from .mergers import (
+from .adapters.tower import Tower as Tower, TowerAdapter as TowerAdapter
+from .components.mergers import (
     Absorb as Absorb,
     CellMean as CellMean,
     Contextual as Contextual,
     Fuse as Fuse,
     Nearest as Nearest,
 )
-from .transforms import (
+from .data.transforms import (
     Downsample as Downsample,
     FramesAsPictures as FramesAsPictures,
     Thumbnail as Thumbnail,

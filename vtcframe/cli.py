@@ -9,8 +9,9 @@ from pathlib import Path
 
 import yaml
 
-from vtcframe import bench
-from vtcframe.config import UnfinishedError, UsageError, resolve
+from vtcframe.config.short_names import resolve
+from vtcframe.errors import UnfinishedError, UsageError
+from vtcframe.profiling import command as bench
 from vtcframe.registry import Failure, entries, failures
 
 HELP = """\
@@ -87,7 +88,7 @@ def predict(arguments: list[str]) -> int:
     """Run the predict loop as the configuration says."""
     _warn_of_failures()
     resolved = resolve(arguments)
-    from vtcframe.predict_command import run  # not before a typo could be answered: it imports torch
+    from vtcframe.runs.command import run  # not before a typo could be answered: it imports torch
 
     failed = run(resolved)
     if not failed:
@@ -127,8 +128,9 @@ def explain_one(arguments: list[str]) -> int:
             f"--out {given.out} is no .png: the picture is written there, the numbers to a .json beside it"
         )
     (option,) = resolve([f"--pruner={_spec(given.pruner)}"])  # a typo is answered before torch is imported
-    from vtcframe.core import Budget
-    from vtcframe.explain import explain, pruner_of
+    from vtcframe.config.parser import pruner_of
+    from vtcframe.core.budget import Budget
+    from vtcframe.explore.explain import explain
 
     try:
         budget = Budget(given.tokens, given.ratio)
@@ -174,7 +176,7 @@ def check_model(arguments: list[str]) -> int:
     options.add_argument("--tokens", type=int, help="visual tokens kept in each sample; a quarter when not given")
     _add_placement(options)
     given = options.parse_args(arguments)
-    from vtcframe.check import check  # lazily: it imports torch
+    from vtcframe.testing.laws.checkpoint import check  # lazily: it imports torch
 
     outcomes = []
     for law, pruner, outcome in check(given.model, given.image, given.tokens, given.dtype, given.device):
@@ -187,14 +189,14 @@ def check_model(arguments: list[str]) -> int:
 def sweep(arguments: list[str]) -> int:
     """Run what is missing of models, questions, methods and budgets, then write the report."""
     _warn_of_failures()
-    from vtcframe.sweep import main  # lazily, like all that follows a typo
+    from vtcframe.sweep.command import main  # lazily, like all that follows a typo
 
     return main(arguments)
 
 
 def report(arguments: list[str]) -> int:
     """Write a page about finished runs."""
-    from vtcframe.report import main  # lazily
+    from vtcframe.report.command import main  # lazily
 
     return main(arguments)
 
@@ -202,7 +204,7 @@ def report(arguments: list[str]) -> int:
 def explore(arguments: list[str]) -> int:
     """Serve a page on which methods can be tried."""
     _warn_of_failures()
-    from vtcframe.explore import main  # lazily
+    from vtcframe.explore.command import main  # lazily
 
     return main(arguments)
 

@@ -13,7 +13,7 @@ from itertools import pairwise
 
 from PIL import Image, ImageDraw, ImageEnhance, ImageFont
 
-from vtcframe.metrics import Row, View, written
+from vtcframe.data.results import Row, View, written
 
 PANEL = 384  # pixels that a picture's longer edge is enlarged to, in whole steps, or shrunk to
 GAP, LINE, LETTER = 12, 20, 8  # pixels: between things, a line of text, a wide letter

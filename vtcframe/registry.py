@@ -21,15 +21,15 @@ import pluggy
 
 GROUP = "vtcframe"
 KINDS = {  # kind -> the class that its components extend
-    "adapter": "vtcframe.adapter:Adapter",
-    "scorer": "vtcframe.pipeline:Scorer",
-    "ensembler": "vtcframe.pipeline:Ensembler",
-    "allocator": "vtcframe.pipeline:Allocator",
-    "selector": "vtcframe.pipeline:Selector",
-    "merger": "vtcframe.pipeline:Merger",
-    "pruner": "vtcframe.pipeline:Pruner",
-    "transform": "vtcframe.transforms:Transform",
-    "benchmark": "vtcframe.benchmark:Benchmark",
+    "adapter": "vtcframe.adapters.base:Adapter",
+    "scorer": "vtcframe.core.verbs:Scorer",
+    "ensembler": "vtcframe.core.verbs:Ensembler",
+    "allocator": "vtcframe.core.verbs:Allocator",
+    "selector": "vtcframe.core.verbs:Selector",
+    "merger": "vtcframe.core.verbs:Merger",
+    "pruner": "vtcframe.core.stages:Pruner",
+    "transform": "vtcframe.data.transforms:Transform",
+    "benchmark": "vtcframe.data.benchmarks.base:Benchmark",
 }
 
 TARGET = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")

@@ -12,9 +12,11 @@ import torch
 from ray.data import ActorPoolStrategy, DataContext, Dataset
 
 from vtcframe import Budget, Stage, VtcCls
-from vtcframe.backbone import Backbone
-from vtcframe.data import Sample, read_samples
-from vtcframe.predict import Predictor
+from vtcframe.data.decode import load_sample
+from vtcframe.data.formats import read_samples
+from vtcframe.data.sample import Sample
+from vtcframe.inference.checkpoint import Backbone
+from vtcframe.runs.predictor import Predictor
 
 BACKBONE = Backbone("vtcframe:tiny")
 STAGES = [Stage("projector", VtcCls(last=3), Budget(tokens=18))]
@@ -23,7 +25,7 @@ GENERATION = {"max_new_tokens": 4}
 
 def decoded(row: dict[str, Sample]) -> dict[str, Sample]:
     """Load a sample's pictures; what cannot be read becomes its error."""
-    return {"sample": row["sample"].loaded()}
+    return {"sample": load_sample(row["sample"])}
 
 
 class Answerer:

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vtcframe.attention import Reader, Row, Tap
+from vtcframe.hooks.readers import Reader, Row
+from vtcframe.hooks.tap import Tap
 
 Tokenise = Callable[[str, int], Tensor]  # text, length -> [length] ids: padded, or cut and ended
 

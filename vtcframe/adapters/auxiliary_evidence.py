@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from vtcframe.arrangement import Arrangement, Prompt
-from vtcframe.needs import Need, Rows, Similarity
-from vtcframe.witness import resampled, witness
+from vtcframe.adapters.arrangement import Arrangement
+from vtcframe.adapters.auxiliary_encoders import resampled, witness
+from vtcframe.adapters.prompt import Prompt
+from vtcframe.core.needs import Need, Rows, Similarity
 
 if TYPE_CHECKING:
-    from vtcframe.tower import TowerAdapter
+    from vtcframe.adapters.tower import TowerAdapter
 
 
 def is_testimony(need: Need) -> bool:

@@ -15,9 +15,12 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from vtcframe.arrangement import Arrangement, Prompt, by_column, own_mask
-from vtcframe.core import Evidence, Pruned, reading
-from vtcframe.needs import Need
+from vtcframe.adapters.arrangement import Arrangement
+from vtcframe.adapters.prompt import Prompt, by_column, own_mask
+from vtcframe.core.evidence import Evidence
+from vtcframe.core.layout import reading
+from vtcframe.core.needs import Need
+from vtcframe.core.pruned import Pruned
 from vtcframe.registry import entries
 
 

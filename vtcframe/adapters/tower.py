@@ -14,24 +14,21 @@ import torch
 from torch import Tensor, nn
 from transformers.utils.output_capturing import maybe_install_capturing_hooks
 
-from vtcframe.adapter import Adapter, Modality
-from vtcframe.arrangement import Arrangement, Picture, checksums, owners, sample_keys
-from vtcframe.attention import Reader, Row, Segments, Tap
-from vtcframe.core import Evidence, Pruned
-from vtcframe.encoder_stage import (
-    Halves,
-    Inside,
-    by_heads,
-    cure,
-    reader_of,
-    rows_of,
-    stacked,
-)
-from vtcframe.llm_stage import probe
-from vtcframe.needs import ClassToken, Features, Keys, Need, Rows, Similarity, in_llm
-from vtcframe.pipeline import Stage
-from vtcframe.remains import everything, located
-from vtcframe.testimony import is_testimony, testimony
+from vtcframe.adapters.arrangement import Arrangement, Picture, checksums, owners, sample_keys
+from vtcframe.adapters.auxiliary_evidence import is_testimony, testimony
+from vtcframe.adapters.base import Adapter, Modality
+from vtcframe.adapters.llm_evidence import probe
+from vtcframe.core.evidence import Evidence
+from vtcframe.core.needs import ClassToken, Features, Keys, Need, Rows, Similarity, in_llm
+from vtcframe.core.pruned import Pruned
+from vtcframe.core.stages import Stage
+from vtcframe.hooks.encoder import Inside, rows_of, stacked
+from vtcframe.hooks.encoder_blocks import Halves, by_heads, cure, reader_of
+from vtcframe.hooks.kernel_call import Segments
+from vtcframe.hooks.readers import Reader, Row
+from vtcframe.hooks.tap import Tap
+from vtcframe.ops.compose import everything
+from vtcframe.ops.gather import located
 
 
 @dataclass(frozen=True)

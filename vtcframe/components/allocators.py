@@ -2,48 +2,17 @@
 
 from dataclasses import dataclass
 from math import inf
-from typing import get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from vtcframe.core import Evidence, Layout
-from vtcframe.needs import Need, Rows, Stand
-from vtcframe.pipeline import Allocator
-
-
-def apportion(budget: Tensor, weight: Tensor, layout: Layout) -> Tensor:
-    """Budget [P], weight [V] -> quota [V]: each sample's budget in proportion to its views' weights.
-
-    No view gets more than it has tokens; what it cannot take goes to the others. Largest remainders are rounded up
-    (Hamilton's method), of equals the first. Views of weight 0 or less get what all others cannot take.
-    """
-    quota, room = torch.zeros_like(layout.sample), layout.count.tolist()
-    weights = weight.cpu().double().nan_to_num(0, 0, 0).clamp(min=0).tolist()  # the pipeline tells of broken scores
-    mine: list[list[int]] = [[] for _ in budget]
-    for v, p in enumerate(layout.sample.tolist()):
-        mine[p].append(v)
-    for total, views in zip(budget.tolist(), mine, strict=True):
-        quota[views] = quota.new_tensor(_shares(total, [weights[v] for v in views], [room[v] for v in views]))
-    return quota
-
-
-def _shares(total: int, weight: list[float], room: list[int]) -> list[int]:
-    quota, left, part = [0] * len(room), min(total, sum(room)), {}
-    order = sorted(range(len(room)), key=lambda v: (room[v] / weight[v] if weight[v] else inf, room[v], v))
-    while order:  # the first that is not filled to the brim ends it: no later one will be
-        heft = sum(weight[v] for v in order)
-        part = {v: left * (weight[v] / heft if heft else 1 / len(order)) for v in order}
-        if part[order[0]] < room[order[0]]:
-            break
-        quota[order[0]] = room[order[0]]
-        left -= room[order.pop(0)]
-    for v in order:
-        quota[v] = int(part[v])
-    short = left - sum(quota[v] for v in order)
-    for v in sorted(order, key=lambda v: (quota[v] - part[v], v))[:short]:
-        quota[v] += 1
-    return quota
+from vtcframe.core.evidence import Evidence
+from vtcframe.core.layout import Layout
+from vtcframe.core.needs import Need, Rows, Stand
+from vtcframe.core.verbs import Allocator
+from vtcframe.ops.quotas import apportion
+from vtcframe.ops.views import outliers, overview, within
 
 
 def required(allocator: Allocator, budget: Tensor | None) -> Tensor:
@@ -113,31 +82,6 @@ def _effective(parts: Tensor) -> Tensor:
     """[V, N] -> [V]: exp of the entropy of the positive parts of a whole; 1 where there are none."""
     share = torch.nn.functional.normalize(parts.clamp(min=0), p=1, dim=1)
     return torch.special.entr(share).sum(1).exp()
-
-
-def overview(layout: Layout) -> Tensor:
-    """[V] the view that shows all of the picture that a view is a part of, -1 where there is no other; on the CPU.
-
-    That is the first whose box is the whole picture. The stitched map of LLaVA-OneVision is a part too.
-    """
-    whole = ((layout.box - torch.tensor([0.0, 0.0, 1.0, 1.0], dtype=torch.float32)).abs() < 1e-6).all(1)
-    picture = torch.stack([layout.sample, layout.image, layout.frame], 1)
-    same = (picture[:, None] == picture).all(-1) & whole
-    index = torch.arange(len(whole))
-    first = same.long().argmax(1) if len(whole) else index
-    return first.masked_fill(~same.any(1) | (first == index), -1)
-
-
-def within(values: Tensor, layout: Layout) -> Tensor:
-    """[V, N] -> [V] on the CPU: what of the overview's values lies in a view's box; 0 where it has no overview."""
-    whole = overview(layout)
-    part = (whole >= 0).nonzero()[:, 0]
-    source = whole[part].to(values.device)
-    at, box = layout.centre[source], layout.box[part].to(values.device)[:, None]
-    inside = ((at >= box[..., :2]) & (at < box[..., 2:])).all(-1) & layout.valid[source]
-    total = torch.zeros(len(whole), dtype=torch.float32)
-    total[part] = values[source].masked_fill(~inside, 0).sum(1).float().cpu()
-    return total
 
 
 @dataclass(frozen=True)
@@ -210,17 +154,6 @@ class OverviewGuided(Allocator):
         return apportion(required(self, budget), self.density(scores, layout) * layout.count, layout)
 
 
-def outliers(scores: Tensor, layout: Layout) -> Tensor:
-    """[V, N] bool: scores above Q3 + 1.5 IQR of their row, quartiles interpolated linearly; at least the highest."""
-    real = scores.masked_fill(~layout.valid, torch.nan)
-    q1, q3 = real.nanquantile(
-        torch.tensor([0.25, 0.75], device=scores.device, dtype=torch.float32), dim=1, keepdim=True
-    )
-    above = layout.valid & (scores > q3 + 1.5 * (q3 - q1))
-    first = scores.argmax(1, keepdim=True) == torch.arange(scores.shape[1], device=scores.device)
-    return above | (layout.valid & first & ~above.any(1, keepdim=True))
-
-
 @dataclass(frozen=True)
 class Outliers(Allocator):
     """Adaptive: as many as stand out, above Q3 + 1.5 IQR of their view, at least one; a budget is split by that number.
@@ -232,3 +165,35 @@ class Outliers(Allocator):
     def __call__(self, scores: Tensor, budget: Tensor | None, evidence: Evidence) -> Tensor:
         count = outliers(scores, evidence.layout).sum(1).cpu()
         return count if budget is None else apportion(budget, count, evidence.layout)
+
+
+@dataclass(frozen=True)
+class Share(Allocator):
+    """Adaptive: every row keeps `ratio` of the tokens that it has now; a budget is split by these numbers.
+
+    Budget(ratio) counts from what there was at first; a stage behind another one may want a part of what is left.
+    Parts of a token are rounded "down" or to the "nearest", halves to even. A sample left with none at all keeps the
+    one token with the highest score.
+    """
+
+    ratio: float = 0.5
+    rounded: Literal["down", "nearest"] = "down"
+
+    def __post_init__(self) -> None:
+        _check_ratio("ratio", self.ratio)
+        if self.rounded not in ("down", "nearest"):
+            raise ValueError(f"rounded must be 'down' or 'nearest', got {self.rounded!r}")
+
+    def __call__(self, scores: Tensor, budget: Tensor | None, evidence: Evidence) -> Tensor:
+        layout = evidence.layout
+        part = layout.count.double() * self.ratio
+        quota = (part.floor() if self.rounded == "down" else part.round()).long()
+        if budget is not None:
+            return apportion(budget, quota, layout)
+        bare = (layout.total(quota) == 0) & (layout.total(layout.count) > 0)
+        return quota + Joint()(scores, bare.long(), evidence)
+
+
+def _check_ratio(name: str, ratio: float) -> None:
+    if not 0 < ratio <= 1:
+        raise ValueError(f"{name} is the fraction of tokens kept and must lie in (0, 1], got {ratio}")

@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vtcframe.allocators import overview
-from vtcframe.core import Layout
-from vtcframe.pipeline import Ensembler
+from vtcframe.core.layout import Layout
+from vtcframe.core.verbs import Ensembler
+from vtcframe.ops.views import overview
 
 
 @dataclass(frozen=True)

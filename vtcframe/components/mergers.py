@@ -9,10 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vtcframe.allocators import outliers
-from vtcframe.core import Evidence, Layout, Pruned
-from vtcframe.needs import ClassToken, Features, Keys, Need
-from vtcframe.pipeline import Merger
+from vtcframe.core.evidence import Evidence
+from vtcframe.core.layout import Layout
+from vtcframe.core.needs import ClassToken, Features, Keys, Need
+from vtcframe.core.pruned import Pruned
+from vtcframe.core.verbs import Merger
+from vtcframe.ops.gather import best, first, places, real, take
+from vtcframe.ops.similarity import cosine, product, sums
+from vtcframe.ops.views import outliers
 
 
 @dataclass(frozen=True)
@@ -164,58 +168,9 @@ class Absorb(Merger):
         return compact(parts, scores, layout)
 
 
-def places(mask: Tensor, by: Tensor | None = None) -> Tensor:
-    """[V, N] bool -> [V, M] where it is True, in raster order or by falling `by` [V, N]; -1 = padding, M at least 1."""
-    key = mask.float() if by is None else by.masked_fill(~mask, -torch.inf)
-    count = mask.sum(1)
-    width = max([1, *count.tolist()])
-    order = key.argsort(dim=1, descending=True, stable=True)[:, :width]
-    return order.masked_fill(torch.arange(order.shape[1], device=mask.device) >= count[:, None], -1)
-
-
-def first(free: Tensor, slots: Tensor) -> Tensor:
-    """[V, N] bool, slots [V] -> [V, 1]: the first free place, -1 where there is none or no slot."""
-    wanted = free.any(1, keepdim=True) & (slots.to(free.device)[:, None] > 0)
-    return free.long().argmax(1, keepdim=True).masked_fill(~wanted, -1)
-
-
 def one_where_dropped(quota: Tensor, layout: Layout) -> Tensor:
     """[V] -> [V]: one slot in each row that keeps some but not all."""
     return ((quota > 0) & (quota < layout.count)).long()
-
-
-def real(values: Tensor, layout: Layout) -> Tensor:
-    """[V, N, C] in float32, 0 at padding, whatever lies there."""
-    return values.float().masked_fill(~layout.valid[..., None], 0)
-
-
-def take(values: Tensor, place: Tensor) -> Tensor:
-    """[V, N, C], [V, M] -> [V, M, C]; anything where place is -1."""
-    return values.gather(1, place.clamp(min=0)[..., None].expand(-1, -1, values.shape[2]))
-
-
-def product(a: Tensor, b: Tensor) -> Tensor:
-    """Matrix product in float32, also where the caller's autocast would round it."""
-    with torch.autocast(a.device.type, enabled=False):
-        return a.float() @ b.float()
-
-
-def cosine(a: Tensor, b: Tensor) -> Tensor:
-    """[V, N, C], [V, M, C] -> [V, N, M]."""
-    return product(F.normalize(a, dim=-1), F.normalize(b, dim=-1).mT)
-
-
-def best(values: Tensor, count: int) -> Tensor:
-    """[..., N] -> bool: the `count` highest above -inf; of equals the first."""
-    last = values.topk(min(count, values.shape[-1])).values[..., -1:]
-    above, level = values > last, values == last
-    return (above | (level & (level.cumsum(-1) <= count - above.sum(-1, keepdim=True)))) & (values > -torch.inf)
-
-
-def sums(values: Tensor, to: Tensor, joins: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """[V, N, C], [V, N] which of `count`, [V, N] bool -> [V, count, C] added up, [V, count, 1] how many."""
-    share = (to[..., None] == torch.arange(count, device=to.device)) & joins[..., None]
-    return product(share.mT, values), share.sum(1)[..., None]
 
 
 def _means(to: Tensor, place: Tensor, kept: Tensor, scores: Tensor, evidence: Evidence) -> Pruned:

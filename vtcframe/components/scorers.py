@@ -6,9 +6,11 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from vtcframe.core import Evidence, Layout
-from vtcframe.needs import Asking, Keys, Need, Rows, Similarity, Stand
-from vtcframe.pipeline import Scorer
+from vtcframe.core.evidence import Evidence
+from vtcframe.core.needs import Asking, Keys, Need, Rows, Similarity, Stand
+from vtcframe.core.verbs import Scorer
+from vtcframe.ops.hashing import mix
+from vtcframe.ops.views import first_frames
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,7 @@ class TextAttention(Scorer):
 class WitnessAttention(Scorer):
     """[last, V, N]: as ClsAttention, of another encoder that looks at the same picture.
 
-    `model` is "timm:NAME" or "open_clip:NAME/WEIGHTS" (see vtcframe.witness); the pictures are asked of the backbone's
+    `model` is "timm:NAME" or "open_clip:NAME/WEIGHTS" (see vtcframe.adapters.auxiliary_encoders); the pictures are asked of the backbone's
     processor. The last blocks of the whole encoder are counted.
     """
 
@@ -199,16 +201,6 @@ class Uniqueness(Scorer):
         return -torch.stack([(-away / (2 * a)).exp() for a in (1 / 8, 1 / 4, 1 / 2, 1, 2)]).sum(0)
 
 
-def first_frames(layout: Layout) -> Tensor:
-    """[V] bool on the CPU: False where a view is the next frame of the video that the view before it is of."""
-    step = torch.ones(len(layout.frame), dtype=torch.bool)
-    follows = layout.frame[1:] == layout.frame[:-1] + 1
-    for part in (layout.sample, layout.image):
-        follows = follows & (part[1:] == part[:-1])
-    step[1:] = ~follows
-    return step
-
-
 @dataclass(frozen=True)
 class Random(Scorer):
     """[1, V, N]: uniform in [0, 1), a hash of (seed, the sample's key, the token's column in the prompt).
@@ -223,10 +215,3 @@ class Random(Scorer):
         key = mix(layout.key ^ mix(torch.tensor(self.seed)))[layout.sample]
         bits = mix(key.to(layout.column.device)[:, None] + layout.column)
         return ((bits >> 40) & 0xFFFFFF).float()[None] / 2**24
-
-
-def mix(x: Tensor) -> Tensor:
-    """SplitMix64's finaliser (Steele et al., OOPSLA 2014) on wrapping int64."""
-    for shift, factor in ((30, -0x40A7B892E31B1A47), (27, -0x6B2FB644ECCEEE15), (31, 1)):
-        x = (x ^ ((x >> shift) & ((1 << (64 - shift)) - 1))) * factor
-    return x

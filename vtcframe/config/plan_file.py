@@ -16,11 +16,13 @@ import yaml
 from jsonargparse import get_loader
 from transformers.utils.hub import cached_file
 
-from vtcframe.config import COMPONENT_KEYS, UsageError, expand
-from vtcframe.core import Budget
-from vtcframe.pipeline import Component, Plan, Pruner, Stage, plan_for, planned
+from vtcframe.atomic import replace_whole
+from vtcframe.config.short_names import COMPONENT_KEYS, expand
+from vtcframe.core.budget import Budget
+from vtcframe.core.stages import Plan, Pruner, Stage, plan_for, planned
+from vtcframe.core.verbs import Component
+from vtcframe.errors import UsageError
 from vtcframe.registry import Entry, entries
-from vtcframe.whole import replace_whole
 
 FILE = "vtcframe.yaml"
 HEADER = b"# Which visual tokens the language model reads: compress(model, stages=load_stages(...)) of vtcframe\n"
@@ -113,7 +115,7 @@ def _plan(told: Any, imports: Collection[str]) -> Plan:
                 f"{path} is not registered, and it is not for a file to say what is imported: install what registers "
                 f"it, or allow it by imports=[{path!r}] if you trust it"
             )
-    from vtcframe.predict_command import MODE, Parser  # lazily: it imports Lightning
+    from vtcframe.config.parser import MODE, Parser  # lazily: it imports Lightning
 
     parser = Parser(parser_mode=MODE, prog=FILE)
     for key, kind in {"stages": list[Stage], "pruner": Pruner, "budget": Budget}.items():

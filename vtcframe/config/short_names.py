@@ -5,13 +5,13 @@ Nothing here imports torch, so that a typo is answered at once.
 
 import json
 from collections.abc import Iterator, Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import yaml
 from jsonargparse import get_loader
 
+from vtcframe.errors import UsageError
 from vtcframe.registry import entries, load, named
 
 COMPONENT_KEYS = {  # key in the YAML -> kind in the registry
@@ -27,26 +27,6 @@ COMPONENT_KEYS = {  # key in the YAML -> kind in the registry
     "transforms": "transform",
     "benchmark": "benchmark",
 }
-BUNDLED = "vtcframe:"
-
-
-class UsageError(ValueError):
-    """Something the person at the command line can mend; the message says what and how."""
-
-
-class UnfinishedError(RuntimeError):
-    """A run that broke off. What it has answered is kept, and the same command goes on."""
-
-
-def bundled(path: str) -> str:
-    """Return the folder that `vtcframe:NAME` stands for, and any other path as it is. UsageError for other names."""
-    if not path.startswith(BUNDLED):
-        return path
-    assets = Path(str(files("vtcframe") / "assets"))
-    known = sorted(folder.name for folder in assets.iterdir() if folder.is_dir())
-    if (name := path.removeprefix(BUNDLED)) not in known:
-        raise UsageError(f"nothing bundled is called {path!r}: use {', '.join(BUNDLED + name for name in known)}")
-    return str(assets / name)
 
 
 def read(path: str) -> Any:

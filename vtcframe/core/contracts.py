@@ -9,21 +9,20 @@ from traceback import walk_tb
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 
-from vtcframe.config import UsageError
-from vtcframe.core import Evidence, Layout, Pruned
-from vtcframe.needs import Need
+from vtcframe.core.evidence import Evidence
+from vtcframe.core.layout import Layout
+from vtcframe.core.needs import Need
+from vtcframe.core.pruned import Pruned
+from vtcframe.errors import ComponentError, UsageError
 from vtcframe.registry import KINDS, bringing, kind_of
 
 # of the machine, and no component's fault; behind an AcceleratorError (torch >= 2.8) the device answers nobody any more
 PASSED = (MemoryError, torch.OutOfMemoryError, getattr(torch, "AcceleratorError", torch.OutOfMemoryError))
+
+
 CASTS = {torch.float32: ".float()", torch.bool: ".bool()", torch.int64: ".long()"}
-
-
-class ComponentError(ValueError):
-    """A component raised, or returned what its kind may not. What it raised is chained, as `__cause__`."""
 
 
 def origin(component: Any) -> str:
@@ -128,7 +127,10 @@ def needs_of(component: Any) -> tuple[Need, ...]:
         )
     for need in needs:
         if isinstance(need, type) or not isinstance(getattr(need, "axes", None), str):
-            raise fault(component, f"has {need!r} among its `needs`: use the kinds of vtcframe.needs, such as Rows")
+            raise fault(
+                component,
+                f"has {need!r} among its `needs`: use the kinds of vtcframe.core.needs, such as Rows",
+            )
     return tuple(needs)
 
 
@@ -169,14 +171,6 @@ def remains(component: Any, made: Any, evidence: Evidence) -> Pruned:
     left = tensor(component, made.tokens, "tokens [V, M, D]", (rows[0], None, evidence.tokens.shape[2]), None, device)
     tensor(component, made.place, "places [V, M]", left.shape[:2], torch.int64, device)
     tensor(component, made.scores, "scores [V, N]", rows, torch.float32, device)
-    return made
-
-
-def visuals_of(transform: Any, made: Any) -> Sequence[Any]:
-    """Return the pictures, or videos as tuples of frames, that a transform made of one."""
-    kinds = Image.Image | tuple
-    if not (isinstance(made, tuple | list) and all(isinstance(visual, kinds) for visual in made)):
-        raise fault(transform, f"returned {told(made)}, and not a tuple of pictures")
     return made
 
 

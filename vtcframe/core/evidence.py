@@ -7,81 +7,18 @@ Scores are float32; a higher score is kept; ties go to the lower index.
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
-from functools import cached_property
-from numbers import Integral, Real
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Literal
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from vtcframe import needs
-from vtcframe.needs import Need
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Where views came from and where their tokens sit.
-
-    `grid`, `column` and `centre` lie on the scores' device, everything else on the CPU, so that sharing out a budget
-    costs no device sync.
-    """
-
-    sample: Tensor  # [V] the sample a view belongs to, 0..P-1
-    key: Tensor  # [P] stable 63-bit hash of the sample's id: the same in every batch
-    image: Tensor  # [V] which picture of its sample
-    frame: Tensor  # [V] which frame of a video, else 0
-    box: Tensor  # [V, 4] top, left, bottom, right in its picture, 0..1; padding lies outside
-    grid: Tensor  # [V, N, 2] row and column in the view; -1 for a token of no picture
-    column: Tensor  # [V, N] place in the sample's own prompt (batch padding not counted); -1 = no token
-    untouched: Tensor  # [P] visual tokens each sample had before any was dropped
-    # [V, N, 2] where in its picture each token's centre lies (row, column), 0..1; by default from `grid` and `box`
-    centre: Tensor = None  # pyright: ignore[reportAssignmentType] (filled in at once)
-
-    def __post_init__(self) -> None:
-        if self.centre is None:  # only a whole view's grid tells its size: what is left of one carries its centres on
-            size = (self.grid.amax(1, keepdim=True) if self.grid.shape[1] else self.grid) + 1
-            box = self.box.to(self.grid.device)[:, None]
-            centre = box[..., :2] + (self.grid + 0.5) / size * (box[..., 2:] - box[..., :2])
-            object.__setattr__(self, "centre", centre)
-
-    @cached_property
-    def valid(self) -> Tensor:
-        """[V, N] bool, True where there is a token."""
-        return self.column >= 0
-
-    @cached_property
-    def count(self) -> Tensor:
-        """[V] tokens in each view, on the CPU."""
-        return self.valid.sum(1).cpu()
-
-    def total(self, values: Tensor) -> Tensor:
-        """[V] -> [P], summed over the views of each sample."""
-        return torch.zeros_like(self.key).index_add_(0, self.sample, values)
-
-
-@dataclass(frozen=True)
-class Structural:
-    """Placeholders that carry no picture: newlines of LLaVA-NeXT, a frame's [CLS] of Video-LLaVA.
-
-    They are no candidates and not in the budget. One is dropped when every token in columns `first`..`last` of its
-    sample is dropped; one with an empty span (first > last) always stays.
-    """
-
-    tokens: Tensor  # [U, D]
-    sample: Tensor  # [U]
-    column: Tensor  # [U] place in the sample's own prompt
-    first: Tensor  # [U]
-    last: Tensor  # [U]
-
-    def stays(self, kept: Tensor) -> Tensor:
-        """[P, columns] bool, True where a candidate stays -> [U] bool."""
-        before = torch.nn.functional.pad(kept.long().cumsum(1), (1, 0))
-        inside = before[self.sample, self.last + 1] - before[self.sample, self.first]
-        return (inside > 0) | (self.first > self.last)
+from vtcframe.core.evidence_file import _ask, _describe
+from vtcframe.core.layout import Layout, Structural, reading
+from vtcframe.core.needs import Need
+from vtcframe.core.pruned import Pruned
 
 
 @dataclass(frozen=True)
@@ -180,109 +117,3 @@ class Evidence:
         structural = part(Structural, "structural") if "structural.tokens" in tensors else None
         found = {_ask(need): tensors[f"found.{i}"] for i, need in enumerate(json.loads(asked))}
         return cls(tensors["tokens"], part(Layout, "layout"), found, None, structural, tensors.get("deepstack"))
-
-
-def _describe(need: Need) -> dict:
-    """Need -> JSON."""
-    what = {"what": _describe(need.what)} if isinstance(need, needs.Text) else {}
-    return {"kind": type(need).__name__, **asdict(need), **what}
-
-
-def _ask(described: dict) -> Need:
-    """JSON -> Need."""
-    kind = getattr(needs, described["kind"])
-    values = {k: tuple(v) if isinstance(v, list) else v for k, v in described.items() if k != "kind"}
-    if "what" in described:
-        values["what"] = _ask(described["what"])
-    return kind(**values)
-
-
-@dataclass(frozen=True)
-class Budget:
-    """How many visual tokens may stay: a count, or the fraction kept of the untouched count.
-
-    `tokens` is meant for each sample, image or view, as `per` says; whatever it says, the allocator shares out the
-    sample's total. A ratio is rounded half to even. A sample keeps at least one token (it has any) and at most all.
-    """
-
-    tokens: int | None = None
-    ratio: float | None = None
-    per: Literal["sample", "image", "view"] = "sample"
-
-    def __post_init__(self) -> None:
-        if (self.tokens is None) == (self.ratio is None):
-            raise ValueError(f"give tokens or ratio, exactly one of them: got tokens={self.tokens}, ratio={self.ratio}")
-        if self.tokens is not None and (isinstance(self.tokens, bool) or not isinstance(self.tokens, Integral)):
-            raise TypeError(f"tokens must be an int, got {self.tokens!r}: give ratio for a fraction")
-        if self.tokens is not None and self.tokens < 1:
-            raise ValueError(f"tokens must be at least 1, got {self.tokens}")
-        if self.ratio is not None and (isinstance(self.ratio, bool) or not isinstance(self.ratio, Real)):
-            raise TypeError(f"ratio must be a number, got {self.ratio!r}")
-        if self.ratio is not None and not 0 < self.ratio <= 1:
-            raise ValueError(f"ratio is the fraction of tokens kept and must lie in (0, 1], got {self.ratio}")
-        if self.per not in ("sample", "image", "view"):
-            raise ValueError(f"per must be 'sample', 'image' or 'view', got {self.per!r}")
-
-    def total(self, layout: Layout) -> Tensor:
-        """[P] tokens each sample may keep of those it has now; [P] lies on the CPU."""
-        now, tokens = layout.total(layout.count), self.tokens or 0
-        if self.ratio is not None:
-            want = (layout.untouched.double() * self.ratio).round().long()
-        elif self.per == "sample":
-            want = torch.full_like(now, tokens)
-        else:  # each image or view is capped by itself, so a small one leaves nothing to the others
-            owner = layout.sample * (layout.image.max() + 1 if len(layout.image) else 1) + layout.image
-            group = torch.arange(len(owner)) if self.per == "view" else owner.unique(return_inverse=True)[1]
-            size = torch.zeros_like(layout.sample).index_add_(0, group, layout.count).clamp(max=tokens)
-            first = torch.zeros_like(layout.sample).index_copy_(0, group, layout.sample)
-            want = torch.zeros_like(now).index_add_(0, first, size)
-        return want.clamp(min=1).minimum(now)
-
-    def covers(self, layout: Layout) -> bool:
-        """Tell whether nothing would have to go of what every sample had at first."""
-        return bool((self.total(layout) >= layout.untouched).all())
-
-
-@dataclass(frozen=True)
-class Pruned:
-    """What is left: rows as in `layout`, tokens in the order in which they are read, padded at the end."""
-
-    tokens: Tensor  # [V, M, D]
-    place: Tensor  # [V, M] index into the row's N tokens whose slot an output token takes; -1 = padding
-    scores: Tensor  # [V, N] float32, -inf where there is no token
-    layout: Layout  # of the rows: views, or samples where the pruner joined them
-
-    @cached_property
-    def kept(self) -> Tensor:
-        """[V, N] bool, the slots that are taken (those of summary and class tokens too)."""
-        rows, width = self.scores.shape
-        kept = torch.zeros(rows, width + 1, dtype=torch.bool, device=self.place.device)
-        return kept.scatter_(1, self.place % (width + 1), True)[:, :-1]
-
-    @cached_property
-    def column(self) -> Tensor:
-        """[V, M] where in the prompt each output token came from: its rotary position. -1 = padding."""
-        return self.layout.column.gather(1, self.place.clamp(min=0)).masked_fill(self.place < 0, -1)
-
-    @cached_property
-    def total(self) -> Tensor:
-        """[P] tokens left in each sample, on the CPU."""
-        return self.layout.total((self.place >= 0).sum(1).cpu())
-
-    def sequence(self, sample: int) -> tuple[Tensor, Tensor]:
-        """Return one sample's tokens [K, D] and their columns [K], as the language model reads them."""
-        rows = (self.layout.sample == sample).to(self.place.device)
-        column, slot = self.column[rows], reading(self.column)[rows]
-        order = slot[column >= 0].argsort()
-        return self.tokens[rows][column >= 0][order], column[column >= 0][order]
-
-
-def reading(column: Tensor) -> Tensor:
-    """[V, M] columns, -1 = padding -> [V, M]: where in the prompt each token is read.
-
-    A view's own columns are sorted and filled in the order of its tokens. So crops that the prompt stitches row by
-    row interleave, and the order that a merger publishes holds within its view.
-    """
-    real = column >= 0
-    ordered = column.masked_fill(~real, torch.iinfo(column.dtype).max).sort(1).values
-    return ordered.gather(1, (real.cumsum(1) - 1).clamp(min=0)).masked_fill(~real, -1)

@@ -7,9 +7,15 @@ count from the end of `of`. The kinds share no base class: jsonargparse would th
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-Tower = str  # "vision", "llm", or a witness: "timm:NAME", "open_clip:NAME/WEIGHTS" (see vtcframe.witness)
+Tower = str  # "vision", "llm", or a witness: "timm:NAME", "open_clip:NAME/WEIGHTS" (see vtcframe.adapters.auxiliary_encoders)
+
+
 Stand = Literal["cls", "mean", "received", "head", "proxy"]  # [CLS], or what stands in for it
+
+
 Asking = Literal["last", "text", "rated", "after"]  # who asks in the language model
+
+
 Query = Stand | Asking
 
 
@@ -29,7 +35,7 @@ class Rows:
 
     Of the language model, where causality shows a token to those behind it only: "last" is the prompt's last token,
     "text" all behind the last visual token of the sample, "rated" those of them that SparseVLM rates above the mean
-    (see `vtcframe.queries.rate`), "after" all behind the view, visual ones too, or behind the last crop of a picture
+    (see `vtcframe.hooks.text_readers.rate`), "after" all behind the view, visual ones too, or behind the last crop of a picture
     that is cut into crops. Where nothing is behind, the last token asks. `over` tells whether the mean of what they pay
     counts or the largest, and `relative` divides by what rotary positions alone would make them pay (SparseVLM 2). At
     "llm:K" layers up to K can be read, K itself before it is run, and negative ones count back from K. Before the
@@ -130,3 +136,16 @@ Need = Rows | Keys | Features | ClassToken | Text | Similarity | Flow | Probed
 def in_llm(need: Need) -> bool:
     """Tell whether the language model must be asked."""
     return isinstance(need, Text | Flow | Probed) or getattr(need, "tower", None) == "llm"
+
+
+@dataclass(frozen=True)
+class Attended:
+    """A need of stages in an encoder: attention a token gets in that block, mean over heads and all queries.
+
+    Class tokens ask too; Rows("received") leaves them out.
+    """
+
+    axes: ClassVar[str] = "VN"
+
+
+Asked = Need | Attended

@@ -8,12 +8,14 @@ from typing import Any
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-from vtcframe.benchmark import Benchmark
-from vtcframe.config import UsageError, bundled
-from vtcframe.faults import called
-from vtcframe.formats import read_samples as read_samples
-from vtcframe.sample import Sample as Sample
-from vtcframe.transforms import Transform
+from vtcframe.assets import bundled
+from vtcframe.core.contracts import called
+from vtcframe.data.benchmarks.base import Benchmark
+from vtcframe.data.decode import load_sample
+from vtcframe.data.formats import read_samples
+from vtcframe.data.sample import Sample
+from vtcframe.data.transforms import Transform
+from vtcframe.errors import UsageError
 
 LOOKED_FOR = 10  # samples: if the files of none of them are there, the folder is another
 
@@ -152,4 +154,4 @@ class _Loaded(Dataset[Sample]):
         return len(self.samples)
 
     def __getitem__(self, index: int) -> Sample:
-        return self.samples[index].loaded(self.frames, self.transforms)
+        return load_sample(self.samples[index], self.frames, self.transforms)

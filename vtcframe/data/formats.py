@@ -9,10 +9,10 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from vtcframe.benchmark import collect, field, read_jsonl, read_table
-from vtcframe.config import UsageError
+from vtcframe.data.files import collect, field, read_jsonl, read_table
+from vtcframe.data.sample import Embedded, Sample
+from vtcframe.errors import UsageError
 from vtcframe.registry import entries
-from vtcframe.sample import Embedded, Sample
 
 
 def read_samples(path: Path, images: Path | None = None) -> list[Sample]:

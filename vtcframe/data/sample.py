@@ -1,18 +1,12 @@
-"""A question with its pictures and videos, and how these are decoded."""
+"""A question with its pictures and videos, as data."""
 
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from PIL import Image, ImageOps
-
-from vtcframe.faults import called, visuals_of
-from vtcframe.transforms import Transform, Visual
-
-ENCODED = {".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".flv"}  # more than Pillow decodes
+from PIL import Image
 
 
 class Embedded(ABC):
@@ -37,90 +31,3 @@ class Sample:
     pictures: tuple[Image.Image, ...] = ()
     videos: tuple[tuple[Image.Image, ...], ...] = ()  # the frames of each
     error: str | None = None
-
-    def loaded(self, frames: int | None = None, transforms: Sequence[Transform] = ()) -> "Sample":
-        """Return it decoded, with at most so many `frames` of each video, evenly spaced; all of them if not given.
-
-        Then `transforms` change it, one after the other. What cannot be read or changed becomes its `error`, so that
-        other samples go on.
-        """
-        try:
-            pictures = tuple(picture for source in self.images for picture in _pictures(source))
-            videos = tuple(_frames(clip, frames) for clip in self.clips)
-            return replace(self, pictures=pictures, videos=videos).transformed(transforms)
-        except (ValueError, OSError) as error:
-            return replace(self, error=str(error))
-
-    def transformed(self, transforms: Sequence[Transform]) -> "Sample":
-        """Return it with its pictures, then its videos, changed one after the other. ValueError if one cannot be."""
-        visuals: list[Visual] = [*self.pictures, *self.videos]
-        for transform in transforms:
-            made = [visuals_of(transform, called(transform, transform, visual)) for visual in visuals]
-            visuals = [shown for some in made for shown in some]
-        pictures = tuple(visual for visual in visuals if isinstance(visual, Image.Image))
-        videos = tuple(visual for visual in visuals if not isinstance(visual, Image.Image))
-        return replace(self, pictures=pictures, videos=videos)
-
-
-def _pictures(source: Path | Embedded) -> list[Image.Image]:
-    if isinstance(source, Path):
-        return [_picture(source)]
-    try:
-        files = source.files()
-    except Exception as error:  # what is embedded may be anything
-        raise ValueError(f"cannot read the image {source}: {type(error).__name__}: {error}") from error
-    if not files:
-        raise ValueError(f"there is no image in {source}")
-    return [_decoded(file, "image", 1, str(source))[0] for file in files]
-
-
-def _picture(path: Path, what: str = "image") -> Image.Image:
-    """Decode a file, upright and in RGB."""
-    return _decoded(path, what, 1, str(path))[0]
-
-
-def _decoded(source: Path | BinaryIO, what: str, wanted: int | None, name: str) -> list[Image.Image]:
-    """Decode `wanted` pictures of an animated file, None for all. ValueError with `name` for what cannot be read."""
-    pictures = []
-    try:
-        with Image.open(source) as file:
-            # a still may hold further pictures too (MPO: the other eye's, a thumbnail): the first is what it shows
-            for index in spaced(getattr(file, "n_frames", 1), wanted) if what == "video" else [0]:
-                file.seek(index)
-                pictures.append(ImageOps.exif_transpose(file).convert("RGB"))
-    except Exception as error:  # Pillow's decoders raise whatever a broken file makes them stumble over
-        raise ValueError(f"cannot read the {what} {name}: {type(error).__name__}: {error}") from error
-    return pictures
-
-
-def _frames(clip: tuple[Path, ...], wanted: int | None) -> tuple[Image.Image, ...]:
-    """Return the frames of a video. ValueError where there are none, or where their sizes differ."""
-    name = ", ".join(map(str, clip[:1])) + (", ..." if len(clip) > 1 else "")
-    if len(clip) == 1 and clip[0].is_dir():
-        known = Image.registered_extensions()
-        clip = tuple(sorted((path for path in clip[0].iterdir() if path.suffix.lower() in known), key=natural))
-    elif len(clip) == 1:
-        if clip[0].suffix.lower() in ENCODED:
-            raise ValueError(
-                f"cannot decode the video {name}, only animated GIF and WebP: write its frames as pictures (ffmpeg -i "
-                f"{clip[0].name} -vf fps=2 frames/%04d.png) and give their folder"
-            )
-        return tuple(_decoded(clip[0], "video", wanted, name))
-    frames = tuple(_picture(clip[index], "frame") for index in spaced(len(clip), wanted))
-    if not frames:
-        raise ValueError(f"the video {name or '[]'} has no frames: give pictures, or a folder that holds some")
-    if len(sizes := {frame.size for frame in frames}) > 1:
-        raise ValueError(f"the frames of the video {name} differ in size: {sorted(sizes)} (width, height)")
-    return frames
-
-
-def spaced(count: int, wanted: int | None) -> list[int]:
-    """Return the middles of `wanted` equal parts of 0..count-1; all where there are no more."""
-    if wanted is None or wanted >= count:
-        return list(range(count))
-    return [(2 * i + 1) * count // (2 * wanted) for i in range(wanted)]
-
-
-def natural(path: Path) -> list[tuple[int, str]]:
-    """Sort key by which frame 9 comes before frame 10."""
-    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", str(path))]

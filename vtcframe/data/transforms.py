@@ -1,6 +1,7 @@
 """Picture transforms: what changes pictures and frames before the processor sees them, on the side of the data."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import ceil
@@ -12,9 +13,12 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from vtcframe.core import Budget
+from vtcframe.core.budget import Budget
+from vtcframe.core.contracts import fault, told
 
 Visual = Image.Image | tuple[Image.Image, ...]  # a picture, or the frames of a video
+
+
 NARROWEST = 8  # pixels: of an edge of three and fewer, processors guess that it is the channels
 
 
@@ -100,8 +104,8 @@ def _fitting(processor: Any, wanted: Downsample, size: tuple[int, int], frames: 
 
 def placeholders(processor: Any, size: tuple[int, int], frames: int = 0) -> int:
     """How many visual tokens a processor asks for, of a picture of (width, height) or of a video of so many frames."""
-    from vtcframe.backbone import asked  # lazily: it reads samples, whose module reads this one
-    from vtcframe.data import Sample
+    from vtcframe.data.processor import asked  # lazily: it reads samples, whose module reads this one
+    from vtcframe.data.sample import Sample
 
     blank = Image.new("RGB", size)
     shown = {"videos": ((blank,) * frames,)} if frames else {"pictures": (blank,)}
@@ -172,3 +176,11 @@ def tiled(frames: Tensor, edge: int) -> Tensor:
     small = interpolate(frames, size, mode="area" if shrinks else "bilinear")
     lines = [torch.cat(list(small[i : i + columns]), 2) for i in range(0, count, columns)]
     return torch.cat(lines, 1)
+
+
+def visuals_of(transform: Any, made: Any) -> Sequence[Any]:
+    """Return the pictures, or videos as tuples of frames, that a transform made of one."""
+    kinds = Image.Image | tuple
+    if not (isinstance(made, tuple | list) and all(isinstance(visual, kinds) for visual in made)):
+        raise fault(transform, f"returned {told(made)}, and not a tuple of pictures")
+    return made

@@ -8,12 +8,12 @@ from collections.abc import Callable
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from vtcframe.config import UsageError
+from vtcframe.errors import UsageError
 
 if TYPE_CHECKING:  # torch and gradio take seconds: a typo is answered before
     from gradio import Blocks
 
-    from vtcframe.explain import Dtype
+    from vtcframe.explore.explain import Dtype
 
 TINY = "vtcframe:tiny"
 
@@ -56,9 +56,9 @@ def page(path: str = TINY, dtype: "Dtype" = "float32", device: str = "cpu", atte
     UsageError where gradio is not installed, and for what cannot be loaded.
     """
     _check_extra()
-    from vtcframe.explain import Explainer
-    from vtcframe.explore_answers import Questioner
-    from vtcframe.explore_page import layout
+    from vtcframe.explore.explain import Explainer
+    from vtcframe.explore.page import layout
+    from vtcframe.explore.session import Questioner
 
     questioner = Questioner(Explainer(path, dtype, device, attention))
     try:
@@ -75,7 +75,7 @@ async def _awaitable(make: Callable[..., Any], *given: Any) -> Any:
 def launch_options() -> dict[str, Any]:
     """Return options of gradio's launch by which nothing is fetched from elsewhere, shared, or kept in the browser."""
     _check_extra()
-    from vtcframe.explore_page import LAUNCH
+    from vtcframe.explore.page import LAUNCH
 
     return dict(LAUNCH)
 

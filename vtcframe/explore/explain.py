@@ -13,30 +13,21 @@ import torch
 from PIL import Image
 from transformers.utils.logging import disable_progress_bar
 
-from vtcframe.backbone import Backbone, Box, device_for, shown
-from vtcframe.config import UsageError
-from vtcframe.core import Budget
-from vtcframe.data import Sample
-from vtcframe.metrics import Row, View, written
-from vtcframe.pictures import Picture, cells, sheet
-from vtcframe.pipeline import Plan, Pruner, plan_for
-from vtcframe.predict import Predictor
-from vtcframe.predict_command import MODE, Parser
+from vtcframe.core.budget import Budget
+from vtcframe.core.stages import Plan, Pruner, plan_for
+from vtcframe.data.decode import load_sample
+from vtcframe.data.processor import Box, shown
+from vtcframe.data.results import Row, View, written
+from vtcframe.data.sample import Sample
+from vtcframe.drawing import Picture, cells, sheet
+from vtcframe.errors import UsageError
+from vtcframe.inference.checkpoint import Backbone, device_for
+from vtcframe.runs.predictor import Predictor
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+
+
 EDGE = 768  # pixels of a picture's longer edge on the sheet
-
-
-def pruner_of(option: str) -> Pruner:
-    """Make the pruner of a resolved `--pruner=...`, checked as in the configuration of predict."""
-    parser = Parser(parser_mode=MODE, prog="vtcframe explain")
-    parser.add_argument("--pruner", type=Pruner)
-    try:
-        given = parser.parse_args([option])
-        make = getattr(parser, "instantiate", parser.instantiate_classes)  # the older name until jsonargparse 4.49
-        return make(given)["pruner"]
-    except (ValueError, TypeError) as error:
-        raise UsageError(str(error)) from error
 
 
 @dataclass(frozen=True)
@@ -214,12 +205,14 @@ def explain(
 
     UsageError for what cannot be asked or drops nothing.
     """
-    asked = Sample(
-        " ".join([*images, *video]),
-        question,
-        tuple(Path(image) for image in images),
-        clips=(tuple(Path(part) for part in video),) if video else (),
-    ).loaded()
+    asked = load_sample(
+        Sample(
+            " ".join([*images, *video]),
+            question,
+            tuple(Path(image) for image in images),
+            clips=(tuple(Path(part) for part in video),) if video else (),
+        )
+    )
     if asked.error is not None:
         raise UsageError(asked.error)  # before anything heavy is loaded
     wanted = plans([pruner], budget)

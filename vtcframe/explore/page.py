@@ -11,11 +11,11 @@ from gradio import themes
 from jinja2 import Environment
 from PIL import Image
 
-from vtcframe.config import bundled
-from vtcframe.explore_answers import FRACTION, NONE, TOKENS, Outcome, Questioner, methods, told
-from vtcframe.formats import read_samples
-from vtcframe.metrics import Row
-from vtcframe.pictures import kept_tokens, score_map
+from vtcframe.assets import bundled
+from vtcframe.data.formats import read_samples
+from vtcframe.data.results import Row
+from vtcframe.drawing import kept_tokens, score_map
+from vtcframe.explore.session import FRACTION, NONE, TOKENS, Outcome, Questioner, methods, told
 
 EXAMPLES = "scene-007-color", "scene-002-count", "scene-017-letter", "scene-013-exist"  # methods differ on each
 FIRST, SECOND, SHARE = "VtcCls", "UniformPruner", 0.125  # what the page starts with

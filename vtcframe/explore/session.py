@@ -7,13 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from vtcframe.config import UsageError, resolve
-from vtcframe.core import Budget
-from vtcframe.data import Sample
-from vtcframe.explain import Answers, Explainer, plans, pruner_of
-from vtcframe.metrics import Row
-from vtcframe.pictures import Picture, enlarged
-from vtcframe.pipeline import Plan
+from vtcframe.config.parser import pruner_of
+from vtcframe.config.short_names import resolve
+from vtcframe.core.budget import Budget
+from vtcframe.core.stages import Plan
+from vtcframe.data.decode import load_sample
+from vtcframe.data.results import Row
+from vtcframe.data.sample import Sample
+from vtcframe.drawing import Picture, enlarged
+from vtcframe.errors import UsageError
+from vtcframe.explore.explain import Answers, Explainer, plans
 from vtcframe.registry import entries
 
 FRACTION, TOKENS, NONE = "fraction", "tokens", "none"  # what a budget is given as
@@ -76,7 +79,7 @@ class Questioner:
         question = (question or "").strip()
         if not question:
             raise UsageError("there is no question: type one, or choose an example")
-        sample = Sample(picture, question, (Path(picture),)).loaded()
+        sample = load_sample(Sample(picture, question, (Path(picture),)))
         if sample.error is not None:
             raise UsageError(sample.error.replace(picture, Path(picture).name))  # the folder is gradio's
         budget = budget_of(kind, amount)

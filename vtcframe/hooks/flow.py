@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from vtcframe.attention import ELEMENTS, Call, as_float, logits_of
-from vtcframe.needs import Flow
+from vtcframe.core.needs import Flow
+from vtcframe.hooks.kernel_call import ELEMENTS, Call, as_float, logits_of
 
 
 def flow(call: Call, need: Flow) -> Tensor:

@@ -8,234 +8,23 @@ read, and nothing is left behind.
 import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from dataclasses import replace
+from functools import partial
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
-from transformers.masking_utils import (
-    LAYER_PATTERN_TO_MASK_FUNCTION_MAPPING,
-    blockwise_overlay,
-    create_causal_mask,
-    create_sliding_window_causal_mask,
-    sliding_window_overlay,
-)
 
-from vtcframe.allocators import overview
-from vtcframe.attention import calls_of
-from vtcframe.core import Evidence, Pruned, Structural, reading
-from vtcframe.gates import listening
-from vtcframe.needs import Asking, Features, Flow, Keys, Need, Probed, Rows, Text, in_llm
-from vtcframe.pipeline import Plan, Stage
-from vtcframe.queries import Sequences, rate, read
-from vtcframe.remains import composed, everything
-
-
-def parts_of(need: Need, base: int) -> tuple[Need, ...]:
-    """Return a need of the language model layer by layer; negative layers count back from `base`."""
-    match need:
-        case Rows() | Keys() | Flow() | Probed():
-            return tuple(replace(need, layers=(layer + base if layer < 0 else layer,)) for layer in need.layers)
-        case Features():
-            return (replace(need, layer=need.layer + base if need.layer < 0 else need.layer),)
-    return tuple(Text(cast(Keys | Features, part)) for part in parts_of(cast(Text, need).what, base))
-
-
-def _told(part: Need) -> Rows | Keys | Flow | Probed | Features:
-    return cast(Any, part.what if isinstance(part, Text) else part)
-
-
-def _layer(part: Need) -> int:
-    told = _told(part)
-    return told.layer if isinstance(told, Features) else told.layers[0]
-
-
-def check_needs(needs: Iterable[Need], depth: int, at: int | None = None) -> None:
-    """ValueError for needs of the language model that cannot be served at "llm:`at`", or before it (None)."""
-    where = "before the language model" if at is None else f"at 'llm:{at}'"
-    for need in filter(in_llm, needs):
-        if isinstance(need, Text) and not in_llm(need.what):
-            raise ValueError(f"{need} tells of text: say it of the language model, tower='llm'")
-        told = _told(need)
-        if isinstance(told, Rows) and told.query not in Asking.__args__:
-            raise ValueError(f"{need}: the language model is asked by {', '.join(map(repr, Asking.__args__))}")
-        if isinstance(told, Rows | Keys) and (told.of != "feeding" or getattr(told, "heads", "") == "joined"):
-            raise ValueError(f"{need}: of='tower' and heads='joined' are said of vision towers only")
-        parts = parts_of(need, depth if at is None else at)
-        if isinstance(need, Text) and len(parts) != 1:
-            raise ValueError(f"{need} is to be of one layer")
-        # attention of layer K itself can be read before it is run, what it makes of the tokens cannot
-        last = depth - 1 if at is None else at - isinstance(told, Features)
-        for part in parts:
-            if not 0 <= _layer(part) <= last:
-                raise ValueError(f"{need} asks for layer {_layer(part)}: 0 to {last} can be read {where}")
-
-
-def check_plan(adapter: Any, plan: Plan) -> None:
-    """ValueError where a plan's stages in the language model, or what they ask of it, cannot be had of an adapter."""
-    depth, first = len(adapter.llm_layers()), adapter.llm_first()
-    for stage in plan.llm:
-        if not first <= stage.layer < depth:
-            raise ValueError(
-                f"{type(adapter).__name__} can be pruned before layers {first} to {depth - 1} of its language model, "
-                f"not at {stage.at!r}: give {type(stage.pruner).__name__} or the method it is of other layers"
-            )
-        if stage.positions == "compact" and adapter.has_mrope():
-            raise ValueError(
-                f"{type(adapter).__name__} has M-RoPE, whose positions say where in a picture: use 'original' at "
-                f"{stage.at!r}"
-            )
-        if stage.forget is not None and "sliding_attention" in (_types(adapter.decoder().config) or ()):
-            raise ValueError(f"caches of sliding windows forget by themselves: leave forget out at {stage.at!r}")
-        check_needs(stage.pruner.needs, depth, stage.layer)
-    for stage in plan.before:
-        check_needs(stage.pruner.needs, depth)
-
-
-# options of generate under which prompts are read twice, in pieces, or into a cache with one length for all layers
-_REFUSED = {
-    "use_cache": "the prompt would be read anew for every token: leave it on",
-    "prefill_chunk_size": "whole prompts are judged: leave it out",
-    "prompt_lookup_num_tokens": "guesses are read several at a time: leave it out",
-    "assistant_early_exit": "guesses are read several at a time: leave it out",
-    "cache_implementation": "layers hold different numbers of tokens: use the dynamic cache",
-    "past_key_values": "layers hold different numbers of tokens: give a DynamicCache",
-}
-
-
-def check_options(options: Mapping[str, Any], default: Any) -> None:
-    """ValueError for options of `generate`, by name or in a `generation_config`, that stages cannot live with."""
-    config = options.get("generation_config")
-    for name, cure in _REFUSED.items():
-        said = (options.get(name), getattr(config, name, None), getattr(default, name, None))
-        given = next((value for value in said if value is not None), None)
-        match name:
-            case "use_cache":
-                broken = given is False
-            case "cache_implementation":
-                broken = given not in (None, "dynamic", "offloaded")
-            case "past_key_values":
-                broken = given is not None and given.is_compileable
-            case _:
-                broken = given is not None
-        if broken:
-            raise ValueError(f"stages inside the language model cannot be run with {name}={given!r}: {cure}")
-
-
-def _types(config: Any) -> Sequence[str] | None:
-    return getattr(config, "layer_types", None)
-
-
-@dataclass(frozen=True)
-class Segment:
-    """What layers in succession read: prompts padded on the left. All on the CPU: the numbers are small."""
-
-    column: Tensor  # [P, L] own column of each slot, -1 = padding
-    columns: int  # of the longest prompt, before anything was dropped
-    visual: Evidence  # the layout of the visual tokens in it; tokens without channels
-    structural: Structural | None  # newlines and their like, of the whole prompts
-    rotary: Tensor  # [P, L] the slot of the first segment whose rotary position is taken
-    turned: Tensor  # [P, L] that slot in the segment before
-    number: Tensor | None = None  # [P, L] its place, where a stage has numbered anew
-
-    @classmethod
-    def first(cls, column: Tensor, evidence: Evidence) -> "Segment":
-        """Lay out prompts [P, L] of which `evidence` tells the visual tokens."""
-        layout, structural = evidence.layout, evidence.structural
-        places = {name: getattr(layout, name).cpu() for name in ("grid", "column", "centre")}
-        visual = Evidence(torch.zeros(*layout.column.shape, 0, dtype=torch.float32), replace(layout, **places))
-        ends = [column] if structural is None else [column, structural.column, structural.last]
-        columns = 1 + max(int(end.max()) for end in ends if end.numel())
-        slot = torch.arange(column.shape[1]).expand(column.shape)
-        return cls(column, columns, visual, structural, slot, slot)
-
-    @cached_property
-    def real(self) -> Tensor:
-        """[P, L] bool, False at padding."""
-        return self.column >= 0
-
-    @cached_property
-    def slot(self) -> Tensor:
-        """[P, columns] the slot of each column of the prompts, -1 where it is gone."""
-        slot = torch.full((len(self.column), self.columns + 1), -1)
-        index = torch.arange(self.column.shape[1]).expand(self.column.shape)
-        return slot.scatter_(1, self.column % (self.columns + 1), index)[:, :-1]  # padding goes to the last
-
-    @cached_property
-    def stand(self) -> Tensor:
-        """[V, N] the slot of each visual token, -1 at padding."""
-        column = reading(self.visual.layout.column)
-        return self.slot[self.visual.layout.sample[:, None], column].masked_fill(column < 0, -1)
-
-    @cached_property
-    def lines(self) -> tuple[Tensor, Tensor]:
-        """[U] each, samples and slots of the structural tokens that are left."""
-        if self.structural is None:
-            return torch.zeros(0, dtype=torch.long), torch.zeros(0, dtype=torch.long)
-        slot = self.slot[self.structural.sample, self.structural.column]
-        return self.structural.sample[slot >= 0], slot[slot >= 0]
-
-    @cached_property
-    def said(self) -> Tensor:
-        """[P] how many tokens are behind the last visual one; all where there is none."""
-        last = self.real.long().argmax(1) - 1
-        if self.stand.numel():
-            last = last.scatter_reduce(0, self.visual.layout.sample, self.stand.amax(1), "amax")
-        return self.column.shape[1] - 1 - last.scatter_reduce(0, *self.lines, "amax")
-
-    @cached_property
-    def sequences(self) -> Sequences:
-        """What readers of attention must know."""
-        layout, stand, (count, length) = self.visual.layout, self.stand, self.column.shape
-        candidate = torch.zeros(count, length + 1, dtype=torch.bool)
-        behind = torch.full((count, length + 1), length - 1)
-        sample, index = layout.sample[:, None].expand(stand.shape), stand % (length + 1)  # padding goes to the last
-        candidate[sample, index] = True
-        if stand.numel():
-            crop = overview(layout) >= 0  # crops of a picture end together, with the last of them
-            picture = torch.stack([layout.sample, layout.image, layout.frame], 1)
-            alike = (picture[:, None] == picture).all(-1) & crop[:, None] & crop
-            alike |= torch.eye(len(crop), dtype=torch.bool)
-            end = stand.amax(1).expand(alike.shape).masked_fill(~alike, -1).amax(1, keepdim=True)
-            behind[sample, index] = (end + 1).clamp(max=length - 1).expand(stand.shape)
-        text = (length - self.said).clamp(max=length - 1)
-        return Sequences(self.column, layout.key, candidate[:, :-1], text, behind[:, :-1])
-
-    def after(self, place: Tensor, sample: Tensor, compact: bool) -> "Segment":
-        """Return what is left behind a stage, by place [V, M] and sample [V] of its `Pruned`, on the CPU."""
-        joins = not torch.equal(self.visual.layout.sample, sample)
-        old = replace(self, visual=self.visual.joined()) if joins else self
-        pruned = Pruned(
-            torch.zeros(*place.shape, 0, dtype=torch.float32),
-            place,
-            torch.zeros(old.stand.shape, dtype=torch.float32),
-            old.visual.layout,
-        )
-        stand = reading(pruned.column)
-        owner, real = sample[:, None].expand(place.shape), place >= 0
-        here = torch.zeros(len(self.column), self.columns, dtype=torch.bool)
-        here[owner[real], stand[real]] = True
-        if self.structural is not None:
-            stays = self.structural.stays(here)
-            here[self.structural.sample[stays], self.structural.column[stays]] = True
-        text = self.real & ~self.sequences.candidate
-        text[self.lines] = False
-        here[text.nonzero()[:, 0], self.column[text]] = True
-        # which slot's position each column takes: a merger may give a token the place of another
-        taken = self.slot.clone()
-        taken[owner[real], stand[real]] = old.stand.gather(1, place.clamp(min=0))[real]
-
-        length = here.sum(1)
-        width = int(length.max())
-        at = torch.arange(width) - (width - length)[:, None]
-        column = (~here).long().argsort(dim=1, stable=True)[:, :width].gather(1, at.clamp(min=0))
-        turned = taken.gather(1, column).masked_fill(at < 0, 0)
-        column = column.masked_fill(at < 0, -1)
-        number = at.clamp(min=0) if compact else None if self.number is None else self.number.gather(1, turned)
-        visual = self.visual.after(pruned)
-        return Segment(column, self.columns, visual, self.structural, self.rotary.gather(1, turned), turned, number)
+from vtcframe.core.evidence import Evidence
+from vtcframe.core.needs import Features, Need, Text, in_llm
+from vtcframe.core.stages import Stage
+from vtcframe.hooks.kernel import listening
+from vtcframe.hooks.kernel_call import calls_of
+from vtcframe.hooks.llm_needs import _layer, _told, parts_of
+from vtcframe.hooks.llm_segment import Segment, _kind, _mask
+from vtcframe.hooks.text_readers import rate, read
+from vtcframe.ops.compose import composed, everything
 
 
 class _EnoughError(Exception):
@@ -553,48 +342,9 @@ class LlmStages:
         return torch.cat(parts) if need.axes.startswith("L") else parts[0]
 
 
-def _kind(config: Any, i: int) -> str | None:
-    types = _types(config)
-    return types[i] if types else None
-
-
-def _mask(
-    config: Any, i: int, hidden: Tensor, real: Tensor | None, cache: Any, blocks: Tensor | None = None
-) -> Tensor | None:
-    """Return the mask of layer i as the model's own kernel takes it; real [P, keys] bool, None if all are."""
-    kind, window = _kind(config, i), getattr(config, "sliding_window", None)
-    given = {
-        "config": config,
-        "inputs_embeds": hidden,
-        "attention_mask": real,
-        "past_key_values": cache,
-        "layer_idx": i,
-    }
-    sliding = kind == "sliding_attention" or (kind is None and window is not None)
-    if blocks is not None:
-        own = sliding_window_overlay(cast(int, window)) if sliding else None
-        return create_causal_mask(**given, or_mask_function=blockwise_overlay(blocks), and_mask_function=own)
-    if sliding:
-        return create_sliding_window_causal_mask(**given)
-    return cast(Any, LAYER_PATTERN_TO_MASK_FUNCTION_MAPPING[kind or "full_attention"])(**given)
-
-
 def _on(device: torch.device, evidence: Evidence) -> Evidence:
     """Return evidence on the device of the layer that runs: a model may lie on several."""
     layout = evidence.layout
     if layout.column.device != device:
         layout = replace(layout, **{name: getattr(layout, name).to(device) for name in ("grid", "column", "centre")})
     return replace(evidence, layout=layout, found={need: x.to(device) for need, x in evidence.found.items()})
-
-
-@torch.no_grad()
-def probe(adapter: Any, inputs: Mapping[str, Any], evidence: Evidence, needs: Iterable[Need]) -> dict[Need, Tensor]:
-    """Gather needs of the language model for the tokens of `evidence`, by its first layers, run on all of them."""
-    needs = tuple(needs)
-    check_needs(needs, len(adapter.llm_layers()))
-    spliced, column = adapter.spliced(inputs, evidence, everything(evidence))
-    acted = LlmStages(adapter.decoder(), evidence, column, (), needs, adapter.blocks(spliced))
-    acted._probing = True
-    with acted, suppress(_EnoughError):
-        adapter.model(**spliced, use_cache=False)
-    return {need: acted.found(need) for need in needs}

@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from vtcframe.attention import ELEMENTS, NEVER, Call, as_float, logits_of
-from vtcframe.needs import Probed
-from vtcframe.scorers import mix
+from vtcframe.core.needs import Probed
+from vtcframe.hooks.kernel_call import ELEMENTS, NEVER, Call, as_float, logits_of
+from vtcframe.ops.hashing import mix
 
 
 def probed(call: Call, need: Probed, column: Tensor, key: Tensor) -> Tensor:

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vtcframe.attention import ELEMENTS, Call, as_float, logits_of
-from vtcframe.flow import flow
-from vtcframe.needs import Flow, Keys, Probed, Rows
-from vtcframe.probed import probed
+from vtcframe.core.needs import Flow, Keys, Probed, Rows
+from vtcframe.hooks.flow import flow
+from vtcframe.hooks.kernel_call import ELEMENTS, Call, as_float, logits_of
+from vtcframe.hooks.probed import probed
 
 
 @dataclass(frozen=True)

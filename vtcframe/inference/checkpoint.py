@@ -1,44 +1,27 @@
 """Which checkpoint answers, how it is loaded, how it is asked, and what it is shown of a picture."""
 
 import json
-import re
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedConfig
 from transformers.utils.hub import cached_file, extract_commit_hash
 
-from vtcframe.config import UsageError, bundled
-from vtcframe.data import Sample
+from vtcframe.assets import bundled
+from vtcframe.assets.language import Language
+from vtcframe.errors import UsageError
 
 # model_type of checkpoints that run code of their own -> those that transformers itself knows
 CONVERTED = {
     "qwen": "Qwen2-VL, Qwen2.5-VL or Qwen3-VL (the first Qwen-VL was never converted)",
     "internvl_chat": "the InternVL checkpoints whose names end in -hf",
 }
+
+
 MIB = 2**20
-FPS = 2.0  # of videos, which are given as frames: the rate at which Qwen's processors sample one
-Box = tuple[float, float, float, float]
-
-
-@dataclass(frozen=True)
-class Language:
-    """The few words and forms of question that a tiny model was taught, as its folder says in questions.json."""
-
-    words: frozenset[str]
-    forms: tuple[str, ...]
-
-    def misunderstood(self, question: str) -> str | None:
-        """Say which words of a question are unknown, and what may be asked; None where all are known."""
-        unknown = [word for word in re.findall(r"\w+|[^\w\s]+", question.lower()) if word not in self.words]
-        if not unknown:
-            return None
-        return f"the model does not know {', '.join(map(repr, unknown))}; it can be asked: {'  '.join(self.forms)}"
 
 
 @dataclass(frozen=True)
@@ -128,96 +111,3 @@ def device_for(name: str) -> torch.device:
     if device is None or f"{device.type}:{device.index or 0}" not in ("cpu:0", *names):
         raise UsageError(f"there is no device {name!r} here: use {', '.join(names)}")
     return device
-
-
-def asked(processor: Any, samples: Sequence[Sample]) -> Any:
-    """Return what the processor makes of loaded samples: each question behind its pictures, these before its video.
-
-    ValueError for a video where the processor takes none.
-    """
-    prompts = [prompt(processor, sample.question, len(sample.pictures), len(sample.videos)) for sample in samples]
-    videos = [frames for sample in samples for frames in sample.videos]
-    return fed(processor, prompts, [sample.pictures for sample in samples], videos, [_metadata(len(v)) for v in videos])
-
-
-def fed(
-    processor: Any,
-    prompts: Sequence[str],
-    pictures: Sequence[Sequence[Image.Image]],
-    videos: Sequence[Sequence[Image.Image]],
-    metadata: Sequence[Mapping[str, Any]],
-) -> Any:
-    """Return what the processor makes of prompts, the pictures of each, and all their videos in reading order.
-
-    Frames are taken as they are given. ValueError for videos where the processor takes none.
-    """
-    if videos and getattr(processor, "video_processor", None) is None:
-        raise ValueError(f"{type(processor).__name__} takes no videos: give the frames as `images`")
-    given: dict[str, Any] = {}
-    if any(pictures):
-        given["images"] = [list(own) for own in pictures]
-    if videos:
-        given |= {"videos": [list(v) for v in videos], "do_sample_frames": False, "video_metadata": list(metadata)}
-    start = processor.tokenizer.bos_token
-    return processor(
-        text=list(prompts),
-        add_special_tokens=start is None or not prompts[0].startswith(start),  # some templates write it themselves
-        padding=True,
-        padding_side="left",  # what is generated follows the last tokens of the prompts
-        return_tensors="pt",
-        **given,
-    )
-
-
-def _metadata(frames: int) -> dict[str, Any]:
-    return {"fps": FPS, "total_num_frames": frames, "frames_indices": list(range(frames))}
-
-
-def prompt(processor: Any, question: str, pictures: int, videos: int = 0) -> str:
-    """Write a question in the checkpoint's own chat template, or bare behind its placeholders where there is none."""
-    if getattr(processor, "chat_template", None) is None:
-        visuals = [processor.image_token] * pictures + ([processor.video_token] * videos if videos else [])
-        return " ".join([*visuals, question])
-    content = [{"type": "image"}] * pictures + [{"type": "video"}] * videos + [{"type": "text", "text": question}]
-    return processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
-
-
-def shown(processor: Any, size: tuple[int, int], video: bool = False, alone: bool = True) -> Box:
-    """Return which part of a picture of `size` (height, width), or of a video's frames, the model is shown.
-
-    That is a rectangle (top, left, bottom, right) in the picture's own 0..1, and boxes of views lie in it. It goes
-    beyond 0..1 where the processor pads; it is the whole picture where that is resized, be it squashed, or cut into
-    tiles (what pads these is no part of their boxes). `alone` is False for one of several images of a sample:
-    LLaVA-OneVision tiles a single one, and pads several to squares.
-    """
-    made = processor.video_processor if video else processor.image_processor
-    height, width = size
-    top = left = 0
-    tiled = bool(getattr(made, "image_grid_pinpoints", None))
-    if hasattr(made, "pad_to_square") and (not alone if tiled else getattr(made, "do_pad", False)):
-        side = max(size)
-        top, left = -((side - height) // 2), -((side - width) // 2)
-        height = width = side
-    crop = getattr(made, "crop_size", None)
-    if getattr(made, "do_center_crop", False) and crop and not tiled:
-        down, across = _resized(made, height, width)
-        top, left = (
-            top + _offset(down, crop["height"]) * height / down,
-            left + _offset(across, crop["width"]) * width / across,
-        )
-        height, width = crop["height"] * height / down, crop["width"] * width / across
-    return top / size[0], left / size[1], (top + height) / size[0], (left + width) / size[1]
-
-
-def _resized(made: Any, height: int, width: int) -> tuple[int, int]:
-    """Return height and width before the crop: the shortest edge at the size asked for, or both edges."""
-    size = dict(made.size) if getattr(made, "do_resize", False) else {"height": height, "width": width}
-    if "height" in size:
-        return size["height"], size["width"]
-    short, long = size["shortest_edge"], int(size["shortest_edge"] * max(height, width) / min(height, width))
-    return (short, long) if height <= width else (long, short)
-
-
-def _offset(edge: int, crop: int) -> int:
-    """Return where a centre crop begins; negative where it pads."""
-    return (edge - crop) // 2 if edge >= crop else -((crop - edge) // 2)

@@ -4,11 +4,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from vtcframe.core import Evidence, Pruned
-from vtcframe.llm_stage import LlmStages, check_plan
-from vtcframe.needs import Need
-from vtcframe.pipeline import Plan
-from vtcframe.remains import composed, everything
+from vtcframe.core.evidence import Evidence
+from vtcframe.core.needs import Need
+from vtcframe.core.pruned import Pruned
+from vtcframe.core.stages import Plan
+from vtcframe.hooks.llm import LlmStages
+from vtcframe.hooks.llm_needs import check_needs
+from vtcframe.hooks.llm_segment import _types
+from vtcframe.ops.compose import composed, everything
 
 
 def check_open(adapter: Any, plan: Plan) -> None:
@@ -68,3 +71,54 @@ class Passage:
     def pruned(self) -> Pruned:
         """What is left in the end, by the layout that the encoder saw; behind the `with`."""
         return composed(self._read, self.stages.pruned) if self.stages.stages else self._read
+
+
+def check_plan(adapter: Any, plan: Plan) -> None:
+    """ValueError where a plan's stages in the language model, or what they ask of it, cannot be had of an adapter."""
+    depth, first = len(adapter.llm_layers()), adapter.llm_first()
+    for stage in plan.llm:
+        if not first <= stage.layer < depth:
+            raise ValueError(
+                f"{type(adapter).__name__} can be pruned before layers {first} to {depth - 1} of its language model, "
+                f"not at {stage.at!r}: give {type(stage.pruner).__name__} or the method it is of other layers"
+            )
+        if stage.positions == "compact" and adapter.has_mrope():
+            raise ValueError(
+                f"{type(adapter).__name__} has M-RoPE, whose positions say where in a picture: use 'original' at "
+                f"{stage.at!r}"
+            )
+        if stage.forget is not None and "sliding_attention" in (_types(adapter.decoder().config) or ()):
+            raise ValueError(f"caches of sliding windows forget by themselves: leave forget out at {stage.at!r}")
+        check_needs(stage.pruner.needs, depth, stage.layer)
+    for stage in plan.before:
+        check_needs(stage.pruner.needs, depth)
+
+
+# options of generate under which prompts are read twice, in pieces, or into a cache with one length for all layers
+_REFUSED = {
+    "use_cache": "the prompt would be read anew for every token: leave it on",
+    "prefill_chunk_size": "whole prompts are judged: leave it out",
+    "prompt_lookup_num_tokens": "guesses are read several at a time: leave it out",
+    "assistant_early_exit": "guesses are read several at a time: leave it out",
+    "cache_implementation": "layers hold different numbers of tokens: use the dynamic cache",
+    "past_key_values": "layers hold different numbers of tokens: give a DynamicCache",
+}
+
+
+def check_options(options: Mapping[str, Any], default: Any) -> None:
+    """ValueError for options of `generate`, by name or in a `generation_config`, that stages cannot live with."""
+    config = options.get("generation_config")
+    for name, cure in _REFUSED.items():
+        said = (options.get(name), getattr(config, name, None), getattr(default, name, None))
+        given = next((value for value in said if value is not None), None)
+        match name:
+            case "use_cache":
+                broken = given is False
+            case "cache_implementation":
+                broken = given not in (None, "dynamic", "offloaded")
+            case "past_key_values":
+                broken = given is not None and given.is_compileable
+            case _:
+                broken = given is not None
+        if broken:
+            raise ValueError(f"stages inside the language model cannot be run with {name}={given!r}: {cure}")

@@ -5,14 +5,20 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from vtcframe.allocators import Even, Joint
-from vtcframe.core import Budget, Evidence, Layout, Pruned
-from vtcframe.ensemblers import Mean
-from vtcframe.mergers import cosine, places, sums, take
-from vtcframe.needs import Flow, Need
-from vtcframe.pipeline import Allocator, Facts, Method, Pipeline, Positions, Pruner, Scorer, Stage
-from vtcframe.remains import put
-from vtcframe.selectors import TopK
+from vtcframe.components.allocators import Even, Joint
+from vtcframe.components.ensemblers import Mean
+from vtcframe.components.selectors import TopK
+from vtcframe.core.budget import Budget
+from vtcframe.core.evidence import Evidence
+from vtcframe.core.layout import Layout
+from vtcframe.core.method import Facts, Method
+from vtcframe.core.needs import Flow, Need
+from vtcframe.core.pipeline import Pipeline
+from vtcframe.core.pruned import Pruned
+from vtcframe.core.stages import Positions, Pruner, Stage
+from vtcframe.core.verbs import Allocator, Scorer
+from vtcframe.ops.gather import places, put, take
+from vtcframe.ops.similarity import cosine, sums
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,13 @@
 
 from dataclasses import dataclass
 
-from vtcframe.allocators import Even
-from vtcframe.ensemblers import Mean
-from vtcframe.needs import Stand
-from vtcframe.pipeline import Facts, Method, Pipeline
-from vtcframe.scorers import ClsAttention
-from vtcframe.selectors import Coverage, Mixed
+from vtcframe.components.allocators import Even
+from vtcframe.components.diverse_selectors import Coverage, Mixed
+from vtcframe.components.ensemblers import Mean
+from vtcframe.components.scorers import ClsAttention
+from vtcframe.core.method import Facts, Method
+from vtcframe.core.needs import Stand
+from vtcframe.core.pipeline import Pipeline
 
 
 @dataclass(frozen=True)

@@ -5,14 +5,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vtcframe.allocators import Even
-from vtcframe.core import Budget, Evidence
-from vtcframe.ensemblers import Mean
-from vtcframe.mergers import places, take
-from vtcframe.needs import Features, Keys, Need, Text
-from vtcframe.pipeline import Facts, Method, Pipeline, Selector, Stage
-from vtcframe.scorers import KeyNorm
-from vtcframe.selectors import highest, unit
+from vtcframe.components.allocators import Even
+from vtcframe.components.ensemblers import Mean
+from vtcframe.components.scorers import KeyNorm
+from vtcframe.core.budget import Budget
+from vtcframe.core.evidence import Evidence
+from vtcframe.core.method import Facts, Method
+from vtcframe.core.needs import Features, Keys, Need, Text
+from vtcframe.core.pipeline import Pipeline
+from vtcframe.core.stages import Stage
+from vtcframe.core.verbs import Selector
+from vtcframe.ops.gather import highest, places, take
+from vtcframe.ops.similarity import unit
 
 KEYS, STATES = Keys((-1,), "llm"), Features(-1, "llm")  # of the layer before the stage
 

@@ -6,15 +6,23 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from vtcframe.allocators import Joint, apportion
-from vtcframe.core import Budget, Evidence, Pruned
-from vtcframe.encoder_stage import When, merge
-from vtcframe.ensemblers import Max
-from vtcframe.methods.llm import ascending
-from vtcframe.needs import Need, Stand
-from vtcframe.pipeline import Allocator, Facts, Method, Pipeline, Positions, Pruner, Scorer, Stage
-from vtcframe.scorers import ClsAttention, TextAttention
-from vtcframe.selectors import TopK, highest, unit
+from vtcframe.components.allocators import Joint
+from vtcframe.components.ensemblers import Max
+from vtcframe.components.scorers import ClsAttention, TextAttention
+from vtcframe.components.selectors import TopK
+from vtcframe.core.budget import Budget
+from vtcframe.core.evidence import Evidence
+from vtcframe.core.method import Facts, Method
+from vtcframe.core.needs import Need, Stand
+from vtcframe.core.pipeline import Pipeline
+from vtcframe.core.pruned import Pruned
+from vtcframe.core.stages import Positions, Pruner, Stage
+from vtcframe.core.token_merging import When, merge
+from vtcframe.core.verbs import Allocator, Scorer
+from vtcframe.methods._base import ascending
+from vtcframe.ops.gather import highest
+from vtcframe.ops.quotas import apportion
+from vtcframe.ops.similarity import unit
 
 
 @dataclass(frozen=True)

@@ -5,15 +5,23 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vtcframe.allocators import Even
-from vtcframe.core import Budget, Evidence, Layout, Pruned
-from vtcframe.ensemblers import Mean
-from vtcframe.mergers import compact, places, real, sums, take
-from vtcframe.methods.video import peaks
-from vtcframe.needs import Need
-from vtcframe.pipeline import Facts, Merger, Method, Pipeline, Positions, Pruner, Stage
-from vtcframe.scorers import TextAttention
-from vtcframe.selectors import TopK, highest
+from vtcframe.components.allocators import Even
+from vtcframe.components.ensemblers import Mean
+from vtcframe.components.mergers import compact
+from vtcframe.components.scorers import TextAttention
+from vtcframe.components.selectors import TopK
+from vtcframe.core.budget import Budget
+from vtcframe.core.evidence import Evidence
+from vtcframe.core.layout import Layout
+from vtcframe.core.method import Facts, Method
+from vtcframe.core.needs import Need
+from vtcframe.core.pipeline import Pipeline
+from vtcframe.core.pruned import Pruned
+from vtcframe.core.stages import Positions, Pruner, Stage
+from vtcframe.core.verbs import Merger
+from vtcframe.ops.density_peaks import peaks
+from vtcframe.ops.gather import highest, places, real, take
+from vtcframe.ops.similarity import sums
 
 PICTURE = 576  # tokens of the pictures that the published numbers are for
 KEEPS = {  # the tokens that stay at each of the stages, by the budget they are published for

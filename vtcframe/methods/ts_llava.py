@@ -1,4 +1,4 @@
-"""Methods that start from pictures made for them (see vtcframe.transforms), and the even sampling that they use."""
+"""Methods that start from pictures made for them (see vtcframe.data.transforms), and the even sampling that they use."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -7,11 +7,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from vtcframe.allocators import required
-from vtcframe.core import Evidence, Layout
-from vtcframe.ensemblers import Mean
-from vtcframe.pipeline import Allocator, Facts, Method, Pipeline, Selector
-from vtcframe.selectors import highest
+from vtcframe.components.allocators import required
+from vtcframe.components.ensemblers import Mean
+from vtcframe.core.evidence import Evidence
+from vtcframe.core.layout import Layout
+from vtcframe.core.method import Facts, Method
+from vtcframe.core.pipeline import Pipeline
+from vtcframe.core.verbs import Allocator, Selector
+from vtcframe.ops.gather import highest
 
 Whole = Literal["first", "last"] | None
 

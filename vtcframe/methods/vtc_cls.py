@@ -1,22 +1,15 @@
 """Methods that rank by [CLS], and the baselines they are compared with."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
-from vtcframe.allocators import Even
-from vtcframe.ensemblers import Mean
-from vtcframe.needs import Stand
-from vtcframe.pipeline import Facts, Method, Pipeline
-from vtcframe.scorers import ClsAttention, Random
-from vtcframe.selectors import Grid, TopK
-
-
-class ByCls(Method):
-    """A method that ranks by [CLS]; where something stands in for it, its name says so."""
-
-    def __repr__(self) -> str:
-        told = {field.name: getattr(self, field.name) for field in fields(self)}  # pyright: ignore[reportArgumentType]
-        options = [f"{name}={value!r}" for name, value in told.items() if (name, value) != ("query", "cls")]
-        return f"{type(self).__name__}({', '.join(options)})"
+from vtcframe.components.allocators import Even
+from vtcframe.components.ensemblers import Mean
+from vtcframe.components.scorers import ClsAttention
+from vtcframe.components.selectors import TopK
+from vtcframe.core.method import Facts
+from vtcframe.core.needs import Stand
+from vtcframe.core.pipeline import Pipeline
+from vtcframe.methods._base import ByCls
 
 
 @dataclass(frozen=True, repr=False)
@@ -35,40 +28,3 @@ class VtcCls(ByCls):
 
     def pipeline(self) -> Pipeline:
         return Pipeline((ClsAttention(self.last, self.query),), Mean(), Even(), TopK())
-
-
-@dataclass(frozen=True, repr=False)
-class FasterVlm(ByCls):
-    """FasterVLM (arXiv 2412.01818): the most attended by [CLS] in the last block that feeds the projector.
-
-    The paper counts tokens for each crop: Budget(tokens, per="view"). Its code drops un-padding and newlines from
-    LLaVA-NeXT prompts; here padding is no candidate and newlines stay with their rows. `query` names what stands in for
-    a missing [CLS] (see ClsAttention); that is no part of the paper.
-    """
-
-    facts = Facts("arXiv 2412.01818", "[CLS] attention of one block", "top-k", "gone", "exact")
-    query: Stand = "cls"
-
-    def pipeline(self) -> Pipeline:
-        return Pipeline((ClsAttention(1, self.query),), Mean(), Even(), TopK())
-
-
-@dataclass(frozen=True)
-class RandomPruner(Method):
-    """Baseline: tokens drawn uniformly without replacement, the same for a sample in any batch."""
-
-    facts = Facts("", "none", "at random", "gone", "no public code")
-    seed: int = 0
-
-    def pipeline(self) -> Pipeline:
-        return Pipeline((Random(self.seed),), Mean(), Even(), TopK())
-
-
-@dataclass(frozen=True)
-class UniformPruner(Method):
-    """Baseline: an even spatial grid."""
-
-    facts = Facts("", "none", "even grid", "gone", "no public code")
-
-    def pipeline(self) -> Pipeline:
-        return Pipeline((), Mean(), Even(), Grid())

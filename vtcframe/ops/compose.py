@@ -1,24 +1,10 @@
 """What is left behind several stages, told by the layout that the first of them saw."""
 
 import torch
-from torch import Tensor
-from torch.nn.functional import pad
 
-from vtcframe.core import Evidence, Layout, Pruned
-
-
-def located(column: Tensor, layout: Layout) -> Tensor:
-    """[V, M] columns, -1 = padding -> [V, M] where in the rows of `layout` those tokens lie; -1 = padding."""
-    far = torch.iinfo(torch.long).max
-    ordered, index = layout.column.masked_fill(~layout.valid, far).sort(1)
-    at = torch.searchsorted(ordered, column.contiguous()).clamp(max=max(0, ordered.shape[1] - 1))
-    return index.gather(1, at).masked_fill(column < 0, -1)
-
-
-def put(scores: Tensor, place: Tensor, values: Tensor) -> Tensor:
-    """[V, N] with `values` [V, M] at `place` [V, M], -1 = nowhere."""
-    width = scores.shape[1]
-    return pad(scores, (0, 1)).scatter(1, place.masked_fill(place < 0, width), values)[:, :width]
+from vtcframe.core.evidence import Evidence
+from vtcframe.core.pruned import Pruned
+from vtcframe.ops.gather import located, put
 
 
 def everything(evidence: Evidence) -> Pruned:

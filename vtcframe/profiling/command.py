@@ -6,9 +6,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from vtcframe.config import UsageError, resolve
-from vtcframe.shapes import SHAPES
-from vtcframe.whole import replace_whole
+from vtcframe.atomic import replace_whole
+from vtcframe.config.short_names import resolve
+from vtcframe.errors import UsageError
+from vtcframe.profiling.sizes import SHAPES
 
 DEFAULT_SHAPE, DEFAULT_PRUNER = "llava-1.5-7b", "{name: VtcCls, last: 3, query: proxy}"
 NINTHS = 3, 2, 1  # of the visual tokens that stay: 192, 128 and 64 of 576
@@ -26,11 +27,12 @@ def main(arguments: list[str]) -> int:
     import torch
     from transformers.utils.logging import disable_progress_bar
 
-    from vtcframe.backbone import device_for
-    from vtcframe.costs import LEGEND, tables
-    from vtcframe.explain import pruner_of
-    from vtcframe.subject import checkpoint_subject, random_subject
-    from vtcframe.timing import coverage, machine
+    from vtcframe.config.parser import pruner_of
+    from vtcframe.inference.checkpoint import device_for
+    from vtcframe.machine import machine
+    from vtcframe.profiling.tables import LEGEND, tables
+    from vtcframe.profiling.timing import coverage
+    from vtcframe.profiling.workload import checkpoint_subject, random_subject
 
     disable_progress_bar()  # of loading weights
     accelerator = torch.accelerator.current_accelerator(check_available=True)
@@ -91,9 +93,9 @@ def _positive(text: str) -> int:
 
 def _measured(subject: Any, pruners: list[Any], size: int, given: argparse.Namespace) -> Any:
     """Measure every pruner at every budget. UsageError for what they or the model refuse."""
-    from vtcframe.adapter import adapter_for
-    from vtcframe.compress import compress
-    from vtcframe.measure import measure
+    from vtcframe.adapters.base import adapter_for
+    from vtcframe.inference.compressed import compress
+    from vtcframe.profiling.measure import measure
 
     inputs, model, processor = subject.inputs(size), subject.model, subject.processor
     try:

@@ -9,12 +9,14 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from vtcframe.compress import Compressed
-from vtcframe.core import Evidence
-from vtcframe.costs import Answer, Batch, Run, Series
-from vtcframe.passage import Passage, encode, prune
-from vtcframe.pipeline import Method, Pipeline, Plan
-from vtcframe.timing import now, rounds, shuffled
+from vtcframe.core.evidence import Evidence
+from vtcframe.core.method import Method
+from vtcframe.core.pipeline import Pipeline
+from vtcframe.core.stages import Plan
+from vtcframe.inference.compressed import Compressed
+from vtcframe.inference.session import Passage, encode, prune
+from vtcframe.profiling.tables import Answer, Batch, Run, Series
+from vtcframe.profiling.timing import now, rounds, shuffled
 
 Found = TypeVar("Found")
 Inputs = Mapping[str, Any]

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 class Shape:
     """The sizes of a checkpoint, and its inputs for one picture."""
 
-    checkpoint: str  # whose configuration vtcframe.testing.published has
+    checkpoint: str  # whose configuration vtcframe.testing.tiny_models.published has
     picture: str  # in pixels
     pixels: tuple[int, ...]  # of one picture's pixel_values; pictures lie behind one another in the first dimension
     placeholders: int  # columns that it takes in a prompt

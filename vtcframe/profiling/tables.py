@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Literal
 
-from vtcframe.timing import SURE, Estimate, Times, estimate, head, line, ratio
+from vtcframe.profiling.timing import SURE, Estimate, Times, estimate, head, line, ratio
 
 Unit = Literal["cpu", "wall"]
 STEPS = "vision", "capture", "scoring", "selection", "splice", "prefill"

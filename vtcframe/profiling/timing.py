@@ -1,24 +1,25 @@
 """How time is taken: everything once a round, in a shuffled order; medians over the rounds, with their intervals."""
 
 import math
-import os
-import platform
 import random
-import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from statistics import median
 from typing import TypeVar
 
 import torch
-import transformers
 
 Name = TypeVar("Name")
+
+
 Found = TypeVar("Found")
+
+
 Times = Sequence[float]  # CPU and wall seconds, two
+
+
 SURE = 0.95  # what an interval has to cover
 
 
@@ -84,22 +85,6 @@ def rounds(
 ) -> dict[Name, list[Times]]:
     """Name -> CPU and wall seconds of each round."""
     return shuffled({name: partial(seconds, call, device) for name, call in calls.items()}, count)
-
-
-def hardware(device: str | torch.device) -> str:
-    """Tell the device, where it is no CPU, and the CPU."""
-    info = Path("/proc/cpuinfo")
-    found = re.search(r"model name\s*: (.+)", info.read_text()) if info.exists() else None
-    gpu = f"{torch.cuda.get_device_name(device)}, " if torch.device(device).type == "cuda" else ""
-    return f"{gpu}{found[1] if found else platform.machine()}, {os.cpu_count()} cores"
-
-
-def machine(device: str | torch.device) -> str:
-    """Tell what the figures are taken on."""
-    return (
-        f"{hardware(device)}, {torch.get_num_threads()} threads, load {os.getloadavg()[0]:.1f} at the start; "
-        f"torch {torch.__version__}, transformers {transformers.__version__}"
-    )
 
 
 def coverage(count: int) -> str:

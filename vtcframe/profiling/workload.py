@@ -10,11 +10,12 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, PreTrainedConfig
 
-from vtcframe.backbone import Backbone, asked
-from vtcframe.config import UsageError
-from vtcframe.data import Sample
-from vtcframe.shapes import Shape
-from vtcframe.testing.published import PUBLISHED, on_meta
+from vtcframe.data.processor import asked
+from vtcframe.data.sample import Sample
+from vtcframe.errors import UsageError
+from vtcframe.inference.checkpoint import Backbone
+from vtcframe.profiling.sizes import Shape
+from vtcframe.testing.tiny_models.published import PUBLISHED, on_meta
 
 BEFORE, BEHIND = 35, 29  # tokens of text around the picture: a system prompt of LLaVA's length, a short question
 ON_CPU = 4  # layers of the language model there, unless more are asked for: a run is to take seconds

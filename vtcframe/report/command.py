@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from vtcframe.config import UsageError
-from vtcframe.whole import replace_whole
+from vtcframe.atomic import replace_whole
+from vtcframe.errors import UsageError
 
 FORMS = ".html", ".md"
 NEEDED = "scipy", "jinja2"  # the extra `report`
@@ -44,8 +44,8 @@ def write(folders: Sequence[Path], out: Path, with_card: bool = False) -> list[P
     UsageError where there is nothing to write about.
     """
     check_extra()
-    from vtcframe.report_page import render  # lazily: scipy takes its time, too
-    from vtcframe.report_runs import found
+    from vtcframe.report.page import render  # lazily: scipy takes its time, too
+    from vtcframe.report.runs import found
 
     for folder in folders:
         if not folder.is_dir():
@@ -55,7 +55,7 @@ def write(folders: Sequence[Path], out: Path, with_card: bool = False) -> list[P
     runs = found(folders)
     pages = {f".{form}": page for form, page in render(runs, out.parent).items()}
     if with_card:
-        from vtcframe.report_card import card  # lazily: it imports torch
+        from vtcframe.report.model_card import card  # lazily: it imports torch
 
         pages["-card.md"] = card(runs)
     written = []

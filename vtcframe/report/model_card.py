@@ -9,14 +9,14 @@ from huggingface_hub import EvalResult
 from huggingface_hub.repocard_data import eval_results_to_model_index
 
 import vtcframe
-from vtcframe.core import Budget
+from vtcframe.core.budget import Budget
 from vtcframe.registry import entries as registered
-from vtcframe.report_numbers import Entry, entries, sets
-from vtcframe.report_page import in_a_line
-from vtcframe.report_runs import UNPRUNED, Found, Run
-from vtcframe.report_sections import NONE
-from vtcframe.report_words import labelled, listed, sentences
-from vtcframe.sweep_file import BASELINES
+from vtcframe.report.page import in_a_line
+from vtcframe.report.runs import UNPRUNED, Found, Run
+from vtcframe.report.sections import NONE
+from vtcframe.report.statistics import Entry, entries, sets
+from vtcframe.report.wording import labelled, listed, sentences
+from vtcframe.runs.baselines import BASELINES
 
 TASK = "image-text-to-text"
 BUILT = (

@@ -8,8 +8,8 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
-from vtcframe.report_runs import Found
-from vtcframe.report_sections import told
+from vtcframe.report.runs import Found
+from vtcframe.report.sections import told
 
 WIDEST = 1000  # pixels that sheets are shrunk to
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from html import escape
 from math import ceil, floor, log10
 
-from vtcframe.report_numbers import front
+from vtcframe.report.statistics import front
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 360, 270, 46, 12, 12, 38  # pixels on a phone
 TICKS = 7

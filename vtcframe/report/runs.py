@@ -7,11 +7,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from vtcframe.benchmark import Benchmark
-from vtcframe.config import UsageError
-from vtcframe.metrics import Row, Score, columns, means, written
+from vtcframe.data.benchmarks.base import Benchmark
+from vtcframe.data.results import Row, Score, columns, means, written
+from vtcframe.errors import UsageError
 from vtcframe.registry import named
-from vtcframe.sweep_file import CONFIGURATION, DOWNSAMPLE
+from vtcframe.runs.baselines import CONFIGURATION, DOWNSAMPLE
 
 UNPRUNED = "unpruned"
 READ = "model.backbone model.generation model.runs trainer.precision data.path data.benchmark data.transforms".split()

@@ -5,11 +5,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from vtcframe.report_numbers import Average, Difference, Entry, averages, entries, sets
-from vtcframe.report_plot import Point, legend, plot
-from vtcframe.report_runs import UNPRUNED, Found, Run
-from vtcframe.report_words import labelled, listed, sentences
-from vtcframe.sweep_file import BASELINES
+from vtcframe.report.plots import Point, legend, plot
+from vtcframe.report.runs import UNPRUNED, Found, Run
+from vtcframe.report.statistics import Average, Difference, Entry, averages, entries, sets
+from vtcframe.report.wording import labelled, listed, sentences
+from vtcframe.runs.baselines import BASELINES
 
 PICTURES = 2  # sheets of each model and data
 IDS, REASONS = 5, 20  # ids told of a reason for failing, and reasons told of a run

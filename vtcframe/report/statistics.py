@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from scipy.stats import binomtest, bootstrap
 
-from vtcframe.metrics import Row, seconds
-from vtcframe.report_runs import UNPRUNED, Run
-from vtcframe.sweep_file import BASELINES, CHANCE
+from vtcframe.data.results import Row, seconds
+from vtcframe.report.runs import UNPRUNED, Run
+from vtcframe.runs.baselines import BASELINES, CHANCE
 
 RESAMPLES, LEVEL, DRAWN = 2000, 0.95, 2_000_000  # DRAWN: numbers at a time, for the memory's sake
 SHARED = "picture", "group"  # keys of a row's meta that say which questions are no independent ones

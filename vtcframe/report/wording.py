@@ -2,9 +2,9 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from vtcframe.report_numbers import Average, Difference, Entry, sets
-from vtcframe.report_runs import UNPRUNED, Found
-from vtcframe.sweep_file import BASELINES, CHANCE
+from vtcframe.report.runs import UNPRUNED, Found
+from vtcframe.report.statistics import Average, Difference, Entry, sets
+from vtcframe.runs.baselines import BASELINES, CHANCE
 
 FEW = 3  # seeds
 

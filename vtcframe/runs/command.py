@@ -1,48 +1,23 @@
 """`vtcframe predict`: what the command line gives, checked against the classes that run it."""
 
 import logging
-import re
 import sys
 import warnings
-from typing import Any, NoReturn
+from typing import Any
 
-import yaml
-from jsonargparse import set_dumper, set_loader
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from transformers.utils.logging import disable_progress_bar
 
-from vtcframe.config import UsageError, load_components, parse, shorten
-from vtcframe.data import Questions
-from vtcframe.faults import ComponentError
-from vtcframe.predict import Predictor
+from vtcframe.config.parser import MODE, Parser, _brief
+from vtcframe.config.short_names import load_components
+from vtcframe.data.datamodule import Questions
+from vtcframe.errors import ComponentError, UsageError
 from vtcframe.registry import raised_in
-from vtcframe.writer import Writer
+from vtcframe.runs.predictor import Predictor
+from vtcframe.runs.writer import Writer
 
-NOISE = re.compile(
-    r"\s*(Does not validate against any of the Union|Subtypes: |Errors:$|- Expected a <class 'NoneType'>"
-    r"|Given value type: |Given value: [{\[]|Given value: (Namespace|NestedArg)\()"
-)
-MODE = "vtcframe"  # of jsonargparse: YAML with short names
 CALM = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
-
-set_loader(MODE, parse, exceptions=(yaml.YAMLError,))
-set_dumper(MODE, lambda config: yaml.safe_dump(shorten(config), sort_keys=False))
-
-
-class Parser(LightningArgumentParser):
-    """Tells an error in a line or two, without the usage of every option before it."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Raise UsageError. Inner parsers leave it to the outer one, which knows the key."""
-        if not self.exit_on_error:
-            super().error(message, ex)
-        raise UsageError(_brief(message)) from ex
-
-
-def _brief(message: str) -> str:
-    """Keep the keys and what is wrong; drop the other types that would have done and values that are whole sections."""
-    return "\n".join(line for line in message.splitlines() if not NOISE.match(line))
 
 
 class Command(LightningCLI):

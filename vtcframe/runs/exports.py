@@ -10,10 +10,10 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, get_args
 
-from vtcframe.config import UsageError
-from vtcframe.metrics import Row
-from vtcframe.shards import writing
-from vtcframe.whole import whole
+from vtcframe.atomic import whole
+from vtcframe.data.results import Row
+from vtcframe.errors import UsageError
+from vtcframe.runs.shards import writing
 
 ARROW = {str: "string", int: "int64", float: "double"}
 GROUP = 10_000  # rows that a Parquet file is written by

@@ -14,19 +14,23 @@ from lightning import LightningModule
 from PIL import Image
 from torch import Tensor
 
-from vtcframe.adapter import adapter_for
-from vtcframe.arrangement import Arrangement
-from vtcframe.backbone import Backbone, asked, shown
-from vtcframe.config import UsageError
-from vtcframe.core import Budget, Evidence, Layout, Pruned
-from vtcframe.data import Questions, Sample
-from vtcframe.faults import PASSED, ComponentError
-from vtcframe.footprint import kv_bytes
-from vtcframe.llm_stage import check_options
-from vtcframe.metrics import Row, View, written
-from vtcframe.passage import Passage, check_open, encode, prune
-from vtcframe.pictures import Picture
-from vtcframe.pipeline import Plan, Pruner, Stage, plan_for, planned
+from vtcframe.adapters.arrangement import Arrangement
+from vtcframe.adapters.base import adapter_for
+from vtcframe.core.budget import Budget
+from vtcframe.core.contracts import PASSED
+from vtcframe.core.evidence import Evidence
+from vtcframe.core.layout import Layout
+from vtcframe.core.pruned import Pruned
+from vtcframe.core.stages import Plan, Pruner, Stage, plan_for, planned
+from vtcframe.data.datamodule import Questions
+from vtcframe.data.processor import asked, shown
+from vtcframe.data.results import Row, View, written
+from vtcframe.data.sample import Sample
+from vtcframe.drawing import Picture
+from vtcframe.errors import ComponentError, UsageError
+from vtcframe.inference.checkpoint import Backbone
+from vtcframe.inference.kv_cache import kv_bytes
+from vtcframe.inference.session import Passage, check_open, check_options, encode, prune
 
 DEFAULTS = {"do_sample": False, "max_new_tokens": 32}
 HALF = {"bf16-true": "bfloat16", "16-true": "float16"}  # the trainer's precision -> the type that weights are loaded in

@@ -9,9 +9,9 @@ from pathlib import Path
 from textwrap import shorten
 from typing import Any, Literal
 
-from vtcframe.config import UnfinishedError, UsageError
-from vtcframe.shards import NAME, PULSE, SILENT, Lock, Place, Watch, author, finished, held, places, shard, writing
-from vtcframe.whole import replace_whole
+from vtcframe.atomic import replace_whole
+from vtcframe.errors import UnfinishedError, UsageError
+from vtcframe.runs.shards import NAME, PULSE, SILENT, Lock, Place, Watch, author, finished, held, places, shard, writing
 
 Existing = Literal["resume", "replace", "mix"]
 Facts = Mapping[str, Any]  # what a run is: a key of the configuration, or of what it stands on, -> its value

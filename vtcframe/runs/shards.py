@@ -18,7 +18,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from vtcframe.config import UnfinishedError, UsageError
+from vtcframe.errors import UnfinishedError, UsageError
 
 NAME = re.compile(r"(\d{4,})-(\d{5,})\.jsonl")  # attempt, process
 END = {"end": True}

@@ -9,18 +9,19 @@ from lightning import Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 from PIL import Image
 
-from vtcframe.benchmark import Benchmark
-from vtcframe.config import UnfinishedError, UsageError
-from vtcframe.data import Batch, Questions
-from vtcframe.exports import check, export
-from vtcframe.faults import called
-from vtcframe.metrics import Row, runs, table
-from vtcframe.pictures import file_name, sheet
-from vtcframe.predict import Predictor
-from vtcframe.run_folder import Existing, RunFolder
-from vtcframe.shards import Shard, Watch, shard, writing
-from vtcframe.timing import hardware
-from vtcframe.whole import whole
+from vtcframe.atomic import whole
+from vtcframe.core.contracts import called
+from vtcframe.data.benchmarks.base import Benchmark
+from vtcframe.data.datamodule import Batch, Questions
+from vtcframe.data.results import Row, runs
+from vtcframe.drawing import file_name, sheet
+from vtcframe.errors import UnfinishedError, UsageError
+from vtcframe.machine import hardware
+from vtcframe.runs.exports import check, export
+from vtcframe.runs.predictor import Predictor
+from vtcframe.runs.run_folder import Existing, RunFolder
+from vtcframe.runs.shards import Shard, Watch, shard, writing
+from vtcframe.runs.table import table
 
 NOTE = "seconds: a sample's share of its batch, encoding included, without the first batch where there are more"
 
@@ -63,7 +64,9 @@ class Writer(BasePredictionWriter):
         """Find out what is left to be asked, and begin a shard. UsageError, on all processes, for a refused folder."""
         data = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue] (a trainer has it once it predicts)
         if not isinstance(data, Questions):
-            raise TypeError(f"the writer orders rows as vtcframe.data.Questions does, got {type(data).__name__}")
+            raise TypeError(
+                f"the writer orders rows as vtcframe.data.datamodule.Questions does, got {type(data).__name__}"
+            )
         for form in self.exports:
             check(form)
         told: tuple[int, set[str]] | Exception = 0, set()

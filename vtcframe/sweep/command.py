@@ -9,12 +9,13 @@ from pathlib import Path
 
 import yaml
 
-from vtcframe.config import UnfinishedError, UsageError
-from vtcframe.report import check_extra, write
-from vtcframe.shards import PULSE, held
-from vtcframe.sweep_file import CONFIGURATION, asked
-from vtcframe.sweep_plan import Planned, finished, plan
-from vtcframe.whole import replace_whole
+from vtcframe.atomic import replace_whole
+from vtcframe.errors import UnfinishedError, UsageError
+from vtcframe.report.command import check_extra, write
+from vtcframe.runs.baselines import CONFIGURATION
+from vtcframe.runs.shards import PULSE, held
+from vtcframe.sweep.config import asked
+from vtcframe.sweep.plan import Planned, finished, plan
 
 FAILED, UNUSABLE, BROKEN_OFF = 1, 2, 3  # exit status, as of `vtcframe predict`
 

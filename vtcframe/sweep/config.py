@@ -7,13 +7,12 @@ from typing import Any
 
 from jsonargparse import ArgumentError, ArgumentParser
 
-from vtcframe.config import UsageError, expand, parse, read, shorten
+from vtcframe.config.short_names import expand, parse, read, shorten
+from vtcframe.errors import UsageError
 from vtcframe.registry import load
+from vtcframe.runs.baselines import CHANCE, POOL
 
 NAME = re.compile(r"\w[\w.-]*")  # of a model or of questions: a folder's, too
-CONFIGURATION = "config.yaml"  # of a run, in its folder MODEL/DATA/NUMBER
-CHANCE, POOL, DOWNSAMPLE = ("RandomPruner", "UniformPruner"), "Pool", "Downsample"
-BASELINES = *CHANCE, POOL, DOWNSAMPLE  # always beside; the last is a transform and prunes nothing
 
 
 @dataclass(frozen=True)
@@ -115,7 +114,7 @@ def _models(told: Any) -> dict[str, Any]:
 
 def _check(sweep: Sweep) -> None:
     """Try what predict would refuse only once it runs."""
-    from vtcframe.backbone import Backbone
+    from vtcframe.inference.checkpoint import Backbone
 
     for name, backbone in sweep.models.items():
         _made(f"models.{name}", Backbone, backbone)
@@ -127,8 +126,8 @@ def _check(sweep: Sweep) -> None:
 
 def refusal(spec: Any, budget: Any) -> str | None:
     """Say why a pruner cannot be run at a budget; None if it can. UsageError where one of them is none."""
-    from vtcframe.core import Budget
-    from vtcframe.pipeline import plan_for
+    from vtcframe.core.budget import Budget
+    from vtcframe.core.stages import plan_for
 
     pruner, amount = pruner_of(spec), _made("budgets", Budget, budget)
     try:
@@ -152,7 +151,7 @@ def _made(key: str, kind: type, value: Any) -> Any:
 
 def pruner_of(spec: Any) -> Any:
     """Make a pruner as one writes it in a configuration. UsageError for what is none."""
-    from vtcframe.pipeline import Pruner
+    from vtcframe.core.stages import Pruner
 
     return _made("pruners", Pruner, expand(spec, "pruner"))
 

@@ -6,8 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vtcframe.config import UsageError, bundled, read, shorten
-from vtcframe.sweep_file import CONFIGURATION, DOWNSAMPLE, Sweep, refusal, words
+from vtcframe.assets import bundled
+from vtcframe.config.short_names import read, shorten
+from vtcframe.errors import UsageError
+from vtcframe.runs.baselines import CONFIGURATION, DOWNSAMPLE
+from vtcframe.sweep.config import Sweep, refusal, words
 
 PICTURE = 1024, 768  # pixels: of whether a model's processor makes fewer tokens of a smaller one
 SPEED = "batch_size", "num_workers"  # of the data: they change no answer
@@ -120,7 +123,7 @@ def _shrinkable(sweep: Sweep, model: str) -> Iterator[dict[str, Any]]:
     from PIL import Image
     from transformers import AutoProcessor
 
-    from vtcframe.transforms import Downsample
+    from vtcframe.data.transforms import Downsample
 
     try:
         processor = AutoProcessor.from_pretrained(bundled(sweep.models[model]["path"]), trust_remote_code=False)

@@ -6,16 +6,9 @@
 A check raises AssertionError saying which law is broken and where. Nothing is downloaded.
 """
 
-from vtcframe.testing.adapters import check_adapter, check_restored
-from vtcframe.testing.alignment import check_aligned
-from vtcframe.testing.backbones import (
-    tiny_llava,
-    tiny_llava_next,
-    tiny_llava_next_video,
-    tiny_llava_onevision,
-    tiny_video_llava,
-)
-from vtcframe.testing.components import (
+from vtcframe.testing.laws.adapters import check_adapter, check_restored
+from vtcframe.testing.laws.alignment import check_aligned
+from vtcframe.testing.laws.components import (
     check_allocator,
     check_ensembler,
     check_merger,
@@ -23,8 +16,16 @@ from vtcframe.testing.components import (
     check_scorer,
     check_selector,
 )
-from vtcframe.testing.evidence import make_evidence, make_layout
-from vtcframe.testing.families import (
+from vtcframe.testing.tiny_models.evidence import make_evidence, make_layout
+from vtcframe.testing.tiny_models.flash import emulated_flash
+from vtcframe.testing.tiny_models.llava_families import (
+    tiny_llava,
+    tiny_llava_next,
+    tiny_llava_next_video,
+    tiny_llava_onevision,
+    tiny_video_llava,
+)
+from vtcframe.testing.tiny_models.other_families import (
     BACKBONES,
     samples_of,
     tiny_gemma3,
@@ -36,9 +37,8 @@ from vtcframe.testing.families import (
     tiny_qwen2_vl,
     tiny_qwen3_vl,
 )
-from vtcframe.testing.flash import emulated_flash
-from vtcframe.testing.published import PUBLISHED, on_meta
-from vtcframe.testing.samples import make_inputs
+from vtcframe.testing.tiny_models.published import PUBLISHED, on_meta
+from vtcframe.testing.tiny_models.samples import make_inputs
 
 __all__ = [
     "BACKBONES",

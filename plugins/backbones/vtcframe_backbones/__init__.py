@@ -23,7 +23,7 @@ def vtcframe_components() -> dict[str, list[str]]:
             "vtcframe_backbones.idefics3:SmolVlm",
             "vtcframe_backbones.mistral3:Mistral3",
             "vtcframe_backbones.mistral3:PixtralLlava",
-            "vtcframe_backbones.encoders:Timm",
-            "vtcframe_backbones.encoders:OpenClip",
+            "vtcframe_backbones.encoders.timm:Timm",
+            "vtcframe_backbones.encoders.open_clip:OpenClip",
         ]
     }

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vtcframe.adapter import Modality
-from vtcframe.arrangement import Picture
-from vtcframe.tower import Tower, TowerAdapter
+from vtcframe.adapters.arrangement import Picture
+from vtcframe.adapters.base import Modality
+from vtcframe.adapters.tower import Tower, TowerAdapter
 from vtcframe_backbones.internvl import Squares
 from vtcframe_backbones.llava import clip_tower
 

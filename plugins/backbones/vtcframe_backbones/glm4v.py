@@ -5,8 +5,8 @@ from typing import Any
 
 from torch import Tensor
 
-from vtcframe.adapter import Modality
-from vtcframe.tower import Tower
+from vtcframe.adapters.base import Modality
+from vtcframe.adapters.tower import Tower
 from vtcframe_backbones.qwen_vl import Qwen2Vl
 
 

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d, pad
 
-from vtcframe.adapter import Modality
-from vtcframe.arrangement import Picture
-from vtcframe.tower import Tower, TowerAdapter
+from vtcframe.adapters.arrangement import Picture
+from vtcframe.adapters.base import Modality
+from vtcframe.adapters.tower import Tower, TowerAdapter
 from vtcframe_backbones.internvl import LOOK, Squares, tile_boxes
 from vtcframe_backbones.llava import clip_tower
 

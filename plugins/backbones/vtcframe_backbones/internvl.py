@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d, pad
 
-from vtcframe.adapter import Modality
-from vtcframe.arrangement import WHOLE, Picture, Prompt
-from vtcframe.tower import Tower, TowerAdapter
+from vtcframe.adapters.arrangement import WHOLE, Picture
+from vtcframe.adapters.base import Modality
+from vtcframe.adapters.prompt import Prompt
+from vtcframe.adapters.tower import Tower, TowerAdapter
 from vtcframe_backbones.llava import Llava
 
 

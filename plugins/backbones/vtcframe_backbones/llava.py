@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape, image_size_to_num_patches
 
-from vtcframe.adapter import Modality
-from vtcframe.arrangement import WHOLE, Picture
-from vtcframe.tower import Tower, TowerAdapter
+from vtcframe.adapters.arrangement import WHOLE, Picture
+from vtcframe.adapters.base import Modality
+from vtcframe.adapters.tower import Tower, TowerAdapter
 
 
 def clip_tower(module: Any, read: Sequence[int]) -> Tower:

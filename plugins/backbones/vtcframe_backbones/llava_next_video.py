@@ -6,9 +6,9 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from vtcframe.adapter import Modality
-from vtcframe.arrangement import Picture
-from vtcframe.tower import Tower
+from vtcframe.adapters.arrangement import Picture
+from vtcframe.adapters.base import Modality
+from vtcframe.adapters.tower import Tower
 from vtcframe_backbones.internvl import Squares
 from vtcframe_backbones.llava import Llava, LlavaNext
 

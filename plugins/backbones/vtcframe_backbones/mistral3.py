@@ -7,10 +7,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from vtcframe.adapter import Modality
-from vtcframe.arrangement import Picture
-from vtcframe.attention import Groups, Segments
-from vtcframe.tower import Tower, TowerAdapter
+from vtcframe.adapters.arrangement import Picture
+from vtcframe.adapters.base import Modality
+from vtcframe.adapters.tower import Tower, TowerAdapter
+from vtcframe.hooks.kernel_call import Segments
+from vtcframe.hooks.readers import Groups
 from vtcframe_backbones.llava import Llava
 
 

@@ -7,10 +7,11 @@ import torch
 from torch import Tensor, nn
 from transformers.vision_utils import get_vision_window_index
 
-from vtcframe.adapter import Modality
-from vtcframe.arrangement import Picture, Prompt, by_column, own_mask
-from vtcframe.attention import Groups
-from vtcframe.tower import Tower, TowerAdapter
+from vtcframe.adapters.arrangement import Picture
+from vtcframe.adapters.base import Modality
+from vtcframe.adapters.prompt import Prompt, by_column, own_mask
+from vtcframe.adapters.tower import Tower, TowerAdapter
+from vtcframe.hooks.readers import Groups
 
 
 class Qwen2Vl(TowerAdapter):

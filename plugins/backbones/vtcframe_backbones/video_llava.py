@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from vtcframe.adapter import Modality
-from vtcframe.arrangement import WHOLE, Picture
-from vtcframe.tower import Tower, TowerAdapter
+from vtcframe.adapters.arrangement import WHOLE, Picture
+from vtcframe.adapters.base import Modality
+from vtcframe.adapters.tower import Tower, TowerAdapter
 from vtcframe_backbones.llava import clip_tower, hidden_states_read
 
 

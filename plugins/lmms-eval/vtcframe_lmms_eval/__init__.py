@@ -10,4 +10,4 @@ def manifest() -> Any:
     """Return what the entry point `lmms_eval.models` promises: the ModelManifest of a model that reads chats."""
     from lmms_eval.models.registry_v2 import ModelManifest
 
-    return ModelManifest("vtcframe", chat_class_path="vtcframe.harness_model.VtcFrame")
+    return ModelManifest("vtcframe", chat_class_path="vtcframe_lmms_eval.model.VtcFrame")

@@ -9,8 +9,9 @@ from PIL import Image
 from transformers.image_utils import load_image
 from transformers.video_utils import load_video
 
-from vtcframe.backbone import FPS, fed
-from vtcframe.sample import ENCODED, Sample, spaced
+from vtcframe.data.decode import ENCODED, load_sample, spaced
+from vtcframe.data.processor import FPS, fed
+from vtcframe.data.sample import Sample
 
 Metadata = dict[str, Any]
 
@@ -33,7 +34,7 @@ class Film:
         if start is not None or end is not None:
             raise ValueError(f"seconds are told of an encoded video, not of {source!r}: leave start and end out")
         if isinstance(source, str):
-            sample = Sample(source, "", (), clips=((Path(source),),)).loaded(wanted)
+            sample = load_sample(Sample(source, "", (), clips=((Path(source),),)), wanted)
             if sample.error is not None:
                 raise ValueError(sample.error)
             frames = sample.videos[0]

@@ -24,13 +24,13 @@ from tqdm import tqdm
 from transformers import GenerationConfig
 from transformers.utils.logging import disable_progress_bar
 
-from vtcframe.adapter import adapter_for
-from vtcframe.backbone import device_for
-from vtcframe.config import UsageError, bundled
-from vtcframe.harness_chat import Chat, asked
-from vtcframe.harness_settings import Settings
-from vtcframe.llm_stage import check_options
-from vtcframe.passage import Passage, check_open, encode, prune
+from vtcframe.adapters.base import adapter_for
+from vtcframe.assets import bundled
+from vtcframe.errors import UsageError
+from vtcframe.inference.checkpoint import device_for
+from vtcframe.inference.session import Passage, check_open, check_options, encode, prune
+from vtcframe_lmms_eval.chat import Chat, asked
+from vtcframe_lmms_eval.settings import Settings
 
 DEFAULTS = {"max_new_tokens": 1024}  # where a task says nothing
 # what tasks may say of generate; the rest (image_aspect_ratio, say) is meant for other models

@@ -14,11 +14,12 @@ import yaml
 from jsonargparse import get_loader
 from transformers import GenerationConfig
 
-from vtcframe.backbone import Backbone
-from vtcframe.config import UsageError, expand
-from vtcframe.core import Budget
-from vtcframe.pipeline import Plan, Positions, Pruner, Stage, plan_for, planned
-from vtcframe.predict_command import MODE, Parser
+from vtcframe.config.parser import MODE, Parser
+from vtcframe.config.short_names import expand
+from vtcframe.core.budget import Budget
+from vtcframe.core.stages import Plan, Positions, Pruner, Stage, plan_for, planned
+from vtcframe.errors import UsageError
+from vtcframe.inference.checkpoint import Backbone
 from vtcframe.registry import entries
 
 COMPONENTS = "pruner", "stages"  # keys whose values hold components

@@ -11,11 +11,12 @@ from pathlib import Path
 from string import ascii_uppercase as LETTERS
 from typing import Any, Literal
 
-from vtcframe.benchmark import LETTER, Benchmark, at, by_id, collect, field, numbered, read_json, read_table, write
-from vtcframe.config import UsageError
-from vtcframe.formats import InText
-from vtcframe.metrics import Row, Score, columns, mean, means, parts
-from vtcframe.sample import Sample
+from vtcframe.data.benchmarks.base import LETTER, Benchmark
+from vtcframe.data.files import at, by_id, collect, field, numbered, read_json, read_table, write
+from vtcframe.data.formats import InText
+from vtcframe.data.results import Row, Score, columns, mean, means, parts
+from vtcframe.data.sample import Sample
+from vtcframe.errors import UsageError
 
 ROUND = 10**6  # MMBench: what the index of a question grows by with each rotation of its options
 SCIENCE_LETTERS = LETTERS[:5]

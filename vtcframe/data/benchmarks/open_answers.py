@@ -8,10 +8,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from vtcframe.benchmark import SHORT, Benchmark, at, by_id, collect, field, numbered, read_json, write
-from vtcframe.config import UsageError
-from vtcframe.metrics import Row, Score, columns, means
-from vtcframe.sample import Sample
+from vtcframe.data.benchmarks.base import SHORT, Benchmark
+from vtcframe.data.files import at, by_id, collect, field, numbered, read_json, write
+from vtcframe.data.results import Row, Score, columns, means
+from vtcframe.data.sample import Sample
+from vtcframe.errors import UsageError
 
 PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 NUMBERS = {word: str(n) for n, word in enumerate("zero one two three four five six seven eight nine ten".split())}

@@ -14,10 +14,11 @@ from torchmetrics.functional.classification import (
     binary_recall,
 )
 
-from vtcframe.benchmark import SHORT, Benchmark, collect, field, read_jsonl, read_text, write
-from vtcframe.config import UsageError
-from vtcframe.metrics import Row, Score, mean, parts
-from vtcframe.sample import Sample
+from vtcframe.data.benchmarks.base import SHORT, Benchmark
+from vtcframe.data.files import collect, field, read_jsonl, read_text, write
+from vtcframe.data.results import Row, Score, mean, parts
+from vtcframe.data.sample import Sample
+from vtcframe.errors import UsageError
 
 PERCEPTION = "existence count position color posters celebrity scene landmark artwork OCR".split()
 COGNITION = "commonsense_reasoning numerical_calculation text_translation code_reasoning".split()

@@ -9,12 +9,14 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from vtcframe.adapter import Adapter, adapter_for
-from vtcframe.compress import compress
-from vtcframe.core import Budget, Evidence, Pruned
+from vtcframe.adapters.base import Adapter, adapter_for
+from vtcframe.core.budget import Budget
+from vtcframe.core.evidence import Evidence
+from vtcframe.core.pruned import Pruned
+from vtcframe.core.stages import Pruner, Stage
+from vtcframe.inference.compressed import compress
 from vtcframe.methods import RandomPruner
-from vtcframe.pipeline import Pruner, Stage
-from vtcframe.testing.backbones import SAMPLES, Sample, make_inputs
+from vtcframe.testing.tiny_models.llava_families import SAMPLES, Sample, make_inputs
 
 CLOSE = 1e-5  # float32 logits
 Positions = Literal["original", "compact"]

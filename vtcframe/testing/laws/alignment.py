@@ -9,10 +9,11 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from vtcframe.adapter import adapter_for
-from vtcframe.backbone import shown
-from vtcframe.core import Evidence, Layout
-from vtcframe.testing.adapters import inputs_for
+from vtcframe.adapters.base import adapter_for
+from vtcframe.core.evidence import Evidence
+from vtcframe.core.layout import Layout
+from vtcframe.data.processor import shown
+from vtcframe.testing.laws.adapters import inputs_for
 
 BRIGHT, FAINT = (255, 230, 200), 0.1
 

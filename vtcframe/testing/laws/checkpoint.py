@@ -9,13 +9,15 @@ import torch
 from PIL import Image
 from transformers.utils.logging import disable_progress_bar
 
-from vtcframe.adapter import adapter_for
-from vtcframe.backbone import Backbone, device_for
-from vtcframe.config import UsageError, bundled
-from vtcframe.core import Budget
-from vtcframe.data import Sample as Question
+from vtcframe.adapters.base import adapter_for
+from vtcframe.assets import bundled
+from vtcframe.core.budget import Budget
+from vtcframe.data.decode import load_sample
+from vtcframe.data.sample import Sample as Question
+from vtcframe.errors import UsageError
+from vtcframe.inference.checkpoint import Backbone, device_for
 from vtcframe.methods import RandomPruner, UniformPruner, VtcCls
-from vtcframe.testing.adapters import (
+from vtcframe.testing.laws.adapters import (
     CLOSE,
     GREEDY,
     check_alone,
@@ -25,7 +27,7 @@ from vtcframe.testing.adapters import (
     check_restored,
     inputs_for,
 )
-from vtcframe.testing.backbones import Sample
+from vtcframe.testing.tiny_models.llava_families import Sample
 
 PRUNERS = VtcCls(), RandomPruner(), UniformPruner()
 QUESTIONS = "what is in the image ?", "which colors and shapes are there , and where ?"
@@ -86,7 +88,7 @@ def _bundled() -> list[Image.Image]:
 
 
 def _opened(path: str) -> Image.Image:
-    question = Question("check", "", (Path(path),)).loaded()
+    question = load_sample(Question("check", "", (Path(path),)))
     if question.error is not None:
         raise UsageError(question.error)
     return question.pictures[0]

@@ -8,12 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vtcframe.core import Budget, Evidence, Pruned
-from vtcframe.faults import ComponentError, called, needs_of, told
-from vtcframe.needs import Need
-from vtcframe.pipeline import Allocator, Component, Ensembler, Merger, Pruner, Scorer, Selector
-from vtcframe.selectors import highest
-from vtcframe.testing.evidence import POISON, SAMPLES, make_evidence
+from vtcframe.core.budget import Budget
+from vtcframe.core.contracts import called, needs_of, told
+from vtcframe.core.evidence import Evidence
+from vtcframe.core.needs import Need
+from vtcframe.core.pruned import Pruned
+from vtcframe.core.stages import Pruner
+from vtcframe.core.verbs import Allocator, Component, Ensembler, Merger, Scorer, Selector
+from vtcframe.errors import ComponentError
+from vtcframe.ops.gather import highest
+from vtcframe.testing.tiny_models.evidence import POISON, SAMPLES, make_evidence
 
 CLOSE = 1e-6
 

@@ -9,14 +9,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from vtcframe.adapter import Adapter, adapter_for
-from vtcframe.compress import compress
-from vtcframe.core import Budget
-from vtcframe.llm_stage import LlmStages
-from vtcframe.passage import Passage, check_open, encode, prune
-from vtcframe.pipeline import Plan, Stage, planned
-from vtcframe.testing.adapters import CLOSE, GREEDY, check_restored, inputs_for
-from vtcframe.testing.backbones import SAMPLES, Sample
+from vtcframe.adapters.base import Adapter, adapter_for
+from vtcframe.core.budget import Budget
+from vtcframe.core.stages import Plan, Stage, planned
+from vtcframe.hooks.llm import LlmStages
+from vtcframe.inference.compressed import compress
+from vtcframe.inference.session import Passage, check_open, encode, prune
+from vtcframe.testing.laws.adapters import CLOSE, GREEDY, check_restored, inputs_for
+from vtcframe.testing.tiny_models.llava_families import SAMPLES, Sample
 
 _HIDDEN = torch.finfo(torch.float32).min
 

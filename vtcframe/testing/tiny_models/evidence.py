@@ -6,8 +6,9 @@ from hashlib import blake2b
 import torch
 from torch import Tensor
 
-from vtcframe.core import Evidence, Layout
-from vtcframe.needs import Keys, Need, Rows, Text
+from vtcframe.core.evidence import Evidence
+from vtcframe.core.layout import Layout
+from vtcframe.core.needs import Keys, Need, Rows, Text
 
 POISON = 1e4  # what lies at padding: a missing mask passes on zeros
 Samples = Mapping[int, Sequence[tuple[int, int]]]  # a sample's key -> (rows, columns) of each of its views

@@ -39,7 +39,7 @@ from transformers import (
     VideoLlavaVideoProcessor,
 )
 
-from vtcframe.testing.samples import SAMPLES, Sample, Visual, draw, film, make_inputs
+from vtcframe.testing.tiny_models.samples import SAMPLES, Sample, Visual, draw, film, make_inputs
 
 __all__ = [
     "CANVASES",

@@ -48,7 +48,7 @@ from transformers import (
     SiglipVisionConfig,
 )
 
-from vtcframe.testing.backbones import (
+from vtcframe.testing.tiny_models.llava_families import (
     PATCH,
     SIDE,
     SQUARE,
@@ -63,7 +63,7 @@ from vtcframe.testing.backbones import (
     tiny_video_llava,
     tokenizer_of,
 )
-from vtcframe.testing.samples import SAMPLES, Sample
+from vtcframe.testing.tiny_models.samples import SAMPLES, Sample
 
 MERGED = 2 * PATCH  # pixels a side of a token made of 2 x 2 patches
 QWEN = {

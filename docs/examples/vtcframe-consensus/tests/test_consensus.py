@@ -1,6 +1,7 @@
-from vtcframe import Even, Mean, Pipeline, TopK, compress
+from vtcframe import Even, Mean, Pipeline, TopK
+from vtcframe.inference import compressed as compress
 from vtcframe.testing import check_pruner, check_scorer, make_evidence, make_inputs, tiny_llava
-from vtcframe.testing.backbones import SAMPLES
+from vtcframe.testing.tiny_models.llava_families import SAMPLES
 
 from vtcframe_consensus.methods import ConsensusPruner
 from vtcframe_consensus.scorers import Consensus

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from vtcframe import Coverage, Even, Mean, Method, Mixed, Pipeline
-from vtcframe.pipeline import Facts
+from vtcframe.core.method import Facts
 
 from vtcframe_consensus.scorers import Consensus
 

@@ -1,6 +1,6 @@
 """ViTs of timm and open_clip as encoders of their own: pruned before their last blocks, for features, not for words."""
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
@@ -8,195 +8,22 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from vtcframe.adapter import Adapter
-from vtcframe.arrangement import WHOLE, Arrangement, Picture, Prompt, checksums, owners, sample_keys
-from vtcframe.attention import KeyStates, Reader, Tap
-from vtcframe.core import Budget, Evidence, Pruned
-from vtcframe.encoder_stage import (
-    Halves,
-    Inside,
-    Midway,
-    by_heads,
-    cure,
-    reader_of,
-    rows_of,
-)
-from vtcframe.needs import ClassToken, Features, Keys, Need, Rows
-from vtcframe.passage import encode, prune
-from vtcframe.pipeline import Pruner, Stage, plan_for
-from vtcframe.remains import everything, located
-from vtcframe.witness import only_call
-
-
-class Vit(ABC):
-    """A ViT in the parts that pruning runs one by one. Hidden states [B, prefix + patches, C] have prefix in front."""
-
-    def __init__(self, module: nn.Module, blocks: Iterable[nn.Module], prefix: int, has_class: bool) -> None:
-        self.module: Any = module
-        self.blocks = list(blocks)
-        self.prefix = prefix  # class token, registers
-        self.has_class = has_class
-
-    @abstractmethod
-    def grid(self, pixels: Tensor) -> tuple[int, int]:
-        """Return rows and columns of patches that [B, 3, h, w] becomes."""
-
-    @abstractmethod
-    def begin(self, pixels: Tensor, site: int, deepest: int) -> Tensor:
-        """[B, 3, h, w] -> hidden states behind `site` blocks; `deepest` >= site of them are run."""
-
-    @abstractmethod
-    def halves(self, block: Any) -> Halves:
-        """Return a block as stages inside it take it. ValueError where nothing lies between attention and MLP."""
-
-    @abstractmethod
-    def mask(self, bias: Tensor, block: Any) -> Tensor:
-        """[B, T] what is added to the logits of keys -> the mask by which a block does."""
-
-    @abstractmethod
-    def pooled(self, hidden: Tensor) -> Tensor:
-        """Hidden states behind the last block -> [B, D], by the model's own norm, pooling and head."""
-
-
-class TimmVit(Vit):
-    """VisionTransformer of timm, with class token, registers or neither; head included."""
-
-    def __init__(self, module: Any) -> None:
-        kind = type(module).__name__
-        if not _is(module, "timm.models.vision_transformer", "VisionTransformer"):
-            raise ValueError(
-                f"timm's {kind} cannot be pruned: only VisionTransformer has one sequence of tokens, read block "
-                "by block with full attention, and no windows, convolutions or rotary positions"
-            )
-        if not module.global_pool:
-            raise ValueError(
-                f"{kind} has global_pool='' and makes no features of its tokens: reset_classifier(0, 'avg')"
-            )
-        super().__init__(module, module.blocks, module.num_prefix_tokens, module.cls_token is not None)
-
-    def grid(self, pixels: Tensor) -> tuple[int, int]:
-        return tuple(self.module.patch_embed.dynamic_feat_size(pixels.shape[-2:]))
-
-    def begin(self, pixels: Tensor, site: int, deepest: int) -> Tensor:
-        seen = self.module.forward_intermediates(
-            pixels,
-            indices=[site - 1, deepest - 1],
-            return_prefix_tokens=True,
-            stop_early=True,
-            output_fmt="NLC",
-            intermediates_only=True,
-        )[0]
-        return torch.cat([seen[1], seen[0]], 1) if self.prefix else seen
-
-    def halves(self, block: Any) -> Halves:
-        if not _is(block, "timm.models.vision_transformer", "Block") or not hasattr(block, "norm1"):
-            raise ValueError(
-                f"a {type(block).__name__} cannot be pruned inside: only timm's Block has attention and MLP one after "
-                "the other, each behind its norm. Use stages at 'projector'"
-            )
-        return _TimmHalves(self, block)
-
-    def mask(self, bias: Tensor, block: Any) -> Tensor:
-        return bias[:, None, None]
-
-    def pooled(self, hidden: Tensor) -> Tensor:
-        return self.module.forward_head(self.module.norm(hidden))
-
-
-class OpenClipVit(Vit):
-    """VisionTransformer of open_clip, pooling and projection included."""
-
-    def __init__(self, module: Any) -> None:
-        if not _is(module, "open_clip.transformer", "VisionTransformer"):
-            raise ValueError(
-                f"open_clip's {type(module).__name__} cannot be pruned: only ViTs have a sequence of tokens"
-            )
-        if module.attn_pool is None and module.pool_type == "none":
-            raise ValueError("this VisionTransformer has pool_type='none' and makes no features of its tokens")
-        super().__init__(module, module.transformer.resblocks, 1, True)
-
-    def grid(self, pixels: Tensor) -> tuple[int, int]:
-        return tuple(self.module.grid_size)
-
-    def begin(self, pixels: Tensor, site: int, deepest: int) -> Tensor:
-        seen = self.module.forward_intermediates(
-            pixels,
-            indices=[site - 1, deepest - 1],
-            stop_early=True,
-            intermediates_only=True,
-            output_fmt="NLC",
-            output_extra_tokens=True,
-        )
-        return torch.cat([seen["image_intermediates_prefix"][0], seen["image_intermediates"][0]], 1)
-
-    def halves(self, block: Any) -> Halves:
-        return _OpenClipHalves(self, block)
-
-    def mask(self, bias: Tensor, block: Any) -> Tensor:
-        width = bias.shape[1]  # torch's MultiheadAttention takes no mask by sample but one for each head and query
-        return bias[:, None].expand(-1, width, -1).repeat_interleave(block.attn.num_heads, 0)
-
-    def pooled(self, hidden: Tensor) -> Tensor:
-        pooled = self.module._pool(hidden)[0]  # it has no public name
-        return pooled if self.module.proj is None else pooled @ self.module.proj
-
-
-class _TimmHalves(Halves):
-    def __init__(self, vit: Vit, block: Any) -> None:
-        super().__init__(block, block.attn)
-        self.vit = vit
-
-    def attend(self, hidden: Tensor, bias: Tensor | None) -> Tensor:
-        mask = None if bias is None else self.vit.mask(bias.to(hidden.dtype), self.block)
-        return hidden + self.block.drop_path1(self.block.ls1(self.attention(self.block.norm1(hidden), attn_mask=mask)))
-
-    def spread(self, hidden: Tensor, paid: Tensor) -> Tensor:
-        attention, normed = self.attention, self.block.norm1(hidden)
-        seen = attention.norm(by_heads(attention.qkv(normed).chunk(3, -1)[2], paid))
-        if attention.gate is not None:
-            seen = seen * attention.gate(normed).sigmoid()
-        return hidden + self.block.drop_path1(self.block.ls1(attention.proj(seen)))
-
-    def feed(self, hidden: Tensor) -> Tensor:
-        return hidden + self.block.drop_path2(self.block.ls2(self.block.mlp(self.block.norm2(hidden))))
-
-
-class _OpenClipHalves(Halves):
-    def __init__(self, vit: Vit, block: Any) -> None:
-        super().__init__(block, block.attn)
-        self.vit = vit
-
-    def attend(self, hidden: Tensor, bias: Tensor | None) -> Tensor:
-        block, normed = self.block, self.block.ln_1(hidden)
-        mask = None if bias is None else self.vit.mask(bias.to(hidden.dtype), block)
-        if isinstance(self.attention, nn.MultiheadAttention):
-            return hidden + block.ls_1(block.attention(q_x=normed, attn_mask=mask))
-        return hidden + block.ls_1(block.ln_attn(self.attention(normed, attn_mask=mask)))
-
-    def spread(self, hidden: Tensor, paid: Tensor) -> Tensor:
-        attention = self.attention
-        if not isinstance(attention, nn.MultiheadAttention):
-            raise ValueError(
-                f"{type(attention).__name__} of {type(self.block).__name__} takes no attention that was merged: "
-                "let it be computed anew, when='before'"
-            )
-        bias = None if attention.in_proj_bias is None else attention.in_proj_bias.chunk(3)[2]
-        values = torch.nn.functional.linear(self.block.ln_1(hidden), attention.in_proj_weight.chunk(3)[2], bias)
-        return hidden + self.block.ls_1(attention.out_proj(by_heads(values, paid)))
-
-    def feed(self, hidden: Tensor) -> Tensor:
-        return hidden + self.block.ls_2(self.block.mlp(self.block.ln_2(hidden)))
-
-
-class OpenClipTrunk(TimmVit):
-    """A timm ViT inside an open_clip model (SigLIP and others)."""
-
-    def __init__(self, module: Any) -> None:
-        super().__init__(module.trunk)
-        self.head = module.head
-
-    def pooled(self, hidden: Tensor) -> Tensor:
-        return self.head(super().pooled(hidden))
+from vtcframe.adapters.arrangement import WHOLE, Arrangement, Picture, checksums, owners, sample_keys
+from vtcframe.adapters.auxiliary_encoders import only_call
+from vtcframe.adapters.base import Adapter
+from vtcframe.adapters.prompt import Prompt
+from vtcframe.core.evidence import Evidence
+from vtcframe.core.needs import ClassToken, Features, Keys, Need, Rows
+from vtcframe.core.pruned import Pruned
+from vtcframe.core.stages import Stage
+from vtcframe.core.token_merging import Midway
+from vtcframe.hooks.encoder import Inside, rows_of
+from vtcframe.hooks.encoder_blocks import cure, reader_of
+from vtcframe.hooks.readers import KeyStates, Reader
+from vtcframe.hooks.tap import Tap
+from vtcframe.ops.compose import everything
+from vtcframe.ops.gather import located
+from vtcframe_backbones.encoders.vit import Vit
 
 
 class Encoder(Adapter):
@@ -364,80 +191,3 @@ class Encoder(Adapter):
         if not all(hasattr(block, "attn") for block in self.vit.blocks):
             raise ValueError(f"{need} cannot be gathered: blocks of {kind} have no attention module of their own")
         return [layer % count for layer in need.layers], reader
-
-
-class Timm(Encoder):
-    """A VisionTransformer of timm: class-token, average and attention pooling, with or without a classifier."""
-
-    @classmethod
-    def matches(cls, model: nn.Module) -> bool:
-        """Take every model of timm: what cannot be pruned gets its reason."""
-        return _is(model, "timm.models")
-
-    @staticmethod
-    def part(model: Any) -> Vit:
-        """Return the model itself."""
-        return TimmVit(model)
-
-    def untouched(self, pixels: Tensor) -> Tensor:
-        """Call the model."""
-        return self.model(pixels)
-
-
-class OpenClip(Encoder):
-    """The image tower of an open_clip model; `features` are those of `encode_image`."""
-
-    @classmethod
-    def matches(cls, model: nn.Module) -> bool:
-        """Take every model of open_clip: what cannot be pruned gets its reason."""
-        return _is(model, "open_clip") and hasattr(model, "visual")
-
-    @staticmethod
-    def part(model: Any) -> Vit:
-        """Return the image tower."""
-        if type(model).__name__ not in ("CLIP", "CustomTextCLIP"):
-            raise ValueError(
-                f"open_clip's {type(model).__name__} is served by no adapter: use a CLIP or CustomTextCLIP"
-            )
-        return OpenClipTrunk(model.visual) if hasattr(model.visual, "trunk") else OpenClipVit(model.visual)
-
-    def untouched(self, pixels: Tensor) -> Tensor:
-        """Call `encode_image`."""
-        return self.model.encode_image(pixels)
-
-
-@torch.no_grad()
-def extract(
-    model: nn.Module, pixels: Tensor, pruner: Pruner, tokens: int | None = None, ratio: float | None = None
-) -> Tensor:
-    """[P, 3, h, w] -> [P, D]: features of a timm or open_clip model, its last block seeing what `pruner` leaves.
-
-    A method with stages inside the encoder acts there instead. `tokens` or `ratio` is the budget of each picture (see
-    Budget); without either an adaptive pruner decides. Zero-shot classification with half the patches:
-
-        names = [f"a photo of a {name}" for name in classes]
-        words = model.encode_text(open_clip.get_tokenizer("ViT-B-32")(names), normalize=True)
-        seen = torch.nn.functional.normalize(extract(model, pixels, VtcCls(), ratio=0.5), dim=-1)
-        answer = (seen @ words.T).argmax(1)
-    """
-    kind = next((kind for kind in (Timm, OpenClip) if kind.matches(model)), None)
-    if kind is None:
-        raise ValueError(f"{type(model).__name__} is neither a model of timm nor of open_clip")
-    budget = None if tokens is None and ratio is None else Budget(tokens, ratio)
-    plan, inputs = plan_for(pruner, budget), {"pixel_values": pixels}
-    adapter = kind(model, rest=1 if plan.projector else None)
-    arrangement = adapter.arrange(inputs)
-    if plan.covers(arrangement.layout):
-        return adapter.untouched(pixels)
-    if plan.llm:
-        raise ValueError(f"{type(model).__name__} has no language model: {plan} acts at {plan.llm[0].at}")
-    evidence, left = encode(adapter, inputs, arrangement, plan, plan.needs)
-    return adapter.features(evidence, prune(plan, evidence, left)[0])
-
-
-def _is(model: nn.Module, package: str, name: str | None = None) -> bool:
-    """Tell whether a class of `package` made the model, without importing that package."""
-    return any(
-        (kind.__module__ + ".").startswith(package + ".") and name in (None, kind.__name__)
-        for kind in type(model).__mro__
-    )

@@ -1,0 +1,1 @@
+"""Vision transformers of timm and open_clip as encoders of their own, without a language model."""

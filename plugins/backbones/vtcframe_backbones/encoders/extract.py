@@ -1,0 +1,39 @@
+"""TODO: plugins/backbones/vtcframe_backbones/encoders/extract.py."""
+
+import torch
+from torch import Tensor, nn
+
+from vtcframe.core.budget import Budget
+from vtcframe.core.stages import Pruner, plan_for
+from vtcframe.inference.session import encode, prune
+from vtcframe_backbones.encoders.open_clip import OpenClip
+from vtcframe_backbones.encoders.timm import Timm
+
+
+@torch.no_grad()
+def extract(
+    model: nn.Module, pixels: Tensor, pruner: Pruner, tokens: int | None = None, ratio: float | None = None
+) -> Tensor:
+    """[P, 3, h, w] -> [P, D]: features of a timm or open_clip model, its last block seeing what `pruner` leaves.
+
+    A method with stages inside the encoder acts there instead. `tokens` or `ratio` is the budget of each picture (see
+    Budget); without either an adaptive pruner decides. Zero-shot classification with half the patches:
+
+        names = [f"a photo of a {name}" for name in classes]
+        words = model.encode_text(open_clip.get_tokenizer("ViT-B-32")(names), normalize=True)
+        seen = torch.nn.functional.normalize(extract(model, pixels, VtcCls(), ratio=0.5), dim=-1)
+        answer = (seen @ words.T).argmax(1)
+    """
+    kind = next((kind for kind in (Timm, OpenClip) if kind.matches(model)), None)
+    if kind is None:
+        raise ValueError(f"{type(model).__name__} is neither a model of timm nor of open_clip")
+    budget = None if tokens is None and ratio is None else Budget(tokens, ratio)
+    plan, inputs = plan_for(pruner, budget), {"pixel_values": pixels}
+    adapter = kind(model, rest=1 if plan.projector else None)
+    arrangement = adapter.arrange(inputs)
+    if plan.covers(arrangement.layout):
+        return adapter.untouched(pixels)
+    if plan.llm:
+        raise ValueError(f"{type(model).__name__} has no language model: {plan} acts at {plan.llm[0].at}")
+    evidence, left = encode(adapter, inputs, arrangement, plan, plan.needs)
+    return adapter.features(evidence, prune(plan, evidence, left)[0])

@@ -1,0 +1,93 @@
+"""TODO: plugins/backbones/vtcframe_backbones/encoders/timm.py."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vtcframe.hooks.encoder_blocks import Halves, by_heads
+from vtcframe_backbones.encoders.base import Encoder
+from vtcframe_backbones.encoders.vit import Vit, _is
+
+
+class TimmVit(Vit):
+    """VisionTransformer of timm, with class token, registers or neither; head included."""
+
+    def __init__(self, module: Any) -> None:
+        kind = type(module).__name__
+        if not _is(module, "timm.models.vision_transformer", "VisionTransformer"):
+            raise ValueError(
+                f"timm's {kind} cannot be pruned: only VisionTransformer has one sequence of tokens, read block "
+                "by block with full attention, and no windows, convolutions or rotary positions"
+            )
+        if not module.global_pool:
+            raise ValueError(
+                f"{kind} has global_pool='' and makes no features of its tokens: reset_classifier(0, 'avg')"
+            )
+        super().__init__(module, module.blocks, module.num_prefix_tokens, module.cls_token is not None)
+
+    def grid(self, pixels: Tensor) -> tuple[int, int]:
+        return tuple(self.module.patch_embed.dynamic_feat_size(pixels.shape[-2:]))
+
+    def begin(self, pixels: Tensor, site: int, deepest: int) -> Tensor:
+        seen = self.module.forward_intermediates(
+            pixels,
+            indices=[site - 1, deepest - 1],
+            return_prefix_tokens=True,
+            stop_early=True,
+            output_fmt="NLC",
+            intermediates_only=True,
+        )[0]
+        return torch.cat([seen[1], seen[0]], 1) if self.prefix else seen
+
+    def halves(self, block: Any) -> Halves:
+        if not _is(block, "timm.models.vision_transformer", "Block") or not hasattr(block, "norm1"):
+            raise ValueError(
+                f"a {type(block).__name__} cannot be pruned inside: only timm's Block has attention and MLP one after "
+                "the other, each behind its norm. Use stages at 'projector'"
+            )
+        return _TimmHalves(self, block)
+
+    def mask(self, bias: Tensor, block: Any) -> Tensor:
+        return bias[:, None, None]
+
+    def pooled(self, hidden: Tensor) -> Tensor:
+        return self.module.forward_head(self.module.norm(hidden))
+
+
+class _TimmHalves(Halves):
+    def __init__(self, vit: Vit, block: Any) -> None:
+        super().__init__(block, block.attn)
+        self.vit = vit
+
+    def attend(self, hidden: Tensor, bias: Tensor | None) -> Tensor:
+        mask = None if bias is None else self.vit.mask(bias.to(hidden.dtype), self.block)
+        return hidden + self.block.drop_path1(self.block.ls1(self.attention(self.block.norm1(hidden), attn_mask=mask)))
+
+    def spread(self, hidden: Tensor, paid: Tensor) -> Tensor:
+        attention, normed = self.attention, self.block.norm1(hidden)
+        seen = attention.norm(by_heads(attention.qkv(normed).chunk(3, -1)[2], paid))
+        if attention.gate is not None:
+            seen = seen * attention.gate(normed).sigmoid()
+        return hidden + self.block.drop_path1(self.block.ls1(attention.proj(seen)))
+
+    def feed(self, hidden: Tensor) -> Tensor:
+        return hidden + self.block.drop_path2(self.block.ls2(self.block.mlp(self.block.norm2(hidden))))
+
+
+class Timm(Encoder):
+    """A VisionTransformer of timm: class-token, average and attention pooling, with or without a classifier."""
+
+    @classmethod
+    def matches(cls, model: nn.Module) -> bool:
+        """Take every model of timm: what cannot be pruned gets its reason."""
+        return _is(model, "timm.models")
+
+    @staticmethod
+    def part(model: Any) -> Vit:
+        """Return the model itself."""
+        return TimmVit(model)
+
+    def untouched(self, pixels: Tensor) -> Tensor:
+        """Call the model."""
+        return self.model(pixels)

@@ -1,0 +1,47 @@
+"""TODO: vtcframe/adapters/prompt.py."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A batch of prompts by column: the place in a sample's own prompt, batch padding not counted. On the CPU."""
+
+    ids: Tensor  # [P, C]
+    real: Tensor  # [P, C] bool, False behind a prompt's end
+    kind: Tensor  # [P, C] which of the placeholders stands there, -1 = text
+
+    @classmethod
+    def of(cls, inputs: Mapping[str, Any], placeholders: Sequence[int]) -> "Prompt":
+        """Read `input_ids` and `attention_mask` (all ones where there is none), padded on either side."""
+        ids = inputs["input_ids"].cpu()
+        real = own_mask(inputs)
+        if real.shape != ids.shape:
+            raise ValueError(f"attention_mask is {list(real.shape)}, input_ids {list(ids.shape)}: give a 2-D mask")
+        ids, real = by_column(ids, real), by_column(real, real)
+        kind = torch.full_like(ids, -1)
+        for number, placeholder in enumerate(placeholders):
+            kind[real & (ids == placeholder)] = number
+        return cls(ids, real, kind)
+
+    @property
+    def visual(self) -> Tensor:
+        """[P, C] bool, True at placeholders of any kind."""
+        return self.kind >= 0
+
+
+def own_mask(inputs: Mapping[str, Any]) -> Tensor:
+    """[P, L] bool on the CPU, False at padding."""
+    mask = inputs.get("attention_mask")
+    return torch.ones_like(inputs["input_ids"].cpu(), dtype=torch.bool) if mask is None else mask.cpu().bool()
+
+
+def by_column(values: Tensor, real: Tensor) -> Tensor:
+    """[..., P, L] padded on either side, real [P, L] -> [..., P, C], padding at the end."""
+    order = (~real).long().argsort(dim=1, stable=True)[:, : int(real.sum(1).max())]
+    return values.gather(-1, order.expand(*values.shape[:-2], *order.shape))

@@ -1,0 +1,1 @@
+"""Scorers, ensemblers, allocators, selectors and mergers that methods are composed of."""

@@ -1,0 +1,1 @@
+"""Configuration: short component names in YAML, the command-line parser, and vtcframe.yaml."""

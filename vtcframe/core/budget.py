@@ -1,0 +1,56 @@
+"""TODO: vtcframe/core/budget.py."""
+
+from dataclasses import dataclass
+from numbers import Integral, Real
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from vtcframe.core.layout import Layout
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How many visual tokens may stay: a count, or the fraction kept of the untouched count.
+
+    `tokens` is meant for each sample, image or view, as `per` says; whatever it says, the allocator shares out the
+    sample's total. A ratio is rounded half to even. A sample keeps at least one token (it has any) and at most all.
+    """
+
+    tokens: int | None = None
+    ratio: float | None = None
+    per: Literal["sample", "image", "view"] = "sample"
+
+    def __post_init__(self) -> None:
+        if (self.tokens is None) == (self.ratio is None):
+            raise ValueError(f"give tokens or ratio, exactly one of them: got tokens={self.tokens}, ratio={self.ratio}")
+        if self.tokens is not None and (isinstance(self.tokens, bool) or not isinstance(self.tokens, Integral)):
+            raise TypeError(f"tokens must be an int, got {self.tokens!r}: give ratio for a fraction")
+        if self.tokens is not None and self.tokens < 1:
+            raise ValueError(f"tokens must be at least 1, got {self.tokens}")
+        if self.ratio is not None and (isinstance(self.ratio, bool) or not isinstance(self.ratio, Real)):
+            raise TypeError(f"ratio must be a number, got {self.ratio!r}")
+        if self.ratio is not None and not 0 < self.ratio <= 1:
+            raise ValueError(f"ratio is the fraction of tokens kept and must lie in (0, 1], got {self.ratio}")
+        if self.per not in ("sample", "image", "view"):
+            raise ValueError(f"per must be 'sample', 'image' or 'view', got {self.per!r}")
+
+    def total(self, layout: Layout) -> Tensor:
+        """[P] tokens each sample may keep of those it has now; [P] lies on the CPU."""
+        now, tokens = layout.total(layout.count), self.tokens or 0
+        if self.ratio is not None:
+            want = (layout.untouched.double() * self.ratio).round().long()
+        elif self.per == "sample":
+            want = torch.full_like(now, tokens)
+        else:  # each image or view is capped by itself, so a small one leaves nothing to the others
+            owner = layout.sample * (layout.image.max() + 1 if len(layout.image) else 1) + layout.image
+            group = torch.arange(len(owner)) if self.per == "view" else owner.unique(return_inverse=True)[1]
+            size = torch.zeros_like(layout.sample).index_add_(0, group, layout.count).clamp(max=tokens)
+            first = torch.zeros_like(layout.sample).index_copy_(0, group, layout.sample)
+            want = torch.zeros_like(now).index_add_(0, first, size)
+        return want.clamp(min=1).minimum(now)
+
+    def covers(self, layout: Layout) -> bool:
+        """Tell whether nothing would have to go of what every sample had at first."""
+        return bool((self.total(layout) >= layout.untouched).all())

@@ -1,0 +1,118 @@
+"""TODO: vtcframe/core/token_merging.py."""
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from vtcframe.core.evidence import Evidence
+from vtcframe.core.layout import Layout
+from vtcframe.core.pruned import Pruned
+from vtcframe.core.stages import Pruner
+
+When = Literal["amid", "after", "before", "fused"]
+
+
+Pooling = Literal["mean", "max"]
+
+
+@dataclass(frozen=True)
+class Midway(Evidence):
+    """Evidence in the midst of an encoder: tokens [V, N, C] are the patches' hidden states. Class tokens always stay.
+
+    What blocks showed before an earlier stage is told of the tokens left only; "feeding" counts the blocks up to here.
+    """
+
+    size: Tensor | None = None  # [V, N] float32, how many patches each token stands for; None where each is one
+    classes: int = 0  # class tokens and registers in front of the patches
+
+    def _take(self, source: Tensor, rows: Layout) -> "Midway":
+        taken: Any = super()._take(source, rows)
+        if self.size is None:
+            return taken
+        return replace(taken, size=self.size.flatten()[source.clamp(min=0)].masked_fill(source < 0, 1))
+
+
+def sizes(evidence: Evidence) -> Tensor:
+    """[V, N] float32, how many patches each token stands for."""
+    size = evidence.size if isinstance(evidence, Midway) else None
+    return (
+        torch.ones(evidence.layout.column.shape, device=evidence.tokens.device, dtype=torch.float32)
+        if size is None
+        else size
+    )
+
+
+@dataclass(frozen=True)
+class Merged(Pruned):
+    """What is left where tokens became one. Later blocks add the logarithm of the size to the logits of keys."""
+
+    size: Tensor  # [V, M] float32
+    group: Tensor  # [V, N] the output token that each token is part of; -1 = of none
+    share: Tensor  # [V, N] float32, its weight in it; 1 in all
+    pooling: Pooling = "mean"
+
+
+class TokenMerger(Pruner):
+    """A pruner in an encoder whose tokens have sizes; it returns `Merged`.
+
+    `when` it acts: "amid" attention and MLP; "after" the MLP; "before" the attention, which then runs on what is left;
+    or "fused", before the attention, whose map is merged as the tokens are and not computed again.
+    """
+
+    when: When = "amid"
+
+
+def merge(
+    evidence: Evidence,
+    leader: Tensor,
+    order: Tensor,
+    quota: Tensor,
+    weight: Tensor,
+    scores: Tensor,
+    gain: Tensor | None = None,
+    pooling: Pooling = "mean",
+) -> Merged:
+    """Make one token of those that share a leader; it takes its leader's place.
+
+    `leader` [V, N] is the token that each one joins, itself where it stays, -1 where it goes without a trace; `quota`
+    [V] of them lead, and come out in ascending `order` [V, N]. `weight` [V, N] > 0 weighs the mean; `gain` [V, N] is
+    what each adds to the size (its own size). Tokens that stay alone are not changed, bit for bit.
+    """
+    valid, width = evidence.layout.valid, int(quota.max()) if len(quota) else 0
+    index = torch.arange(leader.shape[1], device=leader.device).expand(leader.shape)
+    leads = valid & (leader == index)
+    place = order.masked_fill(~leads, order.shape[1] * 4).argsort(dim=1, stable=True)
+    group = torch.zeros_like(place).scatter_(1, place, index).gather(1, leader.clamp(min=0))
+    group = group.masked_fill(~valid | (leader < 0), -1)
+    empty = torch.arange(width, device=leader.device) >= quota.to(leader.device)[:, None]
+    place = place[:, :width].masked_fill(empty, -1)
+
+    total = _pooled(weight[:, None, :, None], group, None, width)[:, 0, :, 0]
+    share = (weight / total.gather(1, group.clamp(min=0))).masked_fill(group < 0, 0) if width else weight * 0
+    tokens = _pooled(evidence.tokens[:, None].float(), group, share, width, pooling)[:, 0]
+    tokens = tokens.masked_fill(empty[..., None], 0).to(evidence.tokens.dtype)
+    gain = sizes(evidence) if gain is None else gain
+    size = _pooled(gain[:, None, :, None], group, None, width)[:, 0, :, 0].masked_fill(empty, 1)
+    scores = scores.float().masked_fill(~valid, -torch.inf)
+    return Merged(tokens, place, scores, evidence.layout, size, group, share, pooling)
+
+
+def _pooled(x: Tensor, group: Tensor, share: Tensor | None, width: int, pooling: Pooling = "mean") -> Tensor:
+    """[V, H, N, D] -> [V, H, width, D]: the sum of each group, weighed by `share` [V, N], or its maximum."""
+    index = group.masked_fill(group < 0, width)[:, None, :, None].expand(x.shape)
+    out = x.new_zeros(*x.shape[:2], width + 1, x.shape[3])
+    if pooling == "max":
+        return out.scatter_reduce(2, index, x, "amax", include_self=False)[:, :, :width]
+    return out.scatter_add(2, index, x if share is None else x * share[:, None, :, None])[:, :, :width]
+
+
+def fused(paid: Tensor, merged: Merged, classes: int) -> Tensor:
+    """[V, H, T, T] attention before a merge -> [V, H, T', T']: what keys get is summed, queries are pooled."""
+    own = torch.arange(classes, device=paid.device).expand(len(paid), -1)
+    group = torch.cat([own, torch.where(merged.group < 0, -1, merged.group + classes)], 1)
+    share, width = pad(merged.share, (classes, 0), value=1), classes + merged.place.shape[1]
+    keys = _pooled(paid.transpose(2, 3), group, None, width).transpose(2, 3)
+    return _pooled(keys, group, share, width, merged.pooling)

@@ -1,0 +1,1 @@
+"""Samples, decoding, file formats, transforms, processor inputs and result rows."""

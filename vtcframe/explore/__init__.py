@@ -1,0 +1,1 @@
+"""What a pruner keeps of one picture: `vtcframe explain` and the page of `vtcframe explore`."""

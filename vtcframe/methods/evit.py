@@ -1,0 +1,71 @@
+"""TODO: vtcframe/methods/evit.py."""
+
+from dataclasses import dataclass
+from math import ceil
+
+import torch
+from torch import Tensor
+
+from vtcframe.components.allocators import Even
+from vtcframe.components.ensemblers import Mean
+from vtcframe.components.mergers import Fuse
+from vtcframe.components.scorers import ClsAttention
+from vtcframe.components.selectors import TopK
+from vtcframe.core.budget import Budget
+from vtcframe.core.evidence import Evidence
+from vtcframe.core.method import Facts
+from vtcframe.core.needs import Stand
+from vtcframe.core.pipeline import Pipeline
+from vtcframe.core.stages import Stage
+from vtcframe.core.verbs import Allocator
+from vtcframe.methods._base import _Inside
+
+
+@dataclass(frozen=True)
+class KeepRate(Allocator):
+    """The part `keep` of each view's tokens, rounded up; towards a budget by equal ratios, with `left` steps to go."""
+
+    keep: float
+    left: int = 1
+
+    def __call__(self, scores: Tensor, budget: Tensor | None, evidence: Evidence) -> Tensor:
+        count = evidence.layout.count
+        if budget is None:
+            return torch.tensor([ceil(self.keep * n) for n in count.tolist()], dtype=torch.long)
+        final = Even()(scores, budget, evidence)
+        if self.left == 1:
+            return final
+        ratio = (final / count.clamp(min=1)).double() ** (1 / self.left)
+        return (count * ratio).ceil().long().clamp(final, count)
+
+
+@dataclass(frozen=True, repr=False)
+class EVit(_Inside):
+    """EViT (arXiv 2202.07800): in three blocks the most attended by [CLS] of the same block stay.
+
+    The part `keep` of the patches stays in each, rounded up. What goes becomes one token, the sum weighted by
+    attention (equation 3), which counts as a patch from then on and takes the first place that is free. With a budget
+    each of the stages keeps the same part, such that the budget is left in the end; the fused token is of it.
+
+    Blocks 3, 6 and 9 are those of DeiT's 12: on 24 blocks give (6, 12, 18). The paper fine-tunes its models; without,
+    fuse=False is the safer choice. The order of patches, by score in the code, means nothing to an encoder; they are
+    read in raster order here. `query` names what stands in for a missing [CLS]; that is no part of the paper.
+    """
+
+    facts = Facts(
+        "arXiv 2202.07800", "[CLS] attention of the block", "top-k", "fused, weighted by attention", "exact", "encoder"
+    )
+    blocks: tuple[int, ...] = (3, 6, 9)
+    keep: float = 0.7
+    fuse: bool = True
+    query: Stand = "cls"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.keep <= 1:
+            raise ValueError(f"keep is the part that stays and must lie in (0, 1], got {self.keep}")
+
+    def stages(self, budget: Budget | None) -> tuple[Stage, ...]:
+        scorers, merger = (ClsAttention(1, self.query),), Fuse(mean=False) if self.fuse else None
+        steps = [Pipeline(scorers, Mean(), KeepRate(self.keep, left), TopK(), merger) for left in self.left]
+        return self.at([*steps], budget)

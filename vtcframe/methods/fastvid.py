@@ -1,0 +1,110 @@
+"""TODO: vtcframe/methods/fastvid.py."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vtcframe.components.allocators import Even
+from vtcframe.components.scorers import ClsAttention
+from vtcframe.core.evidence import Evidence
+from vtcframe.core.method import Facts
+from vtcframe.core.needs import Features, Need, Stand
+from vtcframe.methods._frames import _AcrossFrames, _check_shares, _clean, _mean, _runs
+from vtcframe.ops.density_peaks import peaks
+from vtcframe.ops.gather import highest
+from vtcframe.ops.similarity import unit
+from vtcframe.ops.views import first_frames
+
+
+@dataclass(frozen=True)
+class FastVid(_AcrossFrames):
+    """FastVID (arXiv 2503.11187): in each frame the most attended; what a segment's others share, in anchors.
+
+    A video is cut where neighbouring frames are least alike, at the `segments` - 1 lowest cosines and at those below
+    `tau`. `context` of every frame's share goes to the segment's anchor frames, the last and every `every`th before
+    it: density peaks (4 neighbours) among what attention left over. All tokens of the segment that attention left over
+    join the anchor most alike; it becomes `beta` of itself and the rest the mean of its cluster. Frames are compared by
+    the mean of their encoder features (the paper: their pooled [CLS], which most backbones do not show). Where an
+    anchor frame has no room, the tokens go by attention. Within a frame, order is raster.
+    """
+
+    facts = Facts(
+        "arXiv 2503.11187",
+        "attention of [CLS] or its proxy",
+        "top-k and density peaks",
+        "averaged in",
+        "exact, given the code's features of whole frames",
+    )
+    segments: int = 8
+    tau: float = 0.9
+    context: float = 0.4
+    every: int = 4
+    beta: float = 0.6
+    query: Stand = "proxy"
+
+    def __post_init__(self) -> None:
+        _check_shares(context=self.context, beta=self.beta)
+        if self.segments < 1 or self.every < 1:
+            raise ValueError(f"segments and every must be at least 1, got {self.segments} and {self.every}")
+
+    @property
+    def needs(self) -> tuple[Need, ...]:
+        return (*ClsAttention(1, self.query).needs, Features())
+
+    def scores(self, evidence: Evidence) -> Tensor:
+        return ClsAttention(1, self.query)(evidence)[0].float()
+
+    def cuts(self, evidence: Evidence) -> Tensor:
+        """[V] bool on the CPU: where a segment begins."""
+        layout = evidence.layout
+        frame = torch.nn.functional.normalize(_mean(evidence[Features()], layout.valid), dim=1)
+        alike = torch.ones(len(frame), dtype=torch.float32)
+        alike[1:] = (frame[1:] * frame[:-1]).sum(1).cpu()
+        begins = first_frames(layout)
+        cut = begins | (alike < self.tau)
+        for start, end in _runs(begins):
+            cut[start + 1 + alike[start + 1 : end].argsort(stable=True)[: self.segments - 1]] = True
+        return cut
+
+    def plan(self, total: Tensor, cut: Tensor, evidence: Evidence) -> tuple[Tensor, Tensor]:
+        """Return [V] each, on the CPU: how many tokens stay by attention, how many are anchors."""
+        layout = evidence.layout
+        share = Even()(layout.column, total, evidence)
+        context = (share.double() * self.context).long()
+        attended, anchors, room = (share - context).tolist(), [0] * len(share), layout.count.tolist()
+        for start, end in _runs(cut):
+            left, hosts = int(context[start:end].sum()), range(end - 1, start - 1, -self.every)
+            for i, v in enumerate(hosts):
+                anchors[v] = min(left // (len(hosts) - i), room[v] - attended[v])
+                left -= anchors[v]
+            for v in range(start, end):
+                more = min(left, room[v] - attended[v] - anchors[v])
+                attended[v] += more
+                left -= more
+        return torch.tensor(attended, dtype=torch.long), torch.tensor(anchors, dtype=torch.long)
+
+    def merged(self, scores: Tensor, total: Tensor, evidence: Evidence) -> tuple[Tensor, Tensor]:
+        valid, x, cut = evidence.layout.valid, _clean(evidence), self.cuts(evidence)
+        attended, anchors = self.plan(total, cut, evidence)
+        first = highest(scores, attended)
+        others = valid & ~first
+        anchor = highest(peaks(x, others, torch.full_like(anchors, 4))[0], anchors)
+        segment = cut.cumsum(0) - 1
+        width = torch.zeros(len(cut), dtype=torch.long).index_add_(0, segment, anchors)
+        if not width.any():
+            return first, x
+        segment, size = segment.to(x.device), int(width.max())
+        at = anchor.flatten().nonzero()[:, 0]  # by frame, then raster
+        host = segment[at // valid.shape[1]]
+        slot = torch.arange(len(at), device=at.device) - torch.searchsorted(host, host)
+        centre = x.new_zeros(len(cut), size, x.shape[2])
+        centre[host, slot] = x.flatten(0, 1)[at]
+        real = torch.arange(size, device=x.device) < width.to(x.device)[:, None]
+        alike = unit(x, valid) @ unit(centre, real)[segment].mT
+        alike = alike.masked_fill(~real[segment][:, None], -torch.inf)
+        to = (segment[:, None] * size + alike.argmax(2))[others]
+        mean = centre.new_zeros(centre.shape).flatten(0, 1).index_add_(0, to, x[others])
+        mean = mean / torch.bincount(to, minlength=len(mean)).clamp(min=1)[:, None]
+        x[anchor] = self.beta * x[anchor] + (1 - self.beta) * mean[host * size + slot]
+        return first | anchor, x

@@ -1,0 +1,85 @@
+"""TODO: vtcframe/methods/tome.py."""
+
+from dataclasses import dataclass
+
+import torch
+
+from vtcframe.core.budget import Budget
+from vtcframe.core.evidence import Evidence
+from vtcframe.core.method import Facts
+from vtcframe.core.needs import Keys, Need
+from vtcframe.core.stages import Stage
+from vtcframe.core.token_merging import Merged, TokenMerger, merge, sizes
+from vtcframe.methods._base import _Inside
+from vtcframe.methods._matching import _classes, _due, _halves, _index, _still, _verify
+from vtcframe.ops.gather import take
+from vtcframe.ops.similarity import cosine
+
+
+@dataclass(frozen=True, repr=False)
+class ToMe(_Inside):
+    """ToMe (arXiv 2210.09461): in each block `r` tokens merge into those whose keys are most alike.
+
+    Every other token is a source, which merges into the most alike of the others: the r nearest do, as means weighted
+    by size (bipartite soft matching). Sizes are added to later blocks' logits as their logarithm (proportional
+    attention). At most half the tokens go in a block. `inflect` from -1 (r falls to 0 over the blocks, from 2r) to 1
+    (it rises). With a budget each block merges the same number instead, up to half of what it has; a budget that this
+    cannot reach is an error. A merged token takes the place of the one it was merged into.
+
+    `blocks` are the 23 that feed LLaVA-1.5's projector; an encoder of another depth needs others.
+    """
+
+    facts = Facts(
+        "arXiv 2210.09461",
+        "similarity of keys",
+        "bipartite matching in every block",
+        "merged, weighted by size",
+        "exact",
+        "encoder",
+    )
+    r: int = 16
+    inflect: float = 0.0
+    blocks: tuple[int, ...] = tuple(range(23))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.r < 0 or not -1 <= self.inflect <= 1:
+            raise ValueError(f"r must not be negative and inflect lie in [-1, 1], got {self.r} and {self.inflect}")
+
+    def rates(self) -> list[int]:
+        """Return how many tokens merge in each block: a line from r (1 - inflect) to r (1 + inflect), cut to whole."""
+        low = int(self.r * (1 - self.inflect))
+        step = 2 * (self.r - low) / max(1, len(self.blocks) - 1)
+        return [int(low + step * i) for i in range(len(self.blocks))]
+
+    def stages(self, budget: Budget | None) -> tuple[Stage, ...]:
+        return self.at([ToMeStep(r, left) for r, left in zip(self.rates(), self.left, strict=True)], budget)
+
+
+@dataclass(frozen=True)
+class ToMeStep(TokenMerger):
+    """What ToMe does in one block: `r` tokens merge, or towards a budget those due with `left` steps to go."""
+
+    r: int = 0
+    left: int = 1
+
+    @property
+    def needs(self) -> tuple[Need, ...]:
+        return (Keys((-1,)),)
+
+    def __call__(self, evidence: Evidence, budget: Budget | None = None) -> Merged:
+        keys = evidence[self.needs[0]][0].mean(1)
+        _verify(self, keys, evidence)
+        gone = _due(self, evidence, budget, self.left, self.r)
+        even, odd, classes = *_halves(evidence), _classes(evidence)
+        pairs = cosine(take(keys, even.at), take(keys, odd.at)).masked_fill(~even.to(odd), -torch.inf)
+        best, partner = pairs.max(2).values, pairs.argmax(2)
+        rank = even.rank(best)
+        joins = rank < gone.to(rank.device)[:, None]
+        leader = even.put(_index(evidence), torch.where(joins, odd.at.gather(1, partner), even.at))
+        order = odd.put(_index(evidence), _index(evidence).shape[1] + odd.at)
+        if not classes:  # the order in which the published code leaves them; the next block's halves depend on it
+            order = even.put(order, rank)
+        scores = even.put(torch.ones_like(keys[..., 0]), torch.where(even.there, -best, 0))
+        order = _still(order, gone, evidence)
+        return merge(evidence, leader, order, evidence.layout.count - gone, sizes(evidence), scores)

@@ -1,0 +1,51 @@
+"""TODO: vtcframe/methods/vidcom2.py."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vtcframe.components.allocators import required
+from vtcframe.components.ensemblers import Mean
+from vtcframe.components.scorers import Uniqueness
+from vtcframe.components.selectors import TopK
+from vtcframe.core.evidence import Evidence
+from vtcframe.core.method import Facts, Method
+from vtcframe.core.pipeline import Pipeline
+from vtcframe.core.verbs import Allocator
+from vtcframe.ops.quotas import apportion
+
+
+@dataclass(frozen=True)
+class ByUniqueness(Allocator):
+    """Frames that stand out of their video get more: VidCom2 (arXiv 2505.14454).
+
+    At a fraction r of all, a frame keeps r (1 + p - mean p) of its tokens, p the softmax over a sample's frames of its
+    tokens' mean Uniqueness in the video / `temperature`. The code rounds each frame; here the quotas sum to the budget.
+    """
+
+    temperature: float = 0.01
+
+    def __post_init__(self) -> None:
+        if not self.temperature > 0:
+            raise ValueError(f"temperature must be positive, got {self.temperature}")
+
+    def __call__(self, scores: Tensor, budget: Tensor | None, evidence: Evidence) -> Tensor:
+        layout = evidence.layout
+        alone = Uniqueness()(evidence)[0].masked_fill(~layout.valid, 0).sum(1).cpu() / layout.count.clamp(min=1)
+        same = layout.sample == layout.sample[:, None]
+        share = (alone / self.temperature).expand(same.shape).masked_fill(~same, -torch.inf).softmax(1).diagonal()
+        return apportion(required(self, budget), (1 + share - 1 / same.float().sum(1)) * layout.count, layout)
+
+
+@dataclass(frozen=True)
+class VidCom2(Method):
+    """VidCom2 (arXiv 2505.14454): tokens unlike the mean of their video and of their frame; unlike frames keep more.
+
+    Its code switches itself off for batches; here a sample's frames are judged among themselves.
+    """
+
+    facts = Facts("arXiv 2505.14454", "distance to the means of video and frame", "top-k", "gone", "exact")
+
+    def pipeline(self) -> Pipeline:
+        return Pipeline((Uniqueness(),), Mean(), ByUniqueness(), TopK())

@@ -1,0 +1,48 @@
+"""TODO: vtcframe/ops/density_peaks.py."""
+
+import torch
+from torch import Tensor
+
+from vtcframe.ops.gather import highest
+
+
+def clusters(x: Tensor, among: Tensor, quota: Tensor, neighbours: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Tokens [V, N, D], among [V, N], quota [V] -> the centres [V, N], and of what joined each its sum and number.
+
+    Every token of a row's `among` that is no centre joins the nearest one. There are as many neighbours as centres at
+    most, as recorded of HoliTom's code.
+    """
+    score, away = peaks(x, among, quota.clamp(max=neighbours))
+    centre = highest(score, quota)
+    to = _nearest_peak(score, away, quota)
+    joins = among & ~centre & centre.any(1, keepdim=True)
+    to = to + torch.arange(len(x), device=x.device)[:, None] * x.shape[1]
+    total = torch.zeros_like(x).flatten(0, 1).index_add_(0, to[joins], x[joins]).view_as(x)
+    return centre, total, torch.bincount(to[joins], minlength=among.numel()).view(among.shape)
+
+
+def peaks(x: Tensor, among: Tensor, neighbours: Tensor) -> tuple[Tensor, Tensor]:
+    """[V, N, D], [V, N], [V] -> how much of a density peak each token is [V, N] (-inf elsewhere), distances [V, N, N].
+
+    Density peaks over nearest neighbours, the token itself among them (Du et al., Knowledge-Based Systems 99, 2016):
+    exp of minus the mean squared distance to these, times the distance to the nearest denser token. Distances are
+    divided by sqrt(D). The codes add noise of 1e-6 to the density; here there is none.
+    """
+    x = x.masked_fill(~among[..., None], 0)
+    away = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist") / x.shape[2] ** 0.5
+    pair = among[:, None] & among[..., None]
+    most = min(int(neighbours.max()) if len(neighbours) else 0, x.shape[1])
+    near = away.masked_fill(~pair, torch.inf).topk(most, largest=False).values.square()
+    found = near.isfinite() & (torch.arange(most) < neighbours[:, None]).to(x.device)[:, None]
+    density = (-near.masked_fill(~found, 0).sum(2) / found.sum(2).clamp(min=1)).exp()
+    farthest = away.masked_fill(~pair, 0).flatten(1).amax(1) if away.numel() else away.new_zeros(len(x))
+    higher = (density[:, None] > density[..., None]) & pair
+    peak = torch.where(higher, away, farthest[:, None, None]).amin(2)
+    return (peak * density).masked_fill(~among, -torch.inf), away
+
+
+def _nearest_peak(score: Tensor, away: Tensor, quota: Tensor) -> Tensor:
+    """[V, N]: the index of the nearest of the row's `quota` highest peaks; of themselves these are the nearest."""
+    centre = highest(score, quota)
+    to = away.masked_fill(~centre[:, None], torch.inf).argmin(2)
+    return torch.where(centre, torch.arange(to.shape[1], device=to.device), to)

@@ -1,0 +1,1 @@
+"""`vtcframe bench`: what pruning costs and what it saves."""

@@ -1,0 +1,1 @@
+"""`vtcframe report`: finished runs as one page, as Markdown, or as a model card."""

@@ -1,0 +1,1 @@
+"""`vtcframe sweep`: many runs from one file."""

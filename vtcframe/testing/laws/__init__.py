@@ -1,0 +1,1 @@
+"""The laws, each of them a function."""

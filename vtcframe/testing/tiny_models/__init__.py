@@ -1,0 +1,1 @@
+"""Tiny models of every family, their samples, and evidence made by hand."""
