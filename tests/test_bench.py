@@ -11,11 +11,9 @@ import pytest
 import torch
 
 from conftest import backbone
-from vtcframe import EVit, FastV, VtcCls, adapter_for
+from vtcframe import DivPrune, EVit, FastV, RandomPruner, VtcCls, adapter_for, compress
 from vtcframe.errors import UsageError
-from vtcframe.inference import compressed as compress
 from vtcframe.inference.session import Passage, encode, prune
-from vtcframe.methods import DivPrune, RandomPruner
 from vtcframe.profiling import command
 from vtcframe.profiling import measure as measuring
 from vtcframe.profiling import workload as subjects

@@ -12,9 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from vtcframe import Gqa, MmBench, Mme, MmVet, Pope, ScienceQa, SeedBench, TextVqa, VqaV2
 from vtcframe.config.short_names import expand
 from vtcframe.data import formats
-from vtcframe.data.benchmarks import Gqa, MmBench, Mme, MmVet, Pope, ScienceQa, SeedBench, TextVqa, VqaV2
 from vtcframe.data.benchmarks.base import ImageFolder
 from vtcframe.data.datamodule import Questions
 from vtcframe.data.decode import load_sample
@@ -237,7 +237,7 @@ def test_a_folder_of_pictures_is_asked_one_question(tmp_path):
 
 def test_a_benchmark_is_named_in_the_configuration_by_its_class():
     assert expand({"data": {"benchmark": {"name": "Pope", "prompt": "?"}}})["data"]["benchmark"] == {
-        "class_path": "vtcframe.data.benchmarks.Pope",
+        "class_path": "vtcframe.data.benchmarks.yes_or_no.Pope",
         "init_args": {"prompt": "?"},
     }
     with pytest.raises(UsageError, match=r"data.benchmark: no benchmark is called 'POPE'. .*Installed: .*TextVqa"):

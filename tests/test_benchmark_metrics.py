@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from vtcframe.data.benchmarks import Gqa, MmBench, Mme, MmVet, Pope, ScienceQa, SeedBench, TextVqa, VqaV2
+from vtcframe import Gqa, MmBench, Mme, MmVet, Pope, ScienceQa, SeedBench, TextVqa, VqaV2
 from vtcframe.data.benchmarks.choices import chosen
 from vtcframe.data.benchmarks.open_answers import agreement, evalai_words, vqa_words
 from vtcframe.data.benchmarks.yes_or_no import says_yes

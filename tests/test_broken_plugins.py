@@ -12,7 +12,7 @@ import torch
 import yaml
 
 from conftest import backbone
-from vtcframe import Budget, Even, Mean, Merger, Pipeline, Pruner, Random, RandomPruner, Stage, TopK, VtcCls
+from vtcframe import Budget, Even, Mean, Merger, Pipeline, Pruner, Random, RandomPruner, Stage, TopK, VtcCls, compress
 from vtcframe.adapters import base as adapter
 from vtcframe.assets import bundled
 from vtcframe.cli import main
@@ -20,7 +20,6 @@ from vtcframe.core.stages import plan_for, planned
 from vtcframe.data.decode import load_sample
 from vtcframe.data.results import Row
 from vtcframe.errors import ComponentError
-from vtcframe.inference import compressed as compress
 from vtcframe.registry import Entry, entries, named
 from vtcframe.runs.table import table
 from vtcframe.testing import make_evidence, make_inputs

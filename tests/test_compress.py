@@ -11,8 +11,7 @@ from transformers import (
 from transformers.generation.streamers import BaseStreamer
 
 from conftest import backbone
-from vtcframe import Budget, RandomPruner, Stage, VtcCls
-from vtcframe.inference import compressed as compress
+from vtcframe import Budget, RandomPruner, Stage, VtcCls, compress
 from vtcframe.testing import check_restored, make_inputs
 from vtcframe.testing.tiny_models.llava_families import SAMPLES
 

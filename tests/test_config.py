@@ -5,7 +5,7 @@ import pytest
 from vtcframe.config.short_names import expand, resolve, shorten
 from vtcframe.errors import UsageError
 
-CLS = {"class_path": "vtcframe.methods.VtcCls"}
+CLS = {"class_path": "vtcframe.methods.vtc_cls.VtcCls"}
 
 
 def test_names_become_classes_wherever_a_component_stands():

@@ -5,8 +5,7 @@ import torch
 from accelerate import disk_offload, dispatch_model
 
 from conftest import backbone
-from vtcframe import Budget, VtcCls
-from vtcframe.inference import compressed as compress
+from vtcframe import Budget, VtcCls, compress
 from vtcframe.testing import check_restored, make_inputs, tiny_llava
 from vtcframe.testing.tiny_models.llava_families import SAMPLES
 

@@ -28,6 +28,7 @@ from vtcframe import (
     TopK,
     VtcCls,
     adapter_for,
+    compress,
 )
 from vtcframe.assets import bundled
 from vtcframe.components.mergers import Fuse
@@ -38,7 +39,6 @@ from vtcframe.core.token_merging import Midway, fused, merge, sizes
 from vtcframe.data.decode import load_sample
 from vtcframe.data.formats import read_samples
 from vtcframe.errors import ComponentError
-from vtcframe.inference import compressed as compress
 from vtcframe.inference.checkpoint import Backbone
 from vtcframe.methods.diffrate import DiffRate, DiffRateStep
 from vtcframe.methods.evit import EVit, KeepRate

@@ -6,14 +6,13 @@ import torch
 from open_clip.model import CLIP, CustomTextCLIP
 from torch.nn import functional as F
 
-from vtcframe import Budget, ClassToken, Features, Keys, RandomPruner, Rows, Text, VtcCls, adapter_for
+from vtcframe import Budget, ClassToken, Features, Keys, RandomPruner, Rows, Text, VtcCls, adapter_for, compress
 from vtcframe.components.allocators import Even
 from vtcframe.components.ensemblers import Mean
 from vtcframe.components.scorers import ClsAttention, Random
 from vtcframe.components.selectors import TopK
 from vtcframe.core.pipeline import Pipeline
 from vtcframe.core.verbs import Allocator
-from vtcframe.inference import compressed as compress
 from vtcframe.testing import check_restored
 from vtcframe_backbones.encoders.extract import extract
 from vtcframe_backbones.encoders.open_clip import OpenClip

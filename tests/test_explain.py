@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw
 from transformers import CLIPImageProcessor, LlavaImageProcessor, VideoLlavaImageProcessor, VideoLlavaVideoProcessor
 
 from conftest import SERVED
-from vtcframe import Budget, TokenNorm, VtcCls
+from vtcframe import Budget, RandomPruner, TokenNorm, VtcCls, compress
 from vtcframe.assets import bundled
 from vtcframe.cli import main
 from vtcframe.components.allocators import Even
@@ -19,9 +19,7 @@ from vtcframe.data.processor import asked, shown
 from vtcframe.data.sample import Sample
 from vtcframe.errors import UsageError
 from vtcframe.explore.explain import explain
-from vtcframe.inference import compressed as compress
 from vtcframe.inference.checkpoint import Backbone, device_for
-from vtcframe.methods import RandomPruner
 from vtcframe.testing.laws.alignment import silent_attention
 from vtcframe.testing.tiny_models.other_families import BACKBONES, VIDEO
 

@@ -10,11 +10,10 @@ import pytest
 import torch
 
 from conftest import SERVED, backbone
-from vtcframe import Budget, ClassToken, Evidence, Features, Keys, RandomPruner, Rows, VtcCls, adapter_for
+from vtcframe import Budget, ClassToken, Evidence, Features, Keys, RandomPruner, Rows, VtcCls, adapter_for, compress
 from vtcframe.adapters.arrangement import Arrangement
 from vtcframe.core.pipeline import gather
 from vtcframe.errors import UsageError
-from vtcframe.inference import compressed as compress
 from vtcframe.inference.checkpoint import Backbone
 from vtcframe.testing import check_restored
 from vtcframe.testing.laws.adapters import inputs_for

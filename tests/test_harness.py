@@ -29,15 +29,13 @@ from vtcframe_lmms_eval.chat import Chat, Film
 from vtcframe_lmms_eval.model import VtcFrame
 from vtcframe_lmms_eval.settings import Settings
 
-from vtcframe import Budget, RandomPruner, VtcCls
+from vtcframe import Budget, FastV, RandomPruner, UniformPruner, VtcCls, compress
 from vtcframe.assets import bundled
 from vtcframe.core.stages import Stage
 from vtcframe.data.decode import load_sample
 from vtcframe.data.sample import Sample
 from vtcframe.errors import UsageError
-from vtcframe.inference import compressed as compress
 from vtcframe.inference.checkpoint import Backbone
-from vtcframe.methods import FastV, UniformPruner
 from vtcframe.runs.predictor import Predictor
 from vtcframe.testing.tiny_models.llava_families import film
 from vtcframe.testing.tiny_models.other_families import BACKBONES

@@ -14,9 +14,8 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationConfig, TextIteratorStreamer, pipeline
 
 from conftest import backbone
-from vtcframe import FastV, VtcCls
+from vtcframe import FastV, VtcCls, compress
 from vtcframe.assets import bundled
-from vtcframe.inference import compressed as compress
 from vtcframe.testing import check_restored, make_inputs
 from vtcframe.testing.tiny_models.llava_families import SAMPLES
 from vtcframe.testing.tiny_models.other_families import BACKBONES

@@ -11,7 +11,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from conftest import SERVED, backbone, has_mrope
 from covering import cases, pairs
-from vtcframe import Budget, Pipeline, VtcCls
+from vtcframe import Budget, Pipeline, VtcCls, compress
 from vtcframe.adapters.base import adapter_for
 from vtcframe.components.allocators import Even
 from vtcframe.components.ensemblers import Mean, RankFusion
@@ -19,7 +19,6 @@ from vtcframe.components.scorers import ClsAttention, Random, TextAttention
 from vtcframe.components.selectors import TopK
 from vtcframe.core.needs import Features, Flow, Keys, Probed, Rows, Text
 from vtcframe.core.stages import Pruner, Stage, planned
-from vtcframe.inference import compressed as compress
 from vtcframe.ops.compose import everything
 from vtcframe.testing import emulated_flash, samples_of
 from vtcframe.testing.laws.adapters import inputs_for, left_padded

@@ -4,9 +4,8 @@ import pytest
 import torch
 
 from conftest import SERVED, backbone
-from vtcframe import Budget, ClassToken, Rows, Similarity, adapter_for
+from vtcframe import Budget, ClassToken, Rows, Similarity, adapter_for, compress
 from vtcframe.core.method import Method
-from vtcframe.inference import compressed as compress
 from vtcframe.registry import entries
 from vtcframe.testing.laws.adapters import inputs_for
 from vtcframe.testing.tiny_models.other_families import samples_of

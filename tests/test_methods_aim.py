@@ -9,14 +9,13 @@ import torch
 from test_parity import layout, read, recorded
 
 from conftest import SERVED, backbone
-from vtcframe import Budget, Evidence, adapter_for
+from vtcframe import Budget, Evidence, adapter_for, compress
 from vtcframe.core.needs import Flow
 from vtcframe.core.pipeline import gather
 from vtcframe.core.stages import Pruner, Stage, planned
 from vtcframe.hooks import flow
 from vtcframe.hooks.flow import flow as walk
 from vtcframe.hooks.kernel_call import Call
-from vtcframe.inference import compressed as compress
 from vtcframe.methods.aim import Aim, AttentionFlow, Fading, Halving, entering
 from vtcframe.testing import check_pruner, check_scorer, make_evidence, make_layout
 from vtcframe.testing.laws.adapters import inputs_for

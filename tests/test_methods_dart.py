@@ -8,10 +8,9 @@ import torch
 from test_parity import layout, read, recorded
 
 from conftest import backbone
-from vtcframe import Budget, Evidence
+from vtcframe import Budget, Evidence, compress
 from vtcframe.components.scorers import KeyNorm
 from vtcframe.core.needs import Text
-from vtcframe.inference import compressed as compress
 from vtcframe.methods.dart import KEYS, STATES, Dart, LeastLike
 from vtcframe.testing import check_pruner, check_scorer, check_selector, make_evidence
 from vtcframe.testing.laws.adapters import inputs_for

@@ -9,13 +9,12 @@ import torch
 from test_parity import GOLDEN, layout, read
 
 from conftest import backbone, has_mrope
-from vtcframe import Budget, Evidence, Rows, adapter_for
+from vtcframe import Budget, Evidence, Rows, adapter_for, compress
 from vtcframe.components.scorers import KeyNorm, TextAttention
 from vtcframe.core.needs import Probed
 from vtcframe.core.stages import planned
 from vtcframe.hooks import probed
 from vtcframe.hooks.kernel_call import Call
-from vtcframe.inference import compressed as compress
 from vtcframe.methods.fastv import FastV
 from vtcframe.methods.pyramiddrop import Descent, PyramidDrop
 from vtcframe.methods.sink_filter import SinkFilter, Sinkless

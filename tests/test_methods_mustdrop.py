@@ -8,10 +8,9 @@ import torch
 from test_parity import layout, read, recorded
 
 from conftest import SERVED, backbone
-from vtcframe import Budget, Evidence, adapter_for
+from vtcframe import Budget, Evidence, adapter_for, compress
 from vtcframe.core.needs import Rows
 from vtcframe.core.stages import planned
-from vtcframe.inference import compressed as compress
 from vtcframe.methods.mustdrop import Above, KeySet, MustDrop, TextPeak, TextShare, Windows
 from vtcframe.testing import check_allocator, check_pruner, check_scorer, make_evidence
 from vtcframe.testing.laws.adapters import inputs_for

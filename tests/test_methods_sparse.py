@@ -9,13 +9,12 @@ from test_parity import GOLDEN, layout, read
 from transformers import DynamicCache, LlamaConfig, LlamaModel
 
 from conftest import backbone
-from vtcframe import Budget, Evidence, Rows
+from vtcframe import Budget, Evidence, Rows, compress
 from vtcframe.components.scorers import TextAttention
 from vtcframe.core.stages import planned
 from vtcframe.hooks.kernel_call import Call
 from vtcframe.hooks.llm import LlmStages
 from vtcframe.hooks.text_readers import Sequences, paid
-from vtcframe.inference import compressed as compress
 from vtcframe.methods.sparsevlm import Recycle, SparseVlm
 from vtcframe.testing import check_merger, check_pruner, make_evidence
 from vtcframe.testing.laws.adapters import inputs_for

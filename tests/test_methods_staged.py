@@ -7,9 +7,8 @@ import torch
 from test_parity import layout, read, recorded, square
 
 from conftest import SERVED, backbone
-from vtcframe import Budget, Evidence, Rows
+from vtcframe import Budget, Evidence, Rows, compress
 from vtcframe.components.allocators import Share
-from vtcframe.inference import compressed as compress
 from vtcframe.methods.holitom import HoliTom, HoliTomOuter, PairwiseMean
 from vtcframe.methods.mini_monkey import Crops, MiniMonkeyScm
 from vtcframe.methods.prunevid import PruneVid, PruneVidOuter

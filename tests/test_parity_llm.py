@@ -7,9 +7,8 @@ import torch
 from test_parity import GOLDEN, layout, read
 from transformers import DynamicCache, LlamaConfig, LlamaModel
 
-from vtcframe import Evidence
+from vtcframe import Evidence, PyramidDrop
 from vtcframe.hooks.llm import LlmStages
-from vtcframe.methods import PyramidDrop
 
 WHOLE = sorted((GOLDEN / "pyramiddrop").glob("e2e*.safetensors"))
 

@@ -30,6 +30,7 @@ from vtcframe import (
     VScan,
     VtcCls,
     Weighted,
+    compress,
     registry,
 )
 from vtcframe.assets import bundled
@@ -38,7 +39,6 @@ from vtcframe.config.plan_file import FILE, load_plan, load_stages, save_plan
 from vtcframe.config.short_names import expand
 from vtcframe.core.stages import Pruner, plan_for, planned
 from vtcframe.errors import UsageError
-from vtcframe.inference import compressed as compress
 from vtcframe.registry import entries
 from vtcframe.testing import make_inputs
 from vtcframe.testing.tiny_models.llava_families import SAMPLES
@@ -340,4 +340,4 @@ def test_the_bundled_checkpoint_may_hold_one_beside_its_weights(tmp_path):
     save_plan(plan_for(VtcCls(last=3), Budget(18)), folder)
     model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
     assert compress(model, stages=load_stages(folder)).plan.budget == Budget(18)
-    assert expand(said(folder / FILE))["stages"][0]["pruner"]["class_path"] == "vtcframe.methods.VtcCls"
+    assert expand(said(folder / FILE))["stages"][0]["pruner"]["class_path"] == "vtcframe.methods.vtc_cls.VtcCls"

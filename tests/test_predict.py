@@ -21,6 +21,8 @@ from vtcframe import (
     TokenNorm,
     TopK,
     UniformPruner,
+    VtcCls,
+    compress,
 )
 from vtcframe.assets import bundled
 from vtcframe.cli import main
@@ -31,9 +33,7 @@ from vtcframe.data.results import Row, accuracy, columns
 from vtcframe.data.sample import Sample
 from vtcframe.drawing import sheet
 from vtcframe.errors import UsageError
-from vtcframe.inference import compressed as compress
 from vtcframe.inference.checkpoint import Backbone
-from vtcframe.methods import VtcCls
 from vtcframe.runs.predictor import Comparison, Predictor, _views
 from vtcframe.runs.table import table
 from vtcframe.runs.writer import NOTE

@@ -15,7 +15,7 @@ pytest.importorskip("scipy", reason="the extra `report` is not installed")
 pytest.importorskip("jinja2", reason="the extra `report` is not installed")
 
 from browser import NARROW, WIDE, started, watched
-from vtcframe.data.benchmarks import Mme, Pope
+from vtcframe import Mme, Pope
 from vtcframe.data.results import Row
 from vtcframe.data.transforms import Downsample
 from vtcframe.errors import UsageError

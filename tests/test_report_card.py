@@ -7,8 +7,7 @@ from huggingface_hub import ModelCard
 from test_report import FACTS, QUARTER, folder, rows
 
 from conftest import backbone
-from vtcframe import Budget, ClsAttention, Even, Mean, Pipeline, RandomPruner, Stage, TopK, VtcCls
-from vtcframe.data.benchmarks import Pope
+from vtcframe import Budget, ClsAttention, Even, Mean, Pipeline, Pope, RandomPruner, Stage, TopK, VtcCls
 from vtcframe.report import command as report
 from vtcframe.report.model_card import card
 from vtcframe.report.runs import found

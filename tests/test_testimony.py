@@ -20,10 +20,10 @@ from vtcframe import (
     TopK,
     WitnessAttention,
     adapter_for,
+    compress,
 )
 from vtcframe.adapters.auxiliary_encoders import witness
 from vtcframe.adapters.auxiliary_evidence import _portraits
-from vtcframe.inference import compressed as compress
 from vtcframe.testing.laws.adapters import inputs_for
 from vtcframe.testing.tiny_models.other_families import samples_of
 from vtcframe.testing.tiny_models.samples import SAMPLES

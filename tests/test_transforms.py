@@ -8,13 +8,12 @@ from PIL import Image
 from test_parity import GOLDEN, layout, read
 
 from conftest import backbone
-from vtcframe import Budget, Even, Evidence, Mean, Pipeline
+from vtcframe import Budget, Even, Evidence, Mean, Pipeline, compress
 from vtcframe.cli import main
 from vtcframe.data.decode import apply_transforms
 from vtcframe.data.processor import asked
 from vtcframe.data.sample import Sample
 from vtcframe.data.transforms import Downsample, FramesAsPictures, Thumbnail, placeholders, spaced, tiled
-from vtcframe.inference import compressed as compress
 from vtcframe.methods.ts_llava import BySpacing, Spaced, TsLlava
 from vtcframe.testing import check_allocator, check_pruner, check_selector, make_evidence
 

@@ -20,11 +20,10 @@ from PIL import Image
 from scenes import SIZE, ask, background, draw
 from transformers.utils.logging import disable_progress_bar
 
-from vtcframe import Budget, ClsAttention, Even, Mean, Pipeline, Pruner, RandomPruner, Stage, TopK, VtcCls
+from vtcframe import Budget, ClsAttention, Even, Mean, Pipeline, Pruner, RandomPruner, Stage, TopK, VtcCls, compress
 from vtcframe.data.processor import asked
 from vtcframe.data.results import COUNT, normalised
 from vtcframe.data.sample import Sample
-from vtcframe.inference import compressed as compress
 from vtcframe.inference.checkpoint import Backbone
 
 SEED, FRAMES, BATCH = 20270822, 4, 32

@@ -1,91 +1,17 @@
-from .adapters.base import Adapter as Adapter, adapter_for as adapter_for
-from .components.allocators import (
-    AttentionMass as AttentionMass,
-    EffectiveRank as EffectiveRank,
-    Entropy as Entropy,
-    Even as Even,
-    Joint as Joint,
-    Outliers as Outliers,
-    OverviewGuided as OverviewGuided,
-)
+# Every public name of the package, each of them listed here and nowhere else: the lazy imports of `__init__.py`, the
+# registry and type checkers read this file. The names behind a line `# kind: KIND` are the built-in components of that
+# kind; the names behind `# kind: none` are no components.
+
+# kind: none
 from .adapters.arrangement import Arrangement as Arrangement, Picture as Picture
+from .adapters.base import Adapter as Adapter, adapter_for as adapter_for
 from .adapters.prompt import Prompt as Prompt
-from .data.benchmarks.base import Benchmark as Benchmark, ImageFolder as ImageFolder
-from .data.benchmarks import (
-    Gqa as Gqa,
-    MmBench as MmBench,
-    Mme as Mme,
-    MmVet as MmVet,
-    Pope as Pope,
-    ScienceQa as ScienceQa,
-    SeedBench as SeedBench,
-    TextVqa as TextVqa,
-    VqaV2 as VqaV2,
-)
-from .inference.compressed import Compressed as Compressed, Result as Result, compress as compress
+from .adapters.tower import Tower as Tower, TowerAdapter as TowerAdapter
+from .config.plan_file import load_stages as load_stages
 from .core.budget import Budget as Budget
 from .core.evidence import Evidence as Evidence
 from .core.layout import Layout as Layout, Structural as Structural
-from .core.pruned import Pruned as Pruned
-from .components.ensemblers import (
-    Borda as Borda,
-    Max as Max,
-    Mean as Mean,
-    OverviewFusion as OverviewFusion,
-    RankFusion as RankFusion,
-    Weighted as Weighted,
-)
-from .methods import (
-    CdPruner as CdPruner,
-    ClsCoverage as ClsCoverage,
-    DamroOutliers as DamroOutliers,
-    Aim as Aim,
-    Dart as Dart,
-    DiffRate as DiffRate,
-    DivPrune as DivPrune,
-    EVit as EVit,
-    FastV as FastV,
-    FastVid as FastVid,
-    FasterVlm as FasterVlm,
-    FoPru as FoPru,
-    GlobalCom2 as GlobalCom2,
-    HiRed as HiRed,
-    HoliTom as HoliTom,
-    HoliTomOuter as HoliTomOuter,
-    Mctf as Mctf,
-    MustDrop as MustDrop,
-    MiniMonkeyScm as MiniMonkeyScm,
-    Pool as Pool,
-    PruMerge as PruMerge,
-    PruMergePlus as PruMergePlus,
-    PruneVid as PruneVid,
-    PruneVidOuter as PruneVidOuter,
-    PyramidDrop as PyramidDrop,
-    RandomPruner as RandomPruner,
-    SinkFilter as SinkFilter,
-    SparseVlm as SparseVlm,
-    ToMe as ToMe,
-    TokenCorrelation as TokenCorrelation,
-    TsLlava as TsLlava,
-    UniformPruner as UniformPruner,
-    VScan as VScan,
-    VScanEncoder as VScanEncoder,
-    VidCom2 as VidCom2,
-    VisPruner as VisPruner,
-    VisionZip as VisionZip,
-    VisualExit as VisualExit,
-    VtcCls as VtcCls,
-    ZipCacheSaliency as ZipCacheSaliency,
-)
-from .methods.aim import AttentionFlow as AttentionFlow
-from .methods.mustdrop import Above as Above, KeySet as KeySet, TextPeak as TextPeak, TextShare as TextShare
-from .methods.dart import LeastLike as LeastLike
-from .methods.zipcache import ProbeAttention as ProbeAttention
-from .methods.sink_filter import Sinkless as Sinkless
-from .methods.sparsevlm import Recycle as Recycle
-from .methods.mini_monkey import Crops as Crops
-from .methods.holitom import PairwiseMean as PairwiseMean
-from .components.allocators import Share as Share
+from .core.method import Facts as Facts, Method as Method
 from .core.needs import (
     ClassToken as ClassToken,
     Features as Features,
@@ -97,6 +23,8 @@ from .core.needs import (
     Similarity as Similarity,
     Text as Text,
 )
+from .core.pruned import Pruned as Pruned
+from .core.stages import Pruner as Pruner, Stage as Stage
 from .core.verbs import (
     Allocator as Allocator,
     Component as Component,
@@ -105,10 +33,11 @@ from .core.verbs import (
     Scorer as Scorer,
     Selector as Selector,
 )
-from .core.method import Facts as Facts, Method as Method
-from .core.pipeline import Pipeline as Pipeline
-from .core.stages import Pruner as Pruner, Stage as Stage
-from .config.plan_file import load_stages as load_stages
+from .data.benchmarks.base import Benchmark as Benchmark
+from .data.transforms import Transform as Transform
+from .inference.compressed import compress as compress, Compressed as Compressed, Result as Result
+
+# kind: scorer
 from .components.scorers import (
     ClsAttention as ClsAttention,
     KeyNorm as KeyNorm,
@@ -119,6 +48,36 @@ from .components.scorers import (
     Uniqueness as Uniqueness,
     WitnessAttention as WitnessAttention,
 )
+from .methods.aim import AttentionFlow as AttentionFlow
+from .methods.mustdrop import KeySet as KeySet, TextPeak as TextPeak, TextShare as TextShare
+from .methods.sink_filter import Sinkless as Sinkless
+from .methods.zipcache import ProbeAttention as ProbeAttention
+
+# kind: ensembler
+from .components.ensemblers import (
+    Borda as Borda,
+    Max as Max,
+    Mean as Mean,
+    OverviewFusion as OverviewFusion,
+    RankFusion as RankFusion,
+    Weighted as Weighted,
+)
+
+# kind: allocator
+from .components.allocators import (
+    AttentionMass as AttentionMass,
+    EffectiveRank as EffectiveRank,
+    Entropy as Entropy,
+    Even as Even,
+    Joint as Joint,
+    Outliers as Outliers,
+    OverviewGuided as OverviewGuided,
+    Share as Share,
+)
+from .methods.mini_monkey import Crops as Crops
+from .methods.mustdrop import Above as Above
+
+# kind: selector
 from .components.diverse_selectors import (
     Coverage as Coverage,
     Deduplicate as Deduplicate,
@@ -133,7 +92,9 @@ from .components.selectors import (
     TopK as TopK,
     WholeRows as WholeRows,
 )
-from .adapters.tower import Tower as Tower, TowerAdapter as TowerAdapter
+from .methods.dart import LeastLike as LeastLike
+
+# kind: merger
 from .components.mergers import (
     Absorb as Absorb,
     CellMean as CellMean,
@@ -141,9 +102,50 @@ from .components.mergers import (
     Fuse as Fuse,
     Nearest as Nearest,
 )
-from .data.transforms import (
-    Downsample as Downsample,
-    FramesAsPictures as FramesAsPictures,
-    Thumbnail as Thumbnail,
-    Transform as Transform,
-)
+from .methods.holitom import PairwiseMean as PairwiseMean
+from .methods.sparsevlm import Recycle as Recycle
+
+# kind: pruner
+from .core.pipeline import Pipeline as Pipeline
+from .methods.aim import Aim as Aim
+from .methods.baselines import Pool as Pool, RandomPruner as RandomPruner, UniformPruner as UniformPruner
+from .methods.cdpruner import CdPruner as CdPruner
+from .methods.cls_coverage import ClsCoverage as ClsCoverage
+from .methods.damro import DamroOutliers as DamroOutliers
+from .methods.dart import Dart as Dart
+from .methods.diffrate import DiffRate as DiffRate
+from .methods.divprune import DivPrune as DivPrune
+from .methods.evit import EVit as EVit
+from .methods.fastervlm import FasterVlm as FasterVlm
+from .methods.fastv import FastV as FastV
+from .methods.fastvid import FastVid as FastVid
+from .methods.globalcom2 import GlobalCom2 as GlobalCom2
+from .methods.hired import HiRed as HiRed
+from .methods.holitom import HoliTom as HoliTom, HoliTomOuter as HoliTomOuter
+from .methods.mctf import Mctf as Mctf
+from .methods.mini_monkey import MiniMonkeyScm as MiniMonkeyScm
+from .methods.mustdrop import MustDrop as MustDrop
+from .methods.prumerge import PruMerge as PruMerge, PruMergePlus as PruMergePlus
+from .methods.prunevid import PruneVid as PruneVid, PruneVidOuter as PruneVidOuter
+from .methods.pyramiddrop import PyramidDrop as PyramidDrop
+from .methods.sink_filter import SinkFilter as SinkFilter
+from .methods.sparsevlm import SparseVlm as SparseVlm
+from .methods.tome import ToMe as ToMe
+from .methods.ts_llava import TsLlava as TsLlava
+from .methods.unverified import FoPru as FoPru, TokenCorrelation as TokenCorrelation
+from .methods.vidcom2 import VidCom2 as VidCom2
+from .methods.visionzip import VisionZip as VisionZip
+from .methods.vispruner import VisPruner as VisPruner
+from .methods.visual_exit import VisualExit as VisualExit
+from .methods.vscan import VScan as VScan, VScanEncoder as VScanEncoder
+from .methods.vtc_cls import VtcCls as VtcCls
+from .methods.zipcache import ZipCacheSaliency as ZipCacheSaliency
+
+# kind: transform
+from .data.transforms import Downsample as Downsample, FramesAsPictures as FramesAsPictures, Thumbnail as Thumbnail
+
+# kind: benchmark
+from .data.benchmarks.base import ImageFolder as ImageFolder
+from .data.benchmarks.choices import MmBench as MmBench, ScienceQa as ScienceQa, SeedBench as SeedBench
+from .data.benchmarks.open_answers import Gqa as Gqa, MmVet as MmVet, TextVqa as TextVqa, VqaV2 as VqaV2
+from .data.benchmarks.yes_or_no import Mme as Mme, Pope as Pope

@@ -5,6 +5,7 @@ which maps a kind to lazy targets "package.module:Class". The class name is the 
 imported before a target is loaded.
 """
 
+import ast
 import difflib
 import importlib
 import re
@@ -14,6 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, is_dataclass
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
+from importlib.resources import files
 from traceback import walk_tb
 from typing import Any
 
@@ -32,6 +34,7 @@ KINDS = {  # kind -> the class that its components extend
     "benchmark": "vtcframe.data.benchmarks.base:Benchmark",
 }
 
+KIND_HEADING = re.compile(r"^# kind: (\w+)$", re.MULTILINE)  # in vtcframe/__init__.pyi
 TARGET = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 hookspec = pluggy.HookspecMarker(GROUP)
 hookimpl = pluggy.HookimplMarker(GROUP)
@@ -52,39 +55,20 @@ class Core:
     @hookimpl
     def vtcframe_components() -> dict[str, list[str]]:
         """Return what this distribution brings."""
-        brought: dict[str, list[str]] = {}
-        for kind, module, names in COMPONENTS:
-            brought.setdefault(kind, []).extend(f"vtcframe.{module}:{name}" for name in names.split())
-        return brought
+        return _listed_components()
 
 
-COMPONENTS = (  # kind, module, names
-    ("scorer", "scorers", "ClsAttention KeyNorm QuestionSimilarity Random TextAttention TokenNorm Uniqueness"),
-    ("scorer", "scorers", "WitnessAttention"),
-    ("scorer", "methods.aim", "AttentionFlow"),
-    ("scorer", "methods.llm", "ProbeAttention Sinkless"),
-    ("scorer", "methods.mustdrop", "KeySet TextPeak TextShare"),
-    ("ensembler", "ensemblers", "Borda Max Mean OverviewFusion RankFusion Weighted"),
-    ("allocator", "allocators", "AttentionMass EffectiveRank Entropy Even Joint Outliers OverviewGuided"),
-    ("allocator", "methods.mustdrop", "Above"),
-    ("allocator", "methods.staged", "Crops Share"),
-    ("selector", "selectors", "Coverage Deduplicate Dpp Grid LocalGlobal MaxMin Mixed OutliersThenDraw TopK WholeRows"),
-    ("selector", "methods.dart", "LeastLike"),
-    ("merger", "mergers", "Absorb CellMean Contextual Fuse Nearest"),
-    ("merger", "methods.sparse", "Recycle"),
-    ("merger", "methods.staged", "PairwiseMean"),
-    ("pruner", "pipeline", "Pipeline"),
-    ("pruner", "methods", "ClsCoverage FasterVlm VtcCls RandomPruner UniformPruner Pool"),
-    ("pruner", "methods", "CdPruner DamroOutliers DivPrune FoPru GlobalCom2 HiRed PruMerge PruMergePlus"),
-    ("pruner", "methods", "TokenCorrelation VScanEncoder VisPruner VisionZip"),
-    ("pruner", "methods", "FastVid HoliTomOuter PruneVidOuter TsLlava VidCom2"),
-    ("pruner", "methods", "DiffRate EVit Mctf ToMe"),
-    ("pruner", "methods", "Dart FastV PyramidDrop SinkFilter SparseVlm VisualExit ZipCacheSaliency"),
-    ("pruner", "methods", "Aim HoliTom MiniMonkeyScm MustDrop PruneVid VScan"),
-    ("transform", "transforms", "Downsample FramesAsPictures Thumbnail"),
-    ("benchmark", "benchmark", "ImageFolder"),
-    ("benchmark", "benchmarks", "Gqa MmBench MmVet Mme Pope ScienceQa SeedBench TextVqa VqaV2"),
-)
+def _listed_components() -> dict[str, list[str]]:
+    """Return kind -> targets of our own components, which `vtcframe/__init__.pyi` lists by kind."""
+    stub = (files("vtcframe") / "__init__.pyi").read_text(encoding="utf-8")
+    kinds = [(stub[: match.start()].count("\n"), match[1]) for match in KIND_HEADING.finditer(stub)]
+    targets: dict[str, list[str]] = {}
+    for node in ast.parse(stub).body:
+        assert isinstance(node, ast.ImportFrom), "the stub holds imports only"
+        kind = [name for line, name in kinds if line < node.lineno][-1]
+        if kind != "none":
+            targets.setdefault(kind, []).extend(f"vtcframe.{node.module}:{alias.name}" for alias in node.names)
+    return targets
 
 
 @dataclass(frozen=True)

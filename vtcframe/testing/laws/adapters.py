@@ -15,7 +15,7 @@ from vtcframe.core.evidence import Evidence
 from vtcframe.core.pruned import Pruned
 from vtcframe.core.stages import Pruner, Stage
 from vtcframe.inference.compressed import compress
-from vtcframe.methods import RandomPruner
+from vtcframe.methods.baselines import RandomPruner
 from vtcframe.testing.tiny_models.llava_families import SAMPLES, Sample, make_inputs
 
 CLOSE = 1e-5  # float32 logits

@@ -16,7 +16,8 @@ from vtcframe.data.decode import load_sample
 from vtcframe.data.sample import Sample as Question
 from vtcframe.errors import UsageError
 from vtcframe.inference.checkpoint import Backbone, device_for
-from vtcframe.methods import RandomPruner, UniformPruner, VtcCls
+from vtcframe.methods.baselines import RandomPruner, UniformPruner
+from vtcframe.methods.vtc_cls import VtcCls
 from vtcframe.testing.laws.adapters import (
     CLOSE,
     GREEDY,

@@ -1,5 +1,4 @@
-from vtcframe import Even, Mean, Pipeline, TopK
-from vtcframe.inference import compressed as compress
+from vtcframe import Even, Mean, Pipeline, TopK, compress
 from vtcframe.testing import check_pruner, check_scorer, make_evidence, make_inputs, tiny_llava
 from vtcframe.testing.tiny_models.llava_families import SAMPLES
 
