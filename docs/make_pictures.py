@@ -38,7 +38,7 @@ from vtcframe import (
 )
 from vtcframe.assets import bundled
 from vtcframe.data.decode import load_sample
-from vtcframe.data.processor import asked
+from vtcframe.data.processor import processor_inputs
 from vtcframe.data.sample import Sample
 from vtcframe.inference.checkpoint import Backbone
 
@@ -57,7 +57,7 @@ def look(scenes: Sequence[str]) -> tuple[Evidence, list[Image.Image], int]:
     model, processor = Backbone("vtcframe:tiny").load()
     adapter = adapter_for(model, processor)
     needs = {need for scorer in (*SCORERS.values(), *BLOCKS.values()) for need in scorer.needs}
-    inputs = asked(processor, [sample])
+    inputs = processor_inputs(processor, [sample])
     pictures = [Image.open(file).convert("RGB") for file in files]
     return adapter.observe(inputs, needs), pictures, inputs["input_ids"].shape[1]
 

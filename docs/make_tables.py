@@ -10,8 +10,8 @@ from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from vtcframe import Adapter, Rows, adapter_for
-from vtcframe.core.method import Facts, Method
+from vtcframe import Adapter, AttentionRows, adapter_for
+from vtcframe.core.method import MethodCard, Method
 from vtcframe.registry import KINDS, Entry, entries
 from vtcframe.testing import BACKBONES, make_inputs, samples_of
 
@@ -80,9 +80,9 @@ def table(columns: Iterable[str], lines: Iterable[Iterable[str]]) -> Iterator[st
         yield "| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n"
 
 
-def facts(method: type[Method]) -> Facts:
+def facts(method: type[Method]) -> MethodCard:
     """Return what a method says of itself, or that it does not."""
-    return getattr(method, "facts", Facts("", "not told", "not told", "not told", "not told"))
+    return getattr(method, "facts", MethodCard("", "not told", "not told", "not told", "not told"))
 
 
 def paper(method: type[Method], told: str) -> str:
@@ -111,7 +111,7 @@ def look(family: str) -> tuple[Adapter, list[str]]:
     inputs = {name: make_inputs(processor, samples[name]) for name in ("one", "video") if name in samples}
     lines = {name: adapter.arrange(given).structural for name, given in inputs.items()}
     try:
-        adapter.observe(inputs["one"], [Rows("cls", (-1,))])
+        adapter.observe(inputs["one"], [AttentionRows("cls", (-1,))])
         own = "its own"
     except ValueError:
         own = "proxy"

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vtcframe.hooks.kernel_call import Call
-from vtcframe.hooks.readers import MeanQuery, Received, Row
+from vtcframe.hooks.kernel_call import KernelCall
+from vtcframe.hooks.readers import MeanQuery, ReceivedAttention, QueryRow
 from vtcframe.machine import machine
 from vtcframe.profiling.timing import coverage, estimate, head, line, ratio, rounds
 
@@ -28,11 +28,11 @@ def variants(tokens: int, dtype: torch.dtype, device: str) -> dict[str, Callable
     """Name -> one call, all on the same tensors, strided as the projections of a model leave them."""
     torch.manual_seed(0)
     query, key, value = torch.randn(3, 1, tokens, HEADS, WIDTH, device=device, dtype=dtype).transpose(2, 3).unbind()
-    call = Call(query, key, None, WIDTH**-0.5, False, None)
+    call = KernelCall(query, key, None, WIDTH**-0.5, False, None)
     return {
-        "class row": lambda: Row()(call),
+        "class row": lambda: QueryRow()(call),
         "mean query": lambda: MeanQuery()(call),
-        "received": lambda: Received()(call),
+        "received": lambda: ReceivedAttention()(call),
         "SDPA": lambda: F.scaled_dot_product_attention(query, key, value),
     }
 

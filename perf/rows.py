@@ -27,8 +27,8 @@ from torch import Tensor
 from transformers import AutoModelForImageTextToText, CLIPVisionConfig, LlamaConfig, LlavaConfig
 
 from vtcframe.adapters.base import adapter_for
-from vtcframe.core.needs import Rows
-from vtcframe.hooks.readers import Row
+from vtcframe.core.needs import AttentionRows
+from vtcframe.hooks.readers import QueryRow
 from vtcframe.hooks.tap import Tap
 from vtcframe.machine import machine
 from vtcframe.profiling.timing import coverage, head, line, ratio, rounds
@@ -70,13 +70,13 @@ def variants(model, batch: int) -> dict[str, Variant]:
         return model.model.get_image_features(pixel_values=pixels).pooler_output, None
 
     def tapped(last: int):
-        row = Row()
+        row = QueryRow()
         with Tap({module: [row] for module in feeding[-last:]}) as tap:
             features, _ = plain()
         return features, torch.stack([tap[module, row][0][..., 1:] for module in feeding[-last:]])
 
     def encoded(last: int):
-        need = Rows("cls", tuple(range(-last, 0)))
+        need = AttentionRows("cls", tuple(range(-last, 0)))
         evidence = adapter.encode(inputs, arrangement, [need])
         return evidence.tokens, evidence[need]
 

@@ -15,7 +15,7 @@ from statistics import median
 import torch
 
 from vtcframe import Coverage, Deduplicate, Dpp, Grid, MaxMin, Mixed, Selector, TopK
-from vtcframe.core.needs import Features
+from vtcframe.core.needs import HiddenStates
 from vtcframe.profiling.timing import rounds
 from vtcframe.testing import make_evidence
 
@@ -28,7 +28,7 @@ def given(views: int, tokens: int, width: int, keep: int, device: str):
     """Return scores, quota and evidence of a sample with so many views."""
     torch.manual_seed(0)
     rows = next(r for r in range(int(tokens**0.5), 0, -1) if tokens % r == 0)
-    made = make_evidence([Features()], {7: [(rows, tokens // rows)] * views}, width)
+    made = make_evidence([HiddenStates()], {7: [(rows, tokens // rows)] * views}, width)
     layout = replace(made.layout, **{part: getattr(made.layout, part).to(device) for part in ON_DEVICE})
     found = {need: x.to(device) for need, x in made.found.items()}
     evidence = replace(made, tokens=made.tokens.to(device), layout=layout, found=found)

@@ -36,7 +36,7 @@ from vtcframe import (
 from vtcframe.core.needs import Need
 from vtcframe.data.datamodule import Questions
 from vtcframe.data.decode import load_sample
-from vtcframe.data.results import Row, accuracy, columns
+from vtcframe.data.results import Prediction, accuracy, columns
 from vtcframe.data.sample import Sample
 from vtcframe.inference.checkpoint import Backbone
 from vtcframe.runs.predictor import Comparison, Predictor
@@ -71,7 +71,7 @@ class DropAttended(Method):
 
 
 @torch.no_grad()
-def rows(model: Path, samples: list[Sample], comparison: Comparison, positions: str = "original") -> list[Row]:
+def rows(model: Path, samples: list[Sample], comparison: Comparison, positions: str = "original") -> list[Prediction]:
     """Return every answer, of the untouched model first."""
     predictor = Predictor(
         Backbone(str(model), dtype="float32"), compare=comparison, generation={"max_new_tokens": MOST_TOKENS}
@@ -86,7 +86,7 @@ def rows(model: Path, samples: list[Sample], comparison: Comparison, positions: 
 
 
 @torch.no_grad()
-def blind(model: Path, samples: list[Sample]) -> list[Row]:
+def blind(model: Path, samples: list[Sample]) -> list[Prediction]:
     """Return the answers to the same prompts with no visual token in them."""
     loaded, processor = Backbone(str(model), dtype="float32").load()
     network: Any = loaded
@@ -97,13 +97,13 @@ def blind(model: Path, samples: list[Sample]) -> list[Row]:
         inputs = processor.tokenizer(prompt, return_tensors="pt")
         out = network.generate(**inputs, max_new_tokens=MOST_TOKENS)[0, inputs["input_ids"].shape[1] :]
         answer = processor.decode(out, skip_special_tokens=True)
-        answered.append(Row(sample.id, sample.type, sample.question, sample.answer, "blind", prediction=answer))
+        answered.append(Prediction(sample.id, sample.type, sample.question, sample.answer, "blind", prediction=answer))
     return answered
 
 
-def scores(answered: list[Row]) -> dict[str, dict[str, float]]:
+def scores(answered: list[Prediction]) -> dict[str, dict[str, float]]:
     """Return accuracy by "method @ fraction" and type."""
-    runs: dict[str, list[Row]] = {}
+    runs: dict[str, list[Prediction]] = {}
     for row in answered:
         runs.setdefault(str(row.method) + ("" if row.budget is None else f" @ {_budget(row.budget)}"), []).append(row)
     return {name: {kind: accuracy(own) or 0.0 for kind, own in columns(part).items()} for name, part in runs.items()}

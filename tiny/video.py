@@ -21,8 +21,8 @@ from scenes import SIZE, ask, background, draw
 from transformers.utils.logging import disable_progress_bar
 
 from vtcframe import Budget, ClsAttention, Even, Mean, Pipeline, Pruner, RandomPruner, Stage, TopK, VtcCls, compress
-from vtcframe.data.processor import asked
-from vtcframe.data.results import COUNT, normalised
+from vtcframe.data.processor import processor_inputs
+from vtcframe.data.results import COUNT, normalise
 from vtcframe.data.sample import Sample
 from vtcframe.inference.checkpoint import Backbone
 
@@ -74,14 +74,14 @@ def right(path: str, samples: Sequence[Sample], models: Mapping[str, Sequence[St
     verdicts: dict[str, list[float]] = {name: [] for name in models}
     for i in range(0, len(samples), BATCH):
         batch = samples[i : i + BATCH]
-        inputs = asked(processor, batch)
+        inputs = processor_inputs(processor, batch)
         start = inputs["input_ids"].shape[1]
         for name, stages in models.items():
             found = []
             for one in [compress(model, stages=[stage]) for stage in stages] or [model]:
                 out = one.generate(**inputs, do_sample=False, max_new_tokens=MOST_TOKENS)
                 answers = processor.batch_decode(out[:, start:], skip_special_tokens=True)
-                found.append([normalised(a) == normalised(str(s.answer)) for a, s in zip(answers, batch, strict=True)])
+                found.append([normalise(a) == normalise(str(s.answer)) for a, s in zip(answers, batch, strict=True)])
             verdicts[name] += np.mean(found, 0).tolist()
     return {name: np.array(own) for name, own in verdicts.items()}
 

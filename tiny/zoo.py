@@ -19,19 +19,19 @@ from statistics import fmean
 
 import numpy as np
 
-from vtcframe.data.results import COUNT, Row, written
+from vtcframe.data.results import COUNT, Prediction, format_budget
 
 UNPRUNED, OURS, DRAWS = "unpruned", "VtcCls(last=3)", 2000
-Answers = dict[str, Row]  # by the question's id
+Answers = dict[str, Prediction]  # by the question's id
 
 
 def read(path: Path) -> dict[str, dict[str, list[Answers]]]:
     """Budget -> method without its seed -> what each seed answered."""
     runs: dict[tuple[str, str], Answers] = {}
     with path.open(encoding="utf-8") as lines:
-        for row in (Row(**json.loads(line)) for line in lines):
+        for row in (Prediction(**json.loads(line)) for line in lines):
             if row.error is None and row.method is not None:
-                runs.setdefault(("" if row.budget is None else written(row.budget), row.method), {})[row.id] = row
+                runs.setdefault(("" if row.budget is None else format_budget(row.budget), row.method), {})[row.id] = row
     tables: dict[str, dict[str, list[Answers]]] = {}
     for (budget, method), answers in runs.items():
         name = re.sub(r"seed=\d+", "seeds", method) if method.startswith("Random") else method
@@ -90,7 +90,7 @@ def table(methods: dict[str, list[Answers]], unpruned: list[Answers]) -> list[st
     return lines
 
 
-def _tokens(rows: Sequence[Row]) -> tuple[list[int | None], list[float | None]]:
+def _tokens(rows: Sequence[Prediction]) -> tuple[list[int | None], list[float | None]]:
     return [row.visual_tokens for row in rows], [row.processed for row in rows]
 
 

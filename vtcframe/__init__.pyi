@@ -11,17 +11,17 @@ from .config.plan_file import load_stages as load_stages
 from .core.budget import Budget as Budget
 from .core.evidence import Evidence as Evidence
 from .core.layout import Layout as Layout, Structural as Structural
-from .core.method import Facts as Facts, Method as Method
+from .core.method import MethodCard as MethodCard, Method as Method
 from .core.needs import (
     ClassToken as ClassToken,
-    Features as Features,
-    Flow as Flow,
-    Keys as Keys,
+    HiddenStates as HiddenStates,
+    AttentionPageRank as AttentionPageRank,
+    AttentionKeys as AttentionKeys,
     Need as Need,
-    Probed as Probed,
-    Rows as Rows,
+    ProbeAttention as ProbeAttention,
+    AttentionRows as AttentionRows,
     Similarity as Similarity,
-    Text as Text,
+    TextTokens as TextTokens,
 )
 from .core.pruned import Pruned as Pruned
 from .core.stages import Pruner as Pruner, Stage as Stage
@@ -46,12 +46,12 @@ from .components.scorers import (
     TextAttention as TextAttention,
     TokenNorm as TokenNorm,
     Uniqueness as Uniqueness,
-    WitnessAttention as WitnessAttention,
+    AuxiliaryClsAttention as AuxiliaryClsAttention,
 )
-from .methods.aim import AttentionFlow as AttentionFlow
-from .methods.mustdrop import KeySet as KeySet, TextPeak as TextPeak, TextShare as TextShare
-from .methods.sink_filter import Sinkless as Sinkless
-from .methods.zipcache import ProbeAttention as ProbeAttention
+from .methods.aim import TokenPageRank as TokenPageRank
+from .methods.mustdrop import ClsKeySet as ClsKeySet, TextPeak as TextPeak, TextShare as TextShare
+from .methods.sink_filter import DemoteSinks as DemoteSinks
+from .methods.zipcache import ProbeSaliency as ProbeSaliency
 
 # kind: ensembler
 from .components.ensemblers import (
@@ -72,10 +72,10 @@ from .components.allocators import (
     Joint as Joint,
     Outliers as Outliers,
     OverviewGuided as OverviewGuided,
-    Share as Share,
+    KeepRatio as KeepRatio,
 )
 from .methods.mini_monkey import Crops as Crops
-from .methods.mustdrop import Above as Above
+from .methods.mustdrop import Threshold as Threshold
 
 # kind: selector
 from .components.diverse_selectors import (
@@ -92,7 +92,7 @@ from .components.selectors import (
     TopK as TopK,
     WholeRows as WholeRows,
 )
-from .methods.dart import LeastLike as LeastLike
+from .methods.dart import PivotDissimilarity as PivotDissimilarity
 
 # kind: merger
 from .components.mergers import (

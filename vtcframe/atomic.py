@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 @contextmanager
-def whole(path: Path) -> Iterator[Path]:
+def atomic_path(path: Path) -> Iterator[Path]:
     """Yield where to write: behind the `with` the disk has it, and it takes the name `path`. Not after an exception."""
     part = path.with_name(path.name + ".part")
     yield part
@@ -16,7 +16,7 @@ def whole(path: Path) -> Iterator[Path]:
     os.replace(part, path)
 
 
-def replace_whole(path: Path, lines: Iterable[bytes]) -> None:
+def write_atomic(path: Path, lines: Iterable[bytes]) -> None:
     """Give a file new content: under its name there is the old or the new one, and nothing between."""
-    with whole(path) as part, part.open("wb") as file:
+    with atomic_path(path) as part, part.open("wb") as file:
         file.writelines(lines)

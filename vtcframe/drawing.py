@@ -13,7 +13,7 @@ from itertools import pairwise
 
 from PIL import Image, ImageDraw, ImageEnhance, ImageFont
 
-from vtcframe.data.results import Row, View, written
+from vtcframe.data.results import Prediction, ViewRecord, format_budget
 
 PANEL = 384  # pixels that a picture's longer edge is enlarged to, in whole steps, or shrunk to
 GAP, LINE, LETTER = 12, 20, 8  # pixels: between things, a line of text, a wide letter
@@ -26,7 +26,7 @@ Cell = tuple[Sequence[str], Image.Image]  # a caption, and what it stands over
 Picture = Image.Image | Sequence[Image.Image]  # or the frames of a video
 
 
-def sheet(pictures: Sequence[Picture], rows: Sequence[Row], edge: int = PANEL) -> Image.Image:
+def sheet(pictures: Sequence[Picture], rows: Sequence[Prediction], edge: int = PANEL) -> Image.Image:
     """Draw the rows of one sample, whose views' boxes lie in `pictures`.
 
     The longer edge of a picture becomes at most `edge` pixels, that of a video's frame half of it.
@@ -62,7 +62,7 @@ def file_name(identity: str, suffix: str) -> str:
     return safe + mark + suffix
 
 
-def _cells(pictures: Sequence[Picture], rows: Iterable[Row]) -> Iterator[Cell]:
+def _cells(pictures: Sequence[Picture], rows: Iterable[Prediction]) -> Iterator[Cell]:
     shown = None
     for row in rows:
         if row.views is None:
@@ -78,13 +78,13 @@ def _cells(pictures: Sequence[Picture], rows: Iterable[Row]) -> Iterator[Cell]:
         yield _caption(row), kept_tokens(pictures, row.views)
 
 
-def _caption(row: Row) -> list[str]:
-    name = str(row.method) if row.budget is None else f"{row.method} at {written(row.budget)}"
+def _caption(row: Prediction) -> list[str]:
+    name = str(row.method) if row.budget is None else f"{row.method} at {format_budget(row.budget)}"
     verdict = {True: " (right)", False: " (wrong)", None: ""}[row.correct]
     return [name, f"{row.visual_tokens} of {row.visual_tokens_before} tokens: {row.prediction}{verdict}"]
 
 
-def score_map(pictures: Sequence[Picture], views: Sequence[View]) -> Image.Image:
+def score_map(pictures: Sequence[Picture], views: Sequence[ViewRecord]) -> Image.Image:
     """Colour each token by its score, from the sample's lowest to its highest, with the scale below."""
     values = [score for view in views for line in view["scores"] for score in line if score is not None]
     low, high = min(values), max(values)
@@ -101,7 +101,7 @@ def score_map(pictures: Sequence[Picture], views: Sequence[View]) -> Image.Image
     return _stacked([_laid(panels), _scale(low, high)], GAP // 2)
 
 
-def kept_tokens(pictures: Sequence[Picture], views: Sequence[View]) -> Image.Image:
+def kept_tokens(pictures: Sequence[Picture], views: Sequence[ViewRecord]) -> Image.Image:
     """Darken what was dropped and outline what was kept, a panel for each picture and for each layer of its views."""
     panels = []
     for picture, own in _panels(pictures, views):
@@ -117,9 +117,9 @@ def kept_tokens(pictures: Sequence[Picture], views: Sequence[View]) -> Image.Ima
     return _laid(panels)
 
 
-def _panels(pictures: Sequence[Picture], views: Sequence[View]) -> list[tuple[Image.Image, list[View]]]:
+def _panels(pictures: Sequence[Picture], views: Sequence[ViewRecord]) -> list[tuple[Image.Image, list[ViewRecord]]]:
     """Group views that fit on one copy of their picture: an overview takes one, the tiles that lie below it another."""
-    panels: list[list[View]] = []
+    panels: list[list[ViewRecord]] = []
     for view in views:
         for panel in panels:
             if _same_picture(panel[0], view) and not any(_overlap(view["box"], other["box"]) for other in panel):
@@ -130,12 +130,12 @@ def _panels(pictures: Sequence[Picture], views: Sequence[View]) -> list[tuple[Im
     return [(_of(pictures, panel[0]), panel) for panel in panels]
 
 
-def _of(pictures: Sequence[Picture], view: View) -> Image.Image:
+def _of(pictures: Sequence[Picture], view: ViewRecord) -> Image.Image:
     picture = pictures[view["image"]]
     return picture if isinstance(picture, Image.Image) else picture[view["frame"]]
 
 
-def _same_picture(a: View, b: View) -> bool:
+def _same_picture(a: ViewRecord, b: ViewRecord) -> bool:
     return (a["image"], a["frame"]) == (b["image"], b["frame"])
 
 
@@ -143,7 +143,7 @@ def _overlap(a: Sequence[float], b: Sequence[float]) -> bool:
     return all(min(a[i + 2], b[i + 2]) - max(a[i], b[i]) > 1e-6 for i in (0, 1))
 
 
-def cells(view: View, width: int, height: int) -> list[list[tuple[float, float, float, float] | None]]:
+def cells(view: ViewRecord, width: int, height: int) -> list[list[tuple[float, float, float, float] | None]]:
     """Return where each token of a view lies in its picture of that size: left, top, right, bottom in pixels.
 
     Shaped as the view's grid, cut to the picture; None where there is no token or the picture shows nothing of it.
@@ -161,7 +161,7 @@ def cells(view: View, width: int, height: int) -> list[list[tuple[float, float, 
     ]
 
 
-def _boxes(view: View, picture: Image.Image) -> Iterator[tuple[int, int, tuple[int, int, int, int]]]:
+def _boxes(view: ViewRecord, picture: Image.Image) -> Iterator[tuple[int, int, tuple[int, int, int, int]]]:
     """Yield row, column and the whole pixels (left, top, right, bottom) of each token that the picture shows."""
     for row, line in enumerate(cells(view, picture.width, picture.height)):
         for column, cell in enumerate(line):

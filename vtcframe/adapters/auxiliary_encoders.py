@@ -18,14 +18,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vtcframe.hooks.readers import Reader, Row
+from vtcframe.hooks.readers import Reader, QueryRow
 from vtcframe.hooks.tap import Tap
 
 Tokenise = Callable[[str, int], Tensor]  # text, length -> [length] ids: padded, or cut and ended
 
 
 @dataclass(frozen=True)
-class Vit:
+class AuxiliaryVit:
     """A ViT with a class token at place 0."""
 
     run: Callable[[Tensor, int], Tensor]  # pixels, block -> [I, C, r, c] behind that block; later ones are not run
@@ -37,7 +37,7 @@ class Vit:
     std: Sequence[float]
 
 
-class Witness:
+class AuxiliaryEncoder:
     """A frozen encoder in float32, on one device. What it cannot show is a ValueError."""
 
     def __init__(self, name: str, model: nn.Module, device: torch.device) -> None:
@@ -46,7 +46,7 @@ class Witness:
         self.model: Any = model.to(device, torch.float32).eval().requires_grad_(False)
 
     @cached_property
-    def vit(self) -> Vit:
+    def vit(self) -> AuxiliaryVit:
         """The ViT that looks at pictures."""
         raise ValueError(f"{self.name} looks at no pictures: name a 'timm:' or 'open_clip:' model")
 
@@ -62,7 +62,7 @@ class Witness:
         `pictures` are [3, h, w] in 0..1. Each is resized to the encoder's input whole, without a crop, so that the
         r x c patches cover it. All blocks count as layers, negative ones from the end.
         """
-        vit, reader = self.vit, Row(0, logits, heads, self.vit.prefix)
+        vit, reader = self.vit, QueryRow(0, logits, heads, self.vit.prefix)
         depth = len(vit.attention)
         if not layers or not all(-depth <= layer < depth for layer in layers):
             raise ValueError(f"layers {tuple(layers)} are not among the {depth} blocks of {self.name}")
@@ -125,7 +125,7 @@ class Witness:
             return list(F.normalize(encode(ids), dim=-1).split([len(question) for question in parts]))
 
 
-class Timm(Witness):
+class AuxiliaryTimm(AuxiliaryEncoder):
     """A ViT of timm with its pretrained weights."""
 
     def __init__(self, name: str, device: torch.device) -> None:
@@ -139,12 +139,12 @@ class Timm(Witness):
         super().__init__(f"timm:{name}", timm.create_model(name, pretrained=True), device)
 
     @cached_property
-    def vit(self) -> Vit:
+    def vit(self) -> AuxiliaryVit:
         data = _library("timm").data.resolve_model_data_config(self.model)
         return _timm_vit(self.name, self.model, data["input_size"][1:], data["mean"], data["std"])
 
 
-class OpenClip(Witness):
+class AuxiliaryOpenClip(AuxiliaryEncoder):
     """A model of open_clip and its tokenizer."""
 
     def __init__(self, name: str, device: torch.device) -> None:
@@ -167,7 +167,7 @@ class OpenClip(Witness):
         self.tokenizer = library.get_tokenizer(name)
 
     @cached_property
-    def vit(self) -> Vit:
+    def vit(self) -> AuxiliaryVit:
         data, visual = _library("open_clip").get_model_preprocess_cfg(self.model), self.model.visual
         size = data["size"] if isinstance(data["size"], Sequence) else (data["size"], data["size"])
         if hasattr(visual, "trunk"):
@@ -180,7 +180,7 @@ class OpenClip(Witness):
             return visual.forward_intermediates(pixels, **options)["image_intermediates"][0]
 
         attention = tuple(block.attn for block in visual.transformer.resblocks)
-        return Vit(run, attention, 1, tuple(size), tuple(visual.grid_size), data["mean"], data["std"])
+        return AuxiliaryVit(run, attention, 1, tuple(size), tuple(visual.grid_size), data["mean"], data["std"])
 
     def embed(self, patches: Tensor) -> Tensor:
         visual = self.model.visual
@@ -197,7 +197,7 @@ class OpenClip(Witness):
         return self._texts(questions, tokenise, self.tokenizer.context_length, self.model.encode_text)
 
 
-class Clip(Witness):
+class AuxiliaryClip(AuxiliaryEncoder):
     """A CLIPModel checkpoint of transformers, for backbones whose own tower is that CLIP's."""
 
     def __init__(self, path: str, device: torch.device) -> None:
@@ -233,12 +233,16 @@ class Clip(Witness):
         return self._texts(questions, tokenise, self.model.config.text_config.max_position_embeddings, encode)
 
 
-KINDS: dict[str, Callable[[str, torch.device], Witness]] = {"timm": Timm, "open_clip": OpenClip, "clip": Clip}
-_LOADED: dict[tuple[str, torch.device], Witness] = {}
+KINDS: dict[str, Callable[[str, torch.device], AuxiliaryEncoder]] = {
+    "timm": AuxiliaryTimm,
+    "open_clip": AuxiliaryOpenClip,
+    "clip": AuxiliaryClip,
+}
+_LOADED: dict[tuple[str, torch.device], AuxiliaryEncoder] = {}
 _LOCK = threading.Lock()
 
 
-def witness(name: str, device: str | torch.device = "cpu") -> Witness:
+def auxiliary_encoder(name: str, device: str | torch.device = "cpu") -> AuxiliaryEncoder:
     """Return the encoder that `name` says, loaded once for each device.
 
     "timm:NAME" and "open_clip:NAME/WEIGHTS", where NAME may be "local-dir:FOLDER" or "hf-hub:REPOSITORY" as those
@@ -316,7 +320,7 @@ def _exact(device: torch.device) -> Iterator[None]:
         yield
 
 
-def _timm_vit(name: str, trunk: Any, size: Sequence[int], mean: Sequence[float], std: Sequence[float]) -> Vit:
+def _timm_vit(name: str, trunk: Any, size: Sequence[int], mean: Sequence[float], std: Sequence[float]) -> AuxiliaryVit:
     blocks = tuple(getattr(trunk, "blocks", ()))
     if getattr(trunk, "cls_token", None) is None or not all(hasattr(block, "attn") for block in blocks):
         raise ValueError(
@@ -329,7 +333,7 @@ def _timm_vit(name: str, trunk: Any, size: Sequence[int], mean: Sequence[float],
         return trunk.forward_intermediates(pixels, indices=[layer], stop_early=True, intermediates_only=True)[0]
 
     attention, grid = tuple(block.attn for block in blocks), tuple(trunk.patch_embed.dynamic_feat_size(size))
-    return Vit(run, attention, trunk.num_prefix_tokens, (size[0], size[1]), (grid[0], grid[1]), mean, std)
+    return AuxiliaryVit(run, attention, trunk.num_prefix_tokens, (size[0], size[1]), (grid[0], grid[1]), mean, std)
 
 
 def _library(name: str) -> Any:

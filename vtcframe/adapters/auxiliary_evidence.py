@@ -7,20 +7,20 @@ import torch
 from torch import Tensor
 
 from vtcframe.adapters.arrangement import Arrangement
-from vtcframe.adapters.auxiliary_encoders import resampled, witness
+from vtcframe.adapters.auxiliary_encoders import resampled, auxiliary_encoder
 from vtcframe.adapters.prompt import Prompt
-from vtcframe.core.needs import Need, Rows, Similarity
+from vtcframe.core.needs import Need, AttentionRows, Similarity
 
 if TYPE_CHECKING:
     from vtcframe.adapters.tower import TowerAdapter
 
 
-def is_testimony(need: Need) -> bool:
+def is_auxiliary(need: Need) -> bool:
     """Tell whether a witness must be asked."""
-    return isinstance(need, Similarity) or (isinstance(need, Rows) and need.tower not in ("vision", "llm"))
+    return isinstance(need, Similarity) or (isinstance(need, AttentionRows) and need.tower not in ("vision", "llm"))
 
 
-def testimony(
+def gather_auxiliary(
     need: Need, adapter: "TowerAdapter", inputs: Mapping[str, Any], arrangement: Arrangement, features: Tensor | None
 ) -> Tensor:
     """Return `need` as its axes say; `features` [V, N, C] are those of the backbone's own CLIP.
@@ -28,21 +28,21 @@ def testimony(
     ValueError where the processor is not known, by which pixels become a picture again and ids a question.
     """
     layout = arrangement.layout
-    if isinstance(need, Rows):
+    if isinstance(need, AttentionRows):
         if need.query != "cls" or need.of != "feeding" or need.over != "mean":
             raise ValueError(f"{need}: a witness shows Rows('cls', layers, tower='timm:...') only")
-        pictures, of = _portraits(need, adapter, inputs, arrangement)
-        seen = witness(need.tower, pictures[0].device)
+        pictures, of = _original_images(need, adapter, inputs, arrangement)
+        seen = auxiliary_encoder(need.tower, pictures[0].device)
         maps = seen.rows(pictures, need.layers, need.logits, need.heads)  # [L, I, H, r, c]
         read = resampled(maps.transpose(1, 2).contiguous(), of, layout.centre)  # [L, H, V, N]
         return read.transpose(1, 2).masked_fill(~layout.valid.to(read.device)[:, None], 0).contiguous()
     assert isinstance(need, Similarity)
     if features is not None:
-        speaker = witness(_own_clip(need, adapter), features.device)
+        speaker = auxiliary_encoder(_own_clip(need, adapter), features.device)
         space = speaker.embed(features)
     else:
-        pictures, of = _portraits(need, adapter, inputs, arrangement)
-        speaker = witness(need.model, pictures[0].device)
+        pictures, of = _original_images(need, adapter, inputs, arrangement)
+        speaker = auxiliary_encoder(need.model, pictures[0].device)
         space = resampled(speaker.dense(pictures).movedim(-1, 0), of, layout.centre).movedim(0, -1)  # [V, N, E]
     said = speaker.text(_questions(need, adapter, inputs, arrangement))
     like = torch.stack([speaker.similarity(space[v], said[p]) for v, p in enumerate(layout.sample.tolist())])
@@ -69,7 +69,7 @@ def _own_clip(need: Similarity, adapter: "TowerAdapter") -> str:
     )
 
 
-def _portraits(
+def _original_images(
     need: Need, adapter: "TowerAdapter", inputs: Mapping[str, Any], arrangement: Arrangement
 ) -> tuple[list[Tensor], Tensor]:
     """Return the pictures, [3, h, w] in 0..1, one for each image or frame, and [V] which of them a view shows."""

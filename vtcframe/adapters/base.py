@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from vtcframe.adapters.arrangement import Arrangement
-from vtcframe.adapters.prompt import Prompt, by_column, own_mask
+from vtcframe.adapters.prompt import Prompt, align_columns, prompt_mask
 from vtcframe.core.evidence import Evidence
-from vtcframe.core.layout import reading
+from vtcframe.core.layout import reading_order
 from vtcframe.core.needs import Need
 from vtcframe.core.pruned import Pruned
 from vtcframe.registry import entries
@@ -148,7 +148,7 @@ class Adapter(ABC):
         "Own" is what a slot stands for: the column it had in the caller's prompt.
         """
         prompt = self.prompt(inputs)
-        place, keep, feature, slot = self._places(inputs, prompt), *_plan(prompt, evidence, pruned)
+        place, keep, feature, slot = self._places(inputs, prompt), *splice_plan(prompt, evidence, pruned)
         if positions == "compact" and len(place) > 1:
             raise ValueError(
                 f"{type(self).__name__} has M-RoPE, whose positions say where in a picture: use 'original'"
@@ -163,9 +163,9 @@ class Adapter(ABC):
         order = (~keep).long().argsort(dim=1, stable=True)[:, :width].gather(1, at.clamp(min=0))
         device = inputs["input_ids"].device
         place = place.gather(2, order.expand(len(place), *order.shape)).masked_fill(padding, 0).to(device)
-        real = own_mask(inputs)
+        real = prompt_mask(inputs)
         follow = {
-            name: by_column(inputs[name].cpu(), real).gather(1, order).masked_fill(padding, 0).to(device)
+            name: align_columns(inputs[name].cpu(), real).gather(1, order).masked_fill(padding, 0).to(device)
             for name in self.follows
             if inputs.get(name) is not None
         }
@@ -183,8 +183,8 @@ class Adapter(ABC):
         """[A, P, C] positions by column, the caller's own where there are any."""
         if (own := inputs.get("position_ids")) is None:
             return self.positions(inputs, prompt)
-        own, real = own.cpu(), own_mask(inputs)
-        places = by_column((own if own.ndim == 3 else own[None]).expand(-1, *real.shape), real)
+        own, real = own.cpu(), prompt_mask(inputs)
+        places = align_columns((own if own.ndim == 3 else own[None]).expand(-1, *real.shape), real)
         if len(places) != 3:
             return places
         return torch.cat([torch.arange(places.shape[2]).expand(1, *places.shape[1:]), places])  # and that in the text
@@ -197,7 +197,7 @@ class Adapter(ABC):
         if evidence.structural is not None:
             source = torch.cat([source, evidence.structural.tokens.to(source)])
         if levels is not None:
-            own = _rows_of(pruned, evidence).to(levels.device)
+            own = evidence_rows(pruned, evidence).to(levels.device)
             levels = levels.flatten(1, 2)[:, own.clamp(min=0)]
         out = {}
         for kind, modality in enumerate(self.modalities):
@@ -221,11 +221,11 @@ class Adapter(ABC):
         return 0  # masked anyway
 
 
-def _plan(prompt: Prompt, evidence: Evidence, pruned: Pruned) -> tuple[Tensor, Tensor, Tensor]:
+def splice_plan(prompt: Prompt, evidence: Evidence, pruned: Pruned) -> tuple[Tensor, Tensor, Tensor]:
     """[P, C] each, by column: is it kept, which row of the features it reads, whose column's position it takes."""
     column = pruned.column.cpu()  # the one device sync of a splice
     real = column >= 0
-    slot, at = reading(column)[real], column[real]
+    slot, at = reading_order(column)[real], column[real]
     sample = pruned.layout.sample[:, None].expand(column.shape)[real]
     keep = prompt.real & ~prompt.visual
     held = pruned.layout.untouched
@@ -249,7 +249,7 @@ def _plan(prompt: Prompt, evidence: Evidence, pruned: Pruned) -> tuple[Tensor, T
     return keep, feature, position
 
 
-def _rows_of(pruned: Pruned, evidence: Evidence) -> Tensor:
+def evidence_rows(pruned: Pruned, evidence: Evidence) -> Tensor:
     """[V x M] for each row of `pruned`, flattened, the row of `evidence`, flattened, whose place it takes."""
     layout, column = evidence.layout, pruned.column
     own = layout.sample[:, None].to(column.device).expand(layout.column.shape)

@@ -11,7 +11,7 @@ from vtcframe.core.evidence import Evidence
 from vtcframe.core.needs import Need
 from vtcframe.hooks.llm import LlmStages, _EnoughError
 from vtcframe.hooks.llm_needs import check_needs
-from vtcframe.ops.compose import everything
+from vtcframe.ops.compose import keep_all
 
 
 @torch.no_grad()
@@ -19,7 +19,7 @@ def probe(adapter: Any, inputs: Mapping[str, Any], evidence: Evidence, needs: It
     """Gather needs of the language model for the tokens of `evidence`, by its first layers, run on all of them."""
     needs = tuple(needs)
     check_needs(needs, len(adapter.llm_layers()))
-    spliced, column = adapter.spliced(inputs, evidence, everything(evidence))
+    spliced, column = adapter.spliced(inputs, evidence, keep_all(evidence))
     acted = LlmStages(adapter.decoder(), evidence, column, (), needs, adapter.blocks(spliced))
     acted._probing = True
     with acted, suppress(_EnoughError):

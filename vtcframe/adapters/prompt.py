@@ -20,10 +20,10 @@ class Prompt:
     def of(cls, inputs: Mapping[str, Any], placeholders: Sequence[int]) -> "Prompt":
         """Read `input_ids` and `attention_mask` (all ones where there is none), padded on either side."""
         ids = inputs["input_ids"].cpu()
-        real = own_mask(inputs)
+        real = prompt_mask(inputs)
         if real.shape != ids.shape:
             raise ValueError(f"attention_mask is {list(real.shape)}, input_ids {list(ids.shape)}: give a 2-D mask")
-        ids, real = by_column(ids, real), by_column(real, real)
+        ids, real = align_columns(ids, real), align_columns(real, real)
         kind = torch.full_like(ids, -1)
         for number, placeholder in enumerate(placeholders):
             kind[real & (ids == placeholder)] = number
@@ -35,13 +35,13 @@ class Prompt:
         return self.kind >= 0
 
 
-def own_mask(inputs: Mapping[str, Any]) -> Tensor:
+def prompt_mask(inputs: Mapping[str, Any]) -> Tensor:
     """[P, L] bool on the CPU, False at padding."""
     mask = inputs.get("attention_mask")
     return torch.ones_like(inputs["input_ids"].cpu(), dtype=torch.bool) if mask is None else mask.cpu().bool()
 
 
-def by_column(values: Tensor, real: Tensor) -> Tensor:
+def align_columns(values: Tensor, real: Tensor) -> Tensor:
     """[..., P, L] padded on either side, real [P, L] -> [..., P, C], padding at the end."""
     order = (~real).long().argsort(dim=1, stable=True)[:, : int(real.sum(1).max())]
     return values.gather(-1, order.expand(*values.shape[:-2], *order.shape))

@@ -15,20 +15,20 @@ from torch import Tensor, nn
 from transformers.utils.output_capturing import maybe_install_capturing_hooks
 
 from vtcframe.adapters.arrangement import Arrangement, Picture, checksums, owners, sample_keys
-from vtcframe.adapters.auxiliary_evidence import is_testimony, testimony
+from vtcframe.adapters.auxiliary_evidence import is_auxiliary, gather_auxiliary
 from vtcframe.adapters.base import Adapter, Modality
 from vtcframe.adapters.llm_evidence import probe
 from vtcframe.core.evidence import Evidence
-from vtcframe.core.needs import ClassToken, Features, Keys, Need, Rows, Similarity, in_llm
+from vtcframe.core.needs import ClassToken, HiddenStates, AttentionKeys, Need, AttentionRows, Similarity, in_llm
 from vtcframe.core.pruned import Pruned
 from vtcframe.core.stages import Stage
-from vtcframe.hooks.encoder import Inside, rows_of, stacked
-from vtcframe.hooks.encoder_blocks import Halves, by_heads, cure, reader_of
-from vtcframe.hooks.kernel_call import Segments
-from vtcframe.hooks.readers import Reader, Row
+from vtcframe.hooks.encoder import EncoderStages, rows_of, stacked
+from vtcframe.hooks.encoder_blocks import SplitBlock, by_heads, missing_evidence_hint, reader_of
+from vtcframe.hooks.kernel_call import PackedSequences
+from vtcframe.hooks.readers import Reader, QueryRow
 from vtcframe.hooks.tap import Tap
-from vtcframe.ops.compose import everything
-from vtcframe.ops.gather import located
+from vtcframe.ops.compose import keep_all
+from vtcframe.ops.gather import find_columns
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Tower:
     classes: int = 0  # class tokens in front of the patches
     pool: Callable[[Tensor], Tensor] | None = None  # [..., patches, C] -> [..., tokens, C], mean over a token's patches
     packed: bool = False  # all pictures lie behind one another in one sequence
-    segments: Segments | None = None  # how, where the calls of the attention do not tell
+    segments: PackedSequences | None = None  # how, where the calls of the attention do not tell
     whole: Sequence[int] | None = None  # the blocks whose attention spans a whole picture; None = all
     head: nn.MultiheadAttention | None = None  # attention pooling over the patches, by a learned query
 
@@ -128,11 +128,11 @@ class TowerAdapter(Adapter):
     def encode(self, inputs: Mapping[str, Any], arrangement: Arrangement, needs: Iterable[Need] = ()) -> Evidence:
         """Encode the pictures and gather `needs`: attention, keys, features and class tokens of the vision towers."""
         asked_for, packed, deepstack = tuple(dict.fromkeys(needs)), [], []
-        needs = [need for need in asked_for if not is_testimony(need) and not in_llm(need)]
+        needs = [need for need in asked_for if not is_auxiliary(need) and not in_llm(need)]
         if own := [
             need for need in asked_for if isinstance(need, Similarity) and need.model.partition(":")[0] == "clip"
         ]:
-            needs = [*dict.fromkeys([*needs, Features()])]
+            needs = [*dict.fromkeys([*needs, HiddenStates()])]
         found: dict[Need, list[Tensor]] = {need: [] for need in needs}
         for modality in self.present(inputs):
             tower = self.tower(modality, inputs)
@@ -156,9 +156,9 @@ class TowerAdapter(Adapter):
                 )
         views = {need: self._arranged(need, torch.cat(parts), arrangement) for need, parts in found.items()}
         for need in asked_for:
-            if is_testimony(need):
-                features = views[Features()] if need in own else None
-                views[need] = testimony(need, self, inputs, arrangement, features)
+            if is_auxiliary(need):
+                features = views[HiddenStates()] if need in own else None
+                views[need] = gather_auxiliary(need, self, inputs, arrangement, features)
         levels = [torch.cat(level) for level in zip(*deepstack, strict=True)]
         evidence = arrangement.evidence(torch.cat(packed), {}, levels)
         views |= self._spoken(inputs, evidence, asked_for)
@@ -202,7 +202,7 @@ class TowerAdapter(Adapter):
             own = rows_of(layout, views, device)
             blocks = [PreNorm(block) for block in tower.module.get_submodule("encoder.layers").children()]
             seen = [need for need in needs if not in_llm(need)]
-            inside = Inside(blocks, tower.classes, own, stages, seen, feeding=tower.read[0])
+            inside = EncoderStages(blocks, tower.classes, own, stages, seen, feeding=tower.read[0])
             with inside, first_blocks(tower, inside.deepest):
                 encoded = self.features(modality, inputs, tower)
             extra, tokens = self.opened(modality, encoded, tower)
@@ -210,12 +210,12 @@ class TowerAdapter(Adapter):
             scores.append(inside.scores(own))
             structural.append(extra)
         evidence = stacked(parts, arrangement.origin, layout)
-        evidence = evidence.after(everything(evidence))
+        evidence = evidence.after(keep_all(evidence))
         if arrangement.structural is not None:
             extra = replace(arrangement.structural, tokens=torch.cat(structural))
             evidence = replace(evidence, structural=extra)
         whole = rows_of(layout, torch.arange(len(layout.sample)), device)
-        place = located(evidence.layout.column, whole)
+        place = find_columns(evidence.layout.column, whole)
         judged = torch.cat(scores)[arrangement.origin.to(device)]
         found = {**evidence.found, **self._spoken(inputs, evidence, needs)}
         evidence = replace(evidence, found=found, project=self.project)
@@ -233,7 +233,7 @@ class TowerAdapter(Adapter):
         """Return what a need is served with: [n, L, H(, C)], [n, C], or for a class token [rows, C]."""
         if isinstance(need, ClassToken):
             return self.hidden(encoded, tower)[:, 0]
-        if isinstance(need, Features):
+        if isinstance(need, HiddenStates):
             return self.pack(modality, inputs, self.merged(self.hidden(encoded, tower)[:, tower.classes :], tower))
         # [L, rows, H, T(, C)] -> [rows, T, L, H(, C)]
         maps = torch.stack([torch.cat(list(calls), 2 if tower.packed else 0) for calls in seen]).movedim((1, 3), (0, 1))
@@ -243,21 +243,21 @@ class TowerAdapter(Adapter):
         if isinstance(need, ClassToken):
             return packed[arrangement.origin.to(packed.device)]
         views = arrangement.views(packed)  # [V, N, ...]
-        return views if isinstance(need, Features) else views.movedim((2, 3), (0, 2)).contiguous()
+        return views if isinstance(need, HiddenStates) else views.movedim((2, 3), (0, 2)).contiguous()
 
     def _readers(self, need: Need, tower: Tower) -> list[tuple[nn.Module, Reader]]:
         """Return the attention modules that serve a need, in the order asked for; none where hidden states do."""
         match need:
-            case Features(layer=-1, tower="vision"):
+            case HiddenStates(layer=-1, tower="vision"):
                 return []
             case ClassToken() if tower.classes:
                 return []
-            case Rows(query="head", layers=(-1,), tower="vision", over="mean") if tower.head is not None:
-                return [(tower.head, Row(0, need.logits, need.heads, tower.classes, tower.pool))]
+            case AttentionRows(query="head", layers=(-1,), tower="vision", over="mean") if tower.head is not None:
+                return [(tower.head, QueryRow(0, need.logits, need.heads, tower.classes, tower.pool))]
         reader = reader_of(need, tower.classes, tower.pool, bool(tower.classes))
-        if reader is None or not isinstance(need, Rows | Keys):
+        if reader is None or not isinstance(need, AttentionRows | AttentionKeys):
             raise ValueError(
-                f"{type(self).__name__} cannot gather {need} from {type(tower.module).__name__}{cure(need)}"
+                f"{type(self).__name__} cannot gather {need} from {type(tower.module).__name__}{missing_evidence_hint(need)}"
             )
         modules = tower.feeding if need.of == "feeding" else list(tower.attention)
         if not all(-len(modules) <= layer < len(modules) for layer in need.layers):
@@ -266,7 +266,7 @@ class TowerAdapter(Adapter):
             )
         modules = [modules[layer] for layer in need.layers]
         spanning = [tower.attention[i] for i in tower.whole or ()]
-        if tower.whole is not None and isinstance(need, Rows) and not all(m in spanning for m in modules):
+        if tower.whole is not None and isinstance(need, AttentionRows) and not all(m in spanning for m in modules):
             raise ValueError(
                 f"{need} asks for a block of {type(tower.module).__name__} that attends within windows only, where "
                 "weights of different windows do not compare: use of='feeding', which counts the others"
@@ -274,7 +274,7 @@ class TowerAdapter(Adapter):
         return [(module, reader) for module in modules]
 
 
-class PreNorm(Halves):
+class PreNorm(SplitBlock):
     """A block of transformers' CLIP and SigLIP."""
 
     def __init__(self, block: nn.Module) -> None:

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from vtcframe.core.evidence import Evidence
 from vtcframe.core.layout import Layout
-from vtcframe.core.needs import Need, Rows, Stand
+from vtcframe.core.needs import Need, AttentionRows, ClsProxy
 from vtcframe.core.verbs import Allocator
 from vtcframe.ops.quotas import apportion
-from vtcframe.ops.views import outliers, overview, within
+from vtcframe.ops.views import outlier_tokens, overview_of, tokens_within
 
 
 def required(allocator: Allocator, budget: Tensor | None) -> Tensor:
@@ -96,25 +96,25 @@ class AttentionMass(Allocator):
 
     alpha: float = 0.5
     layer: int = 0  # of the blocks that feed the projector
-    query: Stand = "cls"
+    query: ClsProxy = "cls"
 
     def __post_init__(self) -> None:
         if not 0 <= self.alpha <= 1:
             raise ValueError(f"alpha is the overview's share of the budget and must lie in [0, 1], got {self.alpha}")
-        if self.query not in get_args(Stand):
-            raise ValueError(f"query must be one of {', '.join(map(repr, get_args(Stand)))}, got {self.query!r}")
+        if self.query not in get_args(ClsProxy):
+            raise ValueError(f"query must be one of {', '.join(map(repr, get_args(ClsProxy)))}, got {self.query!r}")
 
     @property
     def needs(self) -> tuple[Need, ...]:
-        return (Rows(self.query, (self.layer,)),)
+        return (AttentionRows(self.query, (self.layer,)),)
 
     def __call__(self, scores: Tensor, budget: Tensor | None, evidence: Evidence) -> Tensor:
         layout = evidence.layout
-        mass = within(evidence[self.needs[0]].float().mean((0, 2)), layout).double()
+        mass = tokens_within(evidence[self.needs[0]].float().mean((0, 2)), layout).double()
         if not mass.isfinite().all():
             samples = layout.sample[~mass.isfinite()].unique().tolist()
             raise ValueError(f"{self}: the attention in block {self.layer} of samples {samples} is not finite")
-        whole = overview(layout)
+        whole = overview_of(layout)
         part = whole >= 0
         head = whole.where(part, torch.arange(len(whole)))  # a view's overview, or itself
         crops = torch.bincount(head[part], minlength=len(whole)).double()
@@ -144,7 +144,7 @@ class OverviewGuided(Allocator):
 
     def density(self, scores: Tensor, layout: Layout) -> Tensor:
         """[V] how much of its tokens a view keeps, relative to the budgeted fraction; float64 on the CPU."""
-        whole, total = overview(layout), within(scores, layout).double() / self.tau
+        whole, total = overview_of(layout), tokens_within(scores, layout).double() / self.tau
         same = (whole == whole[:, None]) & (whole >= 0)
         softmax = total.expand(len(total), -1).masked_fill(~same, -inf).softmax(1).diagonal()
         return torch.where(whole >= 0, 1 + softmax - 1 / same.sum(1), 1)
@@ -163,12 +163,12 @@ class Outliers(Allocator):
     """
 
     def __call__(self, scores: Tensor, budget: Tensor | None, evidence: Evidence) -> Tensor:
-        count = outliers(scores, evidence.layout).sum(1).cpu()
+        count = outlier_tokens(scores, evidence.layout).sum(1).cpu()
         return count if budget is None else apportion(budget, count, evidence.layout)
 
 
 @dataclass(frozen=True)
-class Share(Allocator):
+class KeepRatio(Allocator):
     """Adaptive: every row keeps `ratio` of the tokens that it has now; a budget is split by these numbers.
 
     Budget(ratio) counts from what there was at first; a stage behind another one may want a part of what is left.
@@ -180,7 +180,7 @@ class Share(Allocator):
     rounded: Literal["down", "nearest"] = "down"
 
     def __post_init__(self) -> None:
-        _check_ratio("ratio", self.ratio)
+        check_ratio("ratio", self.ratio)
         if self.rounded not in ("down", "nearest"):
             raise ValueError(f"rounded must be 'down' or 'nearest', got {self.rounded!r}")
 
@@ -194,6 +194,6 @@ class Share(Allocator):
         return quota + Joint()(scores, bare.long(), evidence)
 
 
-def _check_ratio(name: str, ratio: float) -> None:
+def check_ratio(name: str, ratio: float) -> None:
     if not 0 < ratio <= 1:
         raise ValueError(f"{name} is the fraction of tokens kept and must lie in (0, 1], got {ratio}")

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from vtcframe.core.evidence import Evidence
 from vtcframe.core.layout import Layout
-from vtcframe.core.needs import Features, Need
+from vtcframe.core.needs import HiddenStates, Need
 from vtcframe.core.verbs import Selector
 from vtcframe.ops.gather import highest
-from vtcframe.ops.quotas import _check_share, _part
-from vtcframe.ops.similarity import _closest, unit
+from vtcframe.ops.quotas import check_share, part_of
+from vtcframe.ops.similarity import closest, unit_vectors
 
 Worth = Generator[Tensor, Tensor, None]  # yields how much each token [V, N] adds, is sent the picks [V]
 
@@ -56,8 +56,8 @@ class MaxMin(Greedy):
 
     def worth(self, kept: Tensor, picks: int, scores: Tensor, evidence: Evidence) -> Worth:
         valid, rows = evidence.layout.valid, torch.arange(len(kept), device=kept.device)
-        x, begun = unit(evidence.tokens, valid), kept.any(1, keepdim=True)
-        nearest = _closest(x, torch.where(begun, kept, valid))
+        x, begun = unit_vectors(evidence.tokens, valid), kept.any(1, keepdim=True)
+        nearest = closest(x, torch.where(begun, kept, valid))
         pick = yield -nearest
         nearest = nearest.masked_fill(~begun, -torch.inf)  # of those that are not kept it was but the first choice
         while True:
@@ -76,7 +76,7 @@ class Coverage(Greedy):
 
     def worth(self, kept: Tensor, picks: int, scores: Tensor, evidence: Evidence) -> Worth:
         valid, rows = evidence.layout.valid, torch.arange(len(kept), device=kept.device)
-        x = unit(evidence.tokens, valid)
+        x = unit_vectors(evidence.tokens, valid)
         alike = (x @ x.mT).masked_fill(~valid[:, None], -1)  # [V, pick, token]: padding is covered by nobody
         covered = alike.masked_fill(~kept[..., None], -1).amax(1, keepdim=True)
         while True:
@@ -97,8 +97,8 @@ class Dpp(Greedy):
 
     def worth(self, kept: Tensor, picks: int, scores: Tensor, evidence: Evidence) -> Worth:
         rows, given = torch.arange(len(kept), device=kept.device), kept.sum(1)
-        q = _scaled(scores, evidence.layout)
-        x = unit(evidence.tokens, evidence.layout.valid) * q[..., None]
+        q = scale_scores(scores, evidence.layout)
+        x = unit_vectors(evidence.tokens, evidence.layout.valid) * q[..., None]
         gain = x.square().sum(-1)
         begun = int(given.max()) if kept.numel() else 0
         factor = x.new_zeros(len(x), begun + picks, x.shape[1])  # Cholesky's, one row a pick
@@ -124,14 +124,14 @@ class Mixed(Selector):
     important: float = 0.5
 
     def __post_init__(self) -> None:
-        _check_share("important", self.important)
+        check_share("important", self.important)
 
     @property
     def needs(self) -> tuple[Need, ...]:
         return self.rest.needs
 
     def __call__(self, scores: Tensor, quota: Tensor, evidence: Evidence) -> Tensor:
-        first = _part(quota, self.important)
+        first = part_of(quota, self.important)
         kept = highest(scores, first)
         if isinstance(self.rest, Greedy):
             return self.rest.grow(kept, quota - first, scores, evidence)
@@ -154,18 +154,18 @@ class Deduplicate(Selector):
     pace: ClassVar[int] = 8
 
     def __post_init__(self) -> None:
-        _check_share("important", self.important)
+        check_share("important", self.important)
 
     @property
     def needs(self) -> tuple[Need, ...]:
-        return (Features(),)
+        return (HiddenStates(),)
 
     def __call__(self, scores: Tensor, quota: Tensor, evidence: Evidence) -> Tensor:
         layout, device = evidence.layout, scores.device
-        first = _part(quota, self.important)
+        first = part_of(quota, self.important)
         left, want = layout.count - first, quota - first
         with torch.autocast(device.type, enabled=False):
-            x = unit(evidence[Features()], layout.valid)
+            x = unit_vectors(evidence[HiddenStates()], layout.valid)
             alike = x @ x.mT
         rows = torch.arange(len(scores), device=device)[:, None, None]
         place = torch.arange(scores.shape[1], device=device)
@@ -190,7 +190,7 @@ class Deduplicate(Selector):
         return highest(scores, first) | diverse
 
 
-def _scaled(scores: Tensor, layout: Layout) -> Tensor:
+def scale_scores(scores: Tensor, layout: Layout) -> Tensor:
     """[V, N] scores -> 0..1 over all views of a sample, 0 at padding; CDPruner's 1e-6 keeps the least above 0."""
     owner = layout.sample.to(scores.device)
     low = scores.masked_fill(~layout.valid, torch.inf).amin(1)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from vtcframe.core.layout import Layout
 from vtcframe.core.verbs import Ensembler
-from vtcframe.ops.views import overview
+from vtcframe.ops.views import overview_of
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class OverviewFusion(Ensembler):
 
     def __call__(self, maps: list[Tensor], layout: Layout) -> Tensor:
         scores = Mean()(maps, layout).masked_fill(~layout.valid, 0)
-        whole = overview(layout)
+        whole = overview_of(layout)
         crop = (whole >= 0).nonzero()[:, 0].to(scores.device)
         if not len(crop):
             return scores

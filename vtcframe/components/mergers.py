@@ -11,12 +11,12 @@ from torch import Tensor
 
 from vtcframe.core.evidence import Evidence
 from vtcframe.core.layout import Layout
-from vtcframe.core.needs import ClassToken, Features, Keys, Need
+from vtcframe.core.needs import ClassToken, HiddenStates, AttentionKeys, Need
 from vtcframe.core.pruned import Pruned
 from vtcframe.core.verbs import Merger
-from vtcframe.ops.gather import best, first, places, real, take
-from vtcframe.ops.similarity import cosine, product, sums
-from vtcframe.ops.views import outliers
+from vtcframe.ops.gather import best_match, first_tokens, kept_places, real_tokens, gather_tokens
+from vtcframe.ops.similarity import cosine, inner_product, group_sums
+from vtcframe.ops.views import outlier_tokens
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,8 @@ class Nearest(Merger):
     """
 
     def __call__(self, kept: Tensor, slots: Tensor, scores: Tensor, evidence: Evidence) -> Pruned:
-        place, tokens = places(kept), real(evidence.tokens, evidence.layout)
-        alike = cosine(tokens, take(tokens, place)).masked_fill((place < 0)[:, None], -torch.inf)
+        place, tokens = kept_places(kept), real_tokens(evidence.tokens, evidence.layout)
+        alike = cosine(tokens, gather_tokens(tokens, place)).masked_fill((place < 0)[:, None], -torch.inf)
         return _means(alike.argmax(2), place, kept, scores, evidence)
 
 
@@ -41,8 +41,8 @@ class CellMean(Merger):
     """
 
     def __call__(self, kept: Tensor, slots: Tensor, scores: Tensor, evidence: Evidence) -> Pruned:
-        place, at = places(kept), evidence.layout.grid.float()
-        own = take(at, place)
+        place, at = kept_places(kept), evidence.layout.grid.float()
+        own = gather_tokens(at, place)
         away = (at[..., None, 0] - own[:, None, :, 0]) ** 2 + (at[..., None, 1] - own[:, None, :, 1]) ** 2
         last = place.shape[1] - 1
         to = last - away.masked_fill((place < 0)[:, None], torch.inf).flip(2).argmin(2)
@@ -69,10 +69,10 @@ class Fuse(Merger):
         if self.mean:
             weight = weight.clamp(min=0)
             weight = F.normalize(torch.where((weight > 0).any(1, keepdim=True), weight, dropped.float()), p=1, dim=1)
-        fused = product(weight[:, None], real(evidence.tokens, layout)).to(evidence.tokens.dtype)
-        place = places(kept)
-        spare = first(dropped, slots)
-        return compact([(take(evidence.tokens, place), place), (fused, spare)], scores, layout)
+        fused = inner_product(weight[:, None], real_tokens(evidence.tokens, layout)).to(evidence.tokens.dtype)
+        place = kept_places(kept)
+        spare = first_tokens(dropped, slots)
+        return compact([(gather_tokens(evidence.tokens, place), place), (fused, spare)], scores, layout)
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class Contextual(Merger):
 
     @property
     def needs(self) -> tuple[Need, ...]:
-        return (Features(), Keys((-1,)), *([ClassToken()] if self.class_token else []))
+        return (HiddenStates(), AttentionKeys((-1,)), *([ClassToken()] if self.class_token else []))
 
     def slots(self, quota: Tensor, layout: Layout) -> Tensor:
         wanted = (quota * self.share).round().long() + self.class_token
@@ -109,18 +109,21 @@ class Contextual(Merger):
         step = (dropped.sum(1, keepdim=True) // wanted.clamp(min=1)).clamp(min=1)
         nth = dropped.cumsum(1) - 1
         target = dropped & (nth % step == 0) & (nth < step * wanted)
-        x, keys = real(evidence[Features()], layout), real(evidence[Keys((-1,))][0].float().mean(1), layout)
-        own, at = places(kept), places(target)
-        to = cosine(keys, take(keys, at)).masked_fill((at < 0)[:, None], -torch.inf).argmax(2)
-        total, joined = sums(x, to, dropped & ~target & (wanted > 0), at.shape[1])
-        contexts = take(x, at) + total / joined.clamp(min=1)
-        parts = [(take(evidence.tokens, own), own), (projected(self, contexts, evidence), at)]
+        x, keys = (
+            real_tokens(evidence[HiddenStates()], layout),
+            real_tokens(evidence[AttentionKeys((-1,))][0].float().mean(1), layout),
+        )
+        own, at = kept_places(kept), kept_places(target)
+        to = cosine(keys, gather_tokens(keys, at)).masked_fill((at < 0)[:, None], -torch.inf).argmax(2)
+        total, joined = group_sums(x, to, dropped & ~target & (wanted > 0), at.shape[1])
+        contexts = gather_tokens(x, at) + total / joined.clamp(min=1)
+        parts = [(gather_tokens(evidence.tokens, own), own), (projected(self, contexts, evidence), at)]
         if self.class_token:
             if ClassToken() not in evidence.found:
                 raise ValueError(f"{self} places each view's class token: use across='view', or class_token=False")
             one = evidence[ClassToken()][:, None]
             one = one.repeat(1, 1, x.shape[2] // one.shape[2])  # for each of the patches that make a token (InternVL)
-            parts.insert(0, (projected(self, one, evidence), first(dropped & ~target, head)))
+            parts.insert(0, (projected(self, one, evidence), first_tokens(dropped & ~target, head)))
         return compact(parts, scores, layout)
 
 
@@ -145,7 +148,7 @@ class Absorb(Merger):
 
     @property
     def needs(self) -> tuple[Need, ...]:
-        return (Features(), Keys((-1,), of="tower"))
+        return (HiddenStates(), AttentionKeys((-1,), of="tower"))
 
     def slots(self, quota: Tensor, layout: Layout) -> Tensor:
         return one_where_dropped(quota, layout) * self.summary
@@ -153,18 +156,18 @@ class Absorb(Merger):
     def __call__(self, kept: Tensor, slots: Tensor, scores: Tensor, evidence: Evidence) -> Pruned:
         layout, dropped = evidence.layout, evidence.layout.valid & ~kept
         some = dropped.any(1, keepdim=True)  # a row that keeps all is left as it is
-        leads = outliers(scores, layout) & some
-        place = places(kept, scores.masked_fill(~leads, torch.finfo(scores.dtype).min))
-        x, weight = real(evidence[Features()], layout), scores.masked_fill(~layout.valid, 0)
-        keys = real(evidence[self.needs[1]][0].movedim(1, 2).flatten(2), layout)
-        alike = cosine(take(keys, place), keys)  # [V, M, N]
+        leads = outlier_tokens(scores, layout) & some
+        place = kept_places(kept, scores.masked_fill(~leads, torch.finfo(scores.dtype).min))
+        x, weight = real_tokens(evidence[HiddenStates()], layout), scores.masked_fill(~layout.valid, 0)
+        keys = real_tokens(evidence[self.needs[1]][0].movedim(1, 2).flatten(2), layout)
+        alike = cosine(gather_tokens(keys, place), keys)  # [V, M, N]
         itself = place[..., None] == torch.arange(kept.shape[1], device=kept.device)
-        near = best(alike.masked_fill(itself | ~layout.valid[:, None], -torch.inf), self.nearest)
-        made = projected(self, take(x, place) + product(near * weight[:, None], x), evidence)
-        parts = [(torch.where(some[..., None], made, take(evidence.tokens, place)), place)]
+        near = best_match(alike.masked_fill(itself | ~layout.valid[:, None], -torch.inf), self.nearest)
+        made = projected(self, gather_tokens(x, place) + inner_product(near * weight[:, None], x), evidence)
+        parts = [(torch.where(some[..., None], made, gather_tokens(evidence.tokens, place)), place)]
         if self.summary:
-            summary = projected(self, product((weight * dropped)[:, None], x), evidence)
-            parts.append((summary, first(dropped, slots)))
+            summary = projected(self, inner_product((weight * dropped)[:, None], x), evidence)
+            parts.append((summary, first_tokens(dropped, slots)))
         return compact(parts, scores, layout)
 
 
@@ -175,9 +178,9 @@ def one_where_dropped(quota: Tensor, layout: Layout) -> Tensor:
 
 def _means(to: Tensor, place: Tensor, kept: Tensor, scores: Tensor, evidence: Evidence) -> Pruned:
     """Let every dropped token join one of the kept ones at place [V, M], the number `to` [V, N] says which."""
-    layout, tokens = evidence.layout, real(evidence.tokens, evidence.layout)
-    total, joined = sums(tokens, to, layout.valid & ~kept, place.shape[1])
-    means = ((take(tokens, place) + total) / (1 + joined)).to(evidence.tokens.dtype)
+    layout, tokens = evidence.layout, real_tokens(evidence.tokens, evidence.layout)
+    total, joined = group_sums(tokens, to, layout.valid & ~kept, place.shape[1])
+    means = ((gather_tokens(tokens, place) + total) / (1 + joined)).to(evidence.tokens.dtype)
     return compact([(means, place)], scores, layout)
 
 
@@ -188,11 +191,13 @@ def projected(merger: Merger, features: Tensor, evidence: Evidence) -> Tensor:
             f"{merger} merges features before the projector, and this evidence has none (loaded evidence): observe the "
             "model, or use Nearest, CellMean or Fuse, which merge tokens"
         )
-    return evidence.project(features.to(evidence[Features()].dtype)).to(evidence.tokens.dtype)
+    return evidence.project(features.to(evidence[HiddenStates()].dtype)).to(evidence.tokens.dtype)
 
 
 def compact(parts: list[tuple[Tensor, Tensor]], scores: Tensor, layout: Layout) -> Pruned:
     """Put (tokens [V, M, D], place [V, M]) behind one another, padding at the end."""
     tokens, place = (torch.cat(x, 1) for x in zip(*parts, strict=True))
-    order = places(place >= 0)
-    return Pruned(take(tokens, order), place.gather(1, order.clamp(min=0)).masked_fill(order < 0, -1), scores, layout)
+    order = kept_places(place >= 0)
+    return Pruned(
+        gather_tokens(tokens, order), place.gather(1, order.clamp(min=0)).masked_fill(order < 0, -1), scores, layout
+    )

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from vtcframe.core.evidence import Evidence
-from vtcframe.core.needs import Asking, Keys, Need, Rows, Similarity, Stand
+from vtcframe.core.needs import TextQuery, AttentionKeys, Need, AttentionRows, Similarity, ClsProxy
 from vtcframe.core.verbs import Scorer
-from vtcframe.ops.hashing import mix
+from vtcframe.ops.hashing import mix_hash
 from vtcframe.ops.views import first_frames
 
 
@@ -27,7 +27,7 @@ class ClsAttention(Scorer):
     """
 
     last: int = 3
-    query: Stand = "cls"
+    query: ClsProxy = "cls"
     layers: tuple[int, ...] | None = None  # instead of the `last`
     of: Literal["feeding", "tower"] = "feeding"
     logits: bool = False
@@ -36,8 +36,8 @@ class ClsAttention(Scorer):
     def __post_init__(self) -> None:
         if self.last < 1:
             raise ValueError(f"last counts blocks and must be at least 1, got {self.last}")
-        if self.query not in get_args(Stand):
-            raise ValueError(f"query must be one of {', '.join(map(repr, get_args(Stand)))}, got {self.query!r}")
+        if self.query not in get_args(ClsProxy):
+            raise ValueError(f"query must be one of {', '.join(map(repr, get_args(ClsProxy)))}, got {self.query!r}")
         if self.of not in ("feeding", "tower"):
             raise ValueError(f"of must be 'feeding' or 'tower', got {self.of!r}")
         if self.heads not in ("split", "joined"):
@@ -50,7 +50,7 @@ class ClsAttention(Scorer):
     @property
     def needs(self) -> tuple[Need, ...]:
         layers = tuple(range(-self.last, 0)) if self.layers is None else self.layers
-        return (Rows(self.query, layers, of=self.of, logits=self.logits, heads=self.heads),)
+        return (AttentionRows(self.query, layers, of=self.of, logits=self.logits, heads=self.heads),)
 
     def __call__(self, evidence: Evidence) -> Tensor:
         return evidence[self.needs[0]].mean(2)
@@ -68,14 +68,16 @@ class TextAttention(Scorer):
     """
 
     layer: int = -1
-    queries: Asking = "last"
+    queries: TextQuery = "last"
     heads: Literal["mean", "max"] | int = "mean"
     over: Literal["mean", "max"] = "mean"
     relative: bool = False
 
     def __post_init__(self) -> None:
-        if self.queries not in get_args(Asking):
-            raise ValueError(f"queries must be one of {', '.join(map(repr, get_args(Asking)))}, got {self.queries!r}")
+        if self.queries not in get_args(TextQuery):
+            raise ValueError(
+                f"queries must be one of {', '.join(map(repr, get_args(TextQuery)))}, got {self.queries!r}"
+            )
         if self.over not in ("mean", "max"):
             raise ValueError(f"over must be 'mean' or 'max', got {self.over!r}")
         count = isinstance(self.heads, int) and not isinstance(self.heads, bool) and self.heads >= 1
@@ -85,7 +87,11 @@ class TextAttention(Scorer):
     @property
     def needs(self) -> tuple[Need, ...]:
         heads = "mean" if self.heads == "mean" else "split"
-        return (Rows(self.queries, (self.layer,), tower="llm", heads=heads, over=self.over, relative=self.relative),)
+        return (
+            AttentionRows(
+                self.queries, (self.layer,), tower="llm", heads=heads, over=self.over, relative=self.relative
+            ),
+        )
 
     def __call__(self, evidence: Evidence) -> Tensor:
         paid, layout = evidence[self.needs[0]], evidence.layout  # [1, V, H, N]
@@ -103,7 +109,7 @@ class TextAttention(Scorer):
 
 
 @dataclass(frozen=True)
-class WitnessAttention(Scorer):
+class AuxiliaryClsAttention(Scorer):
     """[last, V, N]: as ClsAttention, of another encoder that looks at the same picture.
 
     `model` is "timm:NAME" or "open_clip:NAME/WEIGHTS" (see vtcframe.adapters.auxiliary_encoders); the pictures are asked of the backbone's
@@ -119,7 +125,7 @@ class WitnessAttention(Scorer):
 
     @property
     def needs(self) -> tuple[Need, ...]:
-        return (Rows("cls", tuple(range(-self.last, 0)), tower=self.model),)
+        return (AttentionRows("cls", tuple(range(-self.last, 0)), tower=self.model),)
 
     def __call__(self, evidence: Evidence) -> Tensor:
         return evidence[self.needs[0]].mean(2)
@@ -157,7 +163,7 @@ class KeyNorm(Scorer):
 
     @property
     def needs(self) -> tuple[Need, ...]:
-        return (Keys((self.layer,), self.tower),)
+        return (AttentionKeys((self.layer,), self.tower),)
 
     def __call__(self, evidence: Evidence) -> Tensor:
         return evidence[self.needs[0]].float().abs().sum((2, 4))
@@ -212,6 +218,6 @@ class Random(Scorer):
 
     def __call__(self, evidence: Evidence) -> Tensor:
         layout = evidence.layout
-        key = mix(layout.key ^ mix(torch.tensor(self.seed)))[layout.sample]
-        bits = mix(key.to(layout.column.device)[:, None] + layout.column)
+        key = mix_hash(layout.key ^ mix_hash(torch.tensor(self.seed)))[layout.sample]
+        bits = mix_hash(key.to(layout.column.device)[:, None] + layout.column)
         return ((bits >> 40) & 0xFFFFFF).float()[None] / 2**24

@@ -9,12 +9,12 @@ from torch import Tensor
 from vtcframe.components.scorers import Random
 from vtcframe.core.evidence import Evidence
 from vtcframe.core.layout import Layout
-from vtcframe.core.needs import Keys, Need, Rows, Stand
+from vtcframe.core.needs import AttentionKeys, Need, AttentionRows, ClsProxy
 from vtcframe.core.verbs import Selector
-from vtcframe.ops.gather import _rank_within, highest
-from vtcframe.ops.quotas import _check_share, _part
-from vtcframe.ops.similarity import unit
-from vtcframe.ops.views import outliers
+from vtcframe.ops.gather import rank_within, highest
+from vtcframe.ops.quotas import check_share, part_of
+from vtcframe.ops.similarity import unit_vectors
+from vtcframe.ops.views import outlier_tokens
 
 
 @dataclass(frozen=True)
@@ -75,11 +75,11 @@ class LocalGlobal(Selector):
     window: int = 6
     share: float = 0.5
     layer: int = 5
-    query: Stand = "cls"
+    query: ClsProxy = "cls"
     each: Literal["floor", "ceil"] = "floor"
 
     def __post_init__(self) -> None:
-        _check_share("share", self.share)
+        check_share("share", self.share)
         if self.window < 1:
             raise ValueError(f"window counts tokens along a side and must be at least 1, got {self.window}")
         if self.each not in ("floor", "ceil"):
@@ -87,7 +87,7 @@ class LocalGlobal(Selector):
 
     @property
     def needs(self) -> tuple[Need, ...]:
-        return (Rows(self.query, (self.layer,)),)
+        return (AttentionRows(self.query, (self.layer,)),)
 
     def __call__(self, scores: Tensor, quota: Tensor, evidence: Evidence) -> Tensor:
         layout = evidence.layout
@@ -97,10 +97,10 @@ class LocalGlobal(Selector):
         cell = (layout.grid.clamp(min=0) // self.window).minimum(size - 1)
         cell = cell[..., 0] * size[..., 1] + cell[..., 1]
         shallow = evidence[self.needs[0]].mean((0, 2)).masked_fill(~valid, -torch.inf)
-        local = _part(quota, self.share).to(scores.device)[:, None]
+        local = part_of(quota, self.share).to(scores.device)[:, None]
         windows = size.prod(2)
         most = local // windows if self.each == "floor" else -(-local // windows)
-        among = (_rank_within(cell, shallow) < most) & valid
+        among = (rank_within(cell, shallow) < most) & valid
         kept = highest(shallow.masked_fill(~among, -torch.inf), among.sum(1).minimum(local[:, 0]))
         return kept | highest(scores.masked_fill(kept, -torch.inf), quota.to(scores.device) - kept.sum(1))
 
@@ -121,19 +121,19 @@ class OutliersThenDraw(Selector):
 
     @property
     def needs(self) -> tuple[Need, ...]:
-        return (Rows("cls", (self.layer,)), Keys((self.layer,)))
+        return (AttentionRows("cls", (self.layer,)), AttentionKeys((self.layer,)))
 
     def __call__(self, scores: Tensor, quota: Tensor, evidence: Evidence) -> Tensor:
         valid, (rows, keys) = evidence.layout.valid, self.needs
         shallow = evidence[rows].mean((0, 2)).float().masked_fill(~valid, 0).clamp(min=1e-12)
         race = Random(self.seed)(evidence)[0].clamp(min=1e-7).log() / shallow  # Efraimidis and Spirakis, 2006
         with torch.autocast(scores.device.type, enabled=False):
-            x = unit(evidence[keys][0].transpose(1, 2).flatten(2), valid)
+            x = unit_vectors(evidence[keys][0].transpose(1, 2).flatten(2), valid)
             redundant = ((x @ x.mT) > self.alike).tril(-1).any(2)
-        first = outliers(scores, evidence.layout)
+        first = outlier_tokens(scores, evidence.layout)
         tier = torch.where(first, 2, (~redundant).long())
         own = torch.where(first, scores, race).masked_fill(~valid, -torch.inf)
-        worth = tier * scores.shape[1] - _rank_within(tier, own)
+        worth = tier * scores.shape[1] - rank_within(tier, own)
         return highest(worth.masked_fill(~valid, -scores.shape[1]), quota)
 
 

@@ -31,10 +31,10 @@ class Parser(LightningArgumentParser):
         """Raise UsageError. Inner parsers leave it to the outer one, which knows the key."""
         if not self.exit_on_error:
             super().error(message, ex)
-        raise UsageError(_brief(message)) from ex
+        raise UsageError(shorten_error(message)) from ex
 
 
-def _brief(message: str) -> str:
+def shorten_error(message: str) -> str:
     """Keep the keys and what is wrong; drop the other types that would have done and values that are whole sections."""
     return "\n".join(line for line in message.splitlines() if not NOISE.match(line))
 

@@ -16,7 +16,7 @@ import yaml
 from jsonargparse import get_loader
 from transformers.utils.hub import cached_file
 
-from vtcframe.atomic import replace_whole
+from vtcframe.atomic import write_atomic
 from vtcframe.config.short_names import COMPONENT_KEYS, expand
 from vtcframe.core.budget import Budget
 from vtcframe.core.stages import Plan, Pruner, Stage, plan_for, planned
@@ -76,7 +76,7 @@ def save_plan(plan: Plan, folder: str | Path) -> Path:
     file = Path(folder) / FILE
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        replace_whole(file, [HEADER, text.encode()])
+        write_atomic(file, [HEADER, text.encode()])
     except OSError as error:
         raise UsageError(f"cannot write {file}: {error.strerror or error}") from error
     return file

@@ -15,8 +15,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from vtcframe.core.evidence_file import _ask, _describe
-from vtcframe.core.layout import Layout, Structural, reading
+from vtcframe.core.evidence_file import parse_need, describe_need
+from vtcframe.core.layout import Layout, Structural, reading_order
 from vtcframe.core.needs import Need
 from vtcframe.core.pruned import Pruned
 
@@ -47,7 +47,7 @@ class Evidence:
         Evidence that is one vector a view (ClassToken) has no place there and is left out.
         """
         layout = self.layout
-        slot = reading(layout.column)
+        slot = reading_order(layout.column)
         owner = layout.sample.to(slot.device)[:, None] * (slot.max() + 1 if slot.numel() else 1)
         order = (owner + slot).masked_fill(~layout.valid, torch.iinfo(slot.dtype).max).flatten().argsort()
         count = layout.total(layout.count)
@@ -99,7 +99,7 @@ class Evidence:
                 tensors |= {f"{name}.{f.name}": getattr(part, f.name) for f in fields(part)}
         for i, (need, x) in enumerate(self.found.items()):
             tensors[f"found.{i}"] = x
-            asked.append(_describe(need))
+            asked.append(describe_need(need))
         save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, path, {"needs": json.dumps(asked)})
 
     @classmethod
@@ -115,5 +115,5 @@ class Evidence:
             return kind(**{f.name: tensors[f"{name}.{f.name}"] for f in fields(kind)})
 
         structural = part(Structural, "structural") if "structural.tokens" in tensors else None
-        found = {_ask(need): tensors[f"found.{i}"] for i, need in enumerate(json.loads(asked))}
+        found = {parse_need(need): tensors[f"found.{i}"] for i, need in enumerate(json.loads(asked))}
         return cls(tensors["tokens"], part(Layout, "layout"), found, None, structural, tensors.get("deepstack"))

@@ -6,16 +6,16 @@ from vtcframe.core import needs
 from vtcframe.core.needs import Need
 
 
-def _describe(need: Need) -> dict:
+def describe_need(need: Need) -> dict:
     """Need -> JSON."""
-    what = {"what": _describe(need.what)} if isinstance(need, needs.Text) else {}
+    what = {"what": describe_need(need.what)} if isinstance(need, needs.TextTokens) else {}
     return {"kind": type(need).__name__, **asdict(need), **what}
 
 
-def _ask(described: dict) -> Need:
+def parse_need(described: dict) -> Need:
     """JSON -> Need."""
     kind = getattr(needs, described["kind"])
     values = {k: tuple(v) if isinstance(v, list) else v for k, v in described.items() if k != "kind"}
     if "what" in described:
-        values["what"] = _ask(described["what"])
+        values["what"] = parse_need(described["what"])
     return kind(**values)

@@ -69,7 +69,7 @@ class Structural:
         return (inside > 0) | (self.first > self.last)
 
 
-def reading(column: Tensor) -> Tensor:
+def reading_order(column: Tensor) -> Tensor:
     """[V, M] columns, -1 = padding -> [V, M]: where in the prompt each token is read.
 
     A view's own columns are sorted and filled in the order of its tokens. So crops that the prompt stitches row by

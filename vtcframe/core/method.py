@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from vtcframe.core.budget import Budget
-from vtcframe.core.contracts import told
+from vtcframe.core.contracts import describe_type
 from vtcframe.core.evidence import Evidence
 from vtcframe.core.needs import Need
 from vtcframe.core.pipeline import Pipeline
@@ -13,7 +13,7 @@ from vtcframe.core.stages import Pruner
 
 
 @dataclass(frozen=True)
-class Facts:
+class MethodCard:
     """What a table of methods says of one; docs/methods.md is made of these."""
 
     paper: str  # "arXiv 2412.05819", or "" for a baseline
@@ -31,7 +31,7 @@ class Method(Pruner):
     Override `pipeline`; override `stages` too where it acts at another site or at several.
     """
 
-    facts: ClassVar[Facts]
+    facts: ClassVar[MethodCard]
 
     def pipeline(self) -> Pipeline:
         """Return the parts it is made of."""
@@ -46,5 +46,5 @@ class Method(Pruner):
 
     def _made(self) -> Pruner:
         if not isinstance(made := self.pipeline(), Pruner):
-            raise TypeError(f"pipeline() returned {told(made)}, and not a Pipeline")
+            raise TypeError(f"pipeline() returned {describe_type(made)}, and not a Pipeline")
         return made

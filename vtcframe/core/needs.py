@@ -10,17 +10,17 @@ from typing import ClassVar, Literal
 Tower = str  # "vision", "llm", or a witness: "timm:NAME", "open_clip:NAME/WEIGHTS" (see vtcframe.adapters.auxiliary_encoders)
 
 
-Stand = Literal["cls", "mean", "received", "head", "proxy"]  # [CLS], or what stands in for it
+ClsProxy = Literal["cls", "mean", "received", "head", "proxy"]  # [CLS], or what stands in for it
 
 
-Asking = Literal["last", "text", "rated", "after"]  # who asks in the language model
+TextQuery = Literal["last", "text", "rated", "after"]  # who asks in the language model
 
 
-Query = Stand | Asking
+Query = ClsProxy | TextQuery
 
 
 @dataclass(frozen=True)
-class Rows:
+class AttentionRows:
     """Attention that visual tokens get from a query: softmax over all keys, in float32.
 
     Of encoders: "cls" is the class token. Where there is none, "received" is the mean over all patches' queries
@@ -35,7 +35,7 @@ class Rows:
 
     Of the language model, where causality shows a token to those behind it only: "last" is the prompt's last token,
     "text" all behind the last visual token of the sample, "rated" those of them that SparseVLM rates above the mean
-    (see `vtcframe.hooks.text_readers.rate`), "after" all behind the view, visual ones too, or behind the last crop of a picture
+    (see `vtcframe.hooks.text_readers.rate_text`), "after" all behind the view, visual ones too, or behind the last crop of a picture
     that is cut into crops. Where nothing is behind, the last token asks. `over` tells whether the mean of what they pay
     counts or the largest, and `relative` divides by what rotary positions alone would make them pay (SparseVLM 2). At
     "llm:K" layers up to K can be read, K itself before it is run, and negative ones count back from K. Before the
@@ -54,7 +54,7 @@ class Rows:
 
 
 @dataclass(frozen=True)
-class Keys:
+class AttentionKeys:
     """Keys: as projected in the vision tower, after RoPE in the language model (as its cache holds them)."""
 
     axes: ClassVar[str] = "LVHNC"
@@ -64,7 +64,7 @@ class Keys:
 
 
 @dataclass(frozen=True)
-class Features:
+class HiddenStates:
     """Hidden states: what the projector reads, or a layer's output behind the language model's last norm."""
 
     axes: ClassVar[str] = "VNC"
@@ -80,11 +80,11 @@ class ClassToken:
 
 
 @dataclass(frozen=True)
-class Text:
+class TextTokens:
     """The same of the text tokens behind a sample's last visual token, NaN where it has fewer; heads joined."""
 
     axes: ClassVar[str] = "PTC"
-    what: Keys | Features  # of the language model, one layer
+    what: AttentionKeys | HiddenStates  # of the language model, one layer
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class Similarity:
 
 
 @dataclass(frozen=True)
-class Flow:
+class AttentionPageRank:
     """Where a walk along the attention of a language model's layer ends, which starts at every token alike.
 
     AIM (arXiv 2412.03248): `steps` steps d <- d M, where M is the softmax of the logits divided by `temperature`.
@@ -116,7 +116,7 @@ class Flow:
 
 
 @dataclass(frozen=True)
-class Probed:
+class ProbeAttention:
     """Mean attention that probes of a language model's layer pay to a token, of those that can see it.
 
     ZipCache (arXiv 2405.14256): probes are the last `recent` share of the prompt and as many more of the rest as
@@ -130,16 +130,25 @@ class Probed:
     seed: int = 0
 
 
-Need = Rows | Keys | Features | ClassToken | Text | Similarity | Flow | Probed
+Need = (
+    AttentionRows
+    | AttentionKeys
+    | HiddenStates
+    | ClassToken
+    | TextTokens
+    | Similarity
+    | AttentionPageRank
+    | ProbeAttention
+)
 
 
 def in_llm(need: Need) -> bool:
     """Tell whether the language model must be asked."""
-    return isinstance(need, Text | Flow | Probed) or getattr(need, "tower", None) == "llm"
+    return isinstance(need, TextTokens | AttentionPageRank | ProbeAttention) or getattr(need, "tower", None) == "llm"
 
 
 @dataclass(frozen=True)
-class Attended:
+class AttentionReceived:
     """A need of stages in an encoder: attention a token gets in that block, mean over heads and all queries.
 
     Class tokens ask too; Rows("received") leaves them out.
@@ -148,4 +157,4 @@ class Attended:
     axes: ClassVar[str] = "VN"
 
 
-Asked = Need | Attended
+EncoderNeed = Need | AttentionReceived

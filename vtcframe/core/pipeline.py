@@ -10,7 +10,18 @@ import torch
 from torch import Tensor
 
 from vtcframe.core.budget import Budget
-from vtcframe.core.contracts import called, fault, mask, needs_of, origin, quotas, remains, scores_of, slots_of, told
+from vtcframe.core.contracts import (
+    call_component,
+    component_error,
+    check_mask,
+    needs_of,
+    provider,
+    check_quotas,
+    check_pruned,
+    check_scores,
+    check_slots,
+    describe_type,
+)
 from vtcframe.core.evidence import Evidence
 from vtcframe.core.layout import Layout
 from vtcframe.core.needs import Need
@@ -33,13 +44,15 @@ class Pipeline(Pruner):
 
     def __post_init__(self) -> None:
         if not isinstance(self.scorers, tuple | list):
-            raise TypeError(f"scorers are a tuple or list, got {told(self.scorers)}")
+            raise TypeError(f"scorers are a tuple or list, got {describe_type(self.scorers)}")
         object.__setattr__(self, "scorers", tuple(self.scorers))  # YAML and users give lists; a pruner is hashable
         kinds = *[Scorer] * len(self.scorers), Ensembler, Allocator, Selector, Merger
         for part, kind in zip(self.parts, kinds, strict=False):
             if not isinstance(part, kind):
                 name = kind.__name__
-                raise TypeError(f"{name.lower()}: an object that extends vtcframe.{name} is needed, got {told(part)}")
+                raise TypeError(
+                    f"{name.lower()}: an object that extends vtcframe.{name} is needed, got {describe_type(part)}"
+                )
         if self.across not in ("view", "sample"):
             raise ValueError(f"across must be 'view' or 'sample', got {self.across!r}")
 
@@ -63,25 +76,31 @@ class Pipeline(Pruner):
         if self.across == "sample":
             evidence = evidence.joined()
         layout = evidence.layout
-        maps = [scores_of(one, called(one, one, evidence), layout, "[S, V, N]") for one in self.scorers]
+        maps = [check_scores(one, call_component(one, one, evidence), layout, "[S, V, N]") for one in self.scorers]
         given = maps or [torch.zeros(1, *layout.column.shape, device=layout.column.device, dtype=torch.float32)]
-        scores = scores_of(self.ensembler, called(self.ensembler, self.ensembler, given, layout), layout, "[V, N]")
+        scores = check_scores(
+            self.ensembler, call_component(self.ensembler, self.ensembler, given, layout), layout, "[V, N]"
+        )
         finite = torch.stack([m.isfinite().all(0) for m in (*maps, scores[None])])  # ranks would hide a NaN
         broken = (~finite & layout.valid).any(2)
         scores = scores.masked_fill(~layout.valid, -torch.inf)
-        quota = quotas(self.allocator, called(self.allocator, self.allocator, scores, total, evidence), layout)
+        quota = check_quotas(
+            self.allocator, call_component(self.allocator, self.allocator, scores, total, evidence), layout
+        )
         slots = torch.zeros_like(quota)
         if self.merger is not None:
-            slots = slots_of(self.merger, called(self.merger, self.merger.slots, quota, layout), quota)
+            slots = check_slots(self.merger, call_component(self.merger, self.merger.slots, quota, layout), quota)
             if total is None:  # what a merger makes comes on top of what was found worth keeping
                 slots = slots.minimum(layout.count - quota)
             else:
                 quota = quota - slots
-        kept = mask(self.selector, called(self.selector, self.selector, scores, quota, evidence), layout)
+        kept = check_mask(self.selector, call_component(self.selector, self.selector, scores, quota, evidence), layout)
         self._verify(broken, kept, quota, layout)
         if self.merger is None:
             return gather(kept, quota, scores, evidence)
-        return remains(self.merger, called(self.merger, self.merger, kept, slots, scores, evidence), evidence)
+        return check_pruned(
+            self.merger, call_component(self.merger, self.merger, kept, slots, scores, evidence), evidence
+        )
 
     def _verify(self, broken: Tensor, kept: Tensor, quota: Tensor, layout: Layout) -> None:
         """Check scores [a row for each scorer, and the ensembler's] and selection in one device sync."""
@@ -90,11 +109,11 @@ class Pipeline(Pruner):
         if any(bad.any() for bad in bad_scores):
             samples = layout.sample[torch.stack(bad_scores).any(0)].unique().tolist()
             guilty = [one for one, bad in zip(self.scorers, bad_scores[:-1], strict=True) if bad.any()]
-            names = ", ".join(f"{one}{origin(one)}" for one in guilty or [self.ensembler])
+            names = ", ".join(f"{one}{provider(one)}" for one in guilty or [self.ensembler])
             raise ComponentError(f"scores of samples {samples} are not finite: {names}")
         if bad_rows.any():
             row = int(bad_rows.nonzero()[0])
-            raise fault(
+            raise component_error(
                 self.selector,
                 f"kept {int(kept[row].sum())} tokens of row {row} where the quota is {int(quota[row])}, or kept "
                 "padding: a selector keeps exactly the quota, of valid tokens only",

@@ -6,7 +6,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from vtcframe.core.layout import Layout, reading
+from vtcframe.core.layout import Layout, reading_order
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,6 @@ class Pruned:
     def sequence(self, sample: int) -> tuple[Tensor, Tensor]:
         """Return one sample's tokens [K, D] and their columns [K], as the language model reads them."""
         rows = (self.layout.sample == sample).to(self.place.device)
-        column, slot = self.column[rows], reading(self.column)[rows]
+        column, slot = self.column[rows], reading_order(self.column)[rows]
         order = slot[column >= 0].argsort()
         return self.tokens[rows][column >= 0][order], column[column >= 0][order]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from vtcframe.core.budget import Budget
-from vtcframe.core.contracts import called, fault, needs_of, remains, told
+from vtcframe.core.contracts import call_component, component_error, needs_of, check_pruned, describe_type
 from vtcframe.core.evidence import Evidence
 from vtcframe.core.layout import Layout
 from vtcframe.core.needs import Need, in_llm
@@ -47,7 +47,9 @@ class Stage:
 
     def __post_init__(self) -> None:
         if not isinstance(self.pruner, Pruner):
-            raise TypeError(f"the pruner of a stage is an object that extends vtcframe.Pruner, got {told(self.pruner)}")
+            raise TypeError(
+                f"the pruner of a stage is an object that extends vtcframe.Pruner, got {describe_type(self.pruner)}"
+            )
         site, _, layer = self.at.partition(":")
         if not (layer.isdecimal() if site in ("encoder", "llm") else self.at in ("projector", "cache")):
             raise ValueError(f"no site is called {self.at!r}: use 'encoder:K', 'projector', 'llm:K' or 'cache'")
@@ -65,7 +67,7 @@ class Stage:
 
     def act(self, evidence: Evidence) -> Pruned:
         """Let the pruner prune. ComponentError, naming it, if it raises or returns something else."""
-        return remains(self.pruner, called(self.pruner, self.pruner, evidence, self.budget), evidence)
+        return check_pruned(self.pruner, call_component(self.pruner, self.pruner, evidence, self.budget), evidence)
 
 
 @dataclass(frozen=True)
@@ -137,8 +139,8 @@ def planned(stages: Sequence[Stage], method: Pruner | None = None, budget: Budge
 def plan_for(pruner: Pruner, budget: Budget | None = None) -> Plan:
     """Plan a pruner's own stages. ValueError where it has none, or cannot have them with this budget."""
     if not isinstance(pruner, Pruner):
-        raise TypeError(f"a pruner is an object that extends vtcframe.Pruner, got {told(pruner)}")
-    stages = called(pruner, pruner.stages, budget)
+        raise TypeError(f"a pruner is an object that extends vtcframe.Pruner, got {describe_type(pruner)}")
+    stages = call_component(pruner, pruner.stages, budget)
     if not (isinstance(stages, tuple | list) and all(isinstance(stage, Stage) for stage in stages)):
-        raise fault(pruner, f"has {told(stages)} for its stages: return a tuple of vtcframe.Stage")
+        raise component_error(pruner, f"has {describe_type(stages)} for its stages: return a tuple of vtcframe.Stage")
     return planned(stages, pruner, budget)

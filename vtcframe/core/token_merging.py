@@ -12,14 +12,14 @@ from vtcframe.core.layout import Layout
 from vtcframe.core.pruned import Pruned
 from vtcframe.core.stages import Pruner
 
-When = Literal["amid", "after", "before", "fused"]
+MergeTime = Literal["amid", "after", "before", "fused"]
 
 
 Pooling = Literal["mean", "max"]
 
 
 @dataclass(frozen=True)
-class Midway(Evidence):
+class EncoderEvidence(Evidence):
     """Evidence in the midst of an encoder: tokens [V, N, C] are the patches' hidden states. Class tokens always stay.
 
     What blocks showed before an earlier stage is told of the tokens left only; "feeding" counts the blocks up to here.
@@ -28,7 +28,7 @@ class Midway(Evidence):
     size: Tensor | None = None  # [V, N] float32, how many patches each token stands for; None where each is one
     classes: int = 0  # class tokens and registers in front of the patches
 
-    def _take(self, source: Tensor, rows: Layout) -> "Midway":
+    def _take(self, source: Tensor, rows: Layout) -> "EncoderEvidence":
         taken: Any = super()._take(source, rows)
         if self.size is None:
             return taken
@@ -37,7 +37,7 @@ class Midway(Evidence):
 
 def sizes(evidence: Evidence) -> Tensor:
     """[V, N] float32, how many patches each token stands for."""
-    size = evidence.size if isinstance(evidence, Midway) else None
+    size = evidence.size if isinstance(evidence, EncoderEvidence) else None
     return (
         torch.ones(evidence.layout.column.shape, device=evidence.tokens.device, dtype=torch.float32)
         if size is None
@@ -62,7 +62,7 @@ class TokenMerger(Pruner):
     or "fused", before the attention, whose map is merged as the tokens are and not computed again.
     """
 
-    when: When = "amid"
+    when: MergeTime = "amid"
 
 
 def merge(
@@ -90,17 +90,17 @@ def merge(
     empty = torch.arange(width, device=leader.device) >= quota.to(leader.device)[:, None]
     place = place[:, :width].masked_fill(empty, -1)
 
-    total = _pooled(weight[:, None, :, None], group, None, width)[:, 0, :, 0]
+    total = pool_groups(weight[:, None, :, None], group, None, width)[:, 0, :, 0]
     share = (weight / total.gather(1, group.clamp(min=0))).masked_fill(group < 0, 0) if width else weight * 0
-    tokens = _pooled(evidence.tokens[:, None].float(), group, share, width, pooling)[:, 0]
+    tokens = pool_groups(evidence.tokens[:, None].float(), group, share, width, pooling)[:, 0]
     tokens = tokens.masked_fill(empty[..., None], 0).to(evidence.tokens.dtype)
     gain = sizes(evidence) if gain is None else gain
-    size = _pooled(gain[:, None, :, None], group, None, width)[:, 0, :, 0].masked_fill(empty, 1)
+    size = pool_groups(gain[:, None, :, None], group, None, width)[:, 0, :, 0].masked_fill(empty, 1)
     scores = scores.float().masked_fill(~valid, -torch.inf)
     return Merged(tokens, place, scores, evidence.layout, size, group, share, pooling)
 
 
-def _pooled(x: Tensor, group: Tensor, share: Tensor | None, width: int, pooling: Pooling = "mean") -> Tensor:
+def pool_groups(x: Tensor, group: Tensor, share: Tensor | None, width: int, pooling: Pooling = "mean") -> Tensor:
     """[V, H, N, D] -> [V, H, width, D]: the sum of each group, weighed by `share` [V, N], or its maximum."""
     index = group.masked_fill(group < 0, width)[:, None, :, None].expand(x.shape)
     out = x.new_zeros(*x.shape[:2], width + 1, x.shape[3])
@@ -109,10 +109,10 @@ def _pooled(x: Tensor, group: Tensor, share: Tensor | None, width: int, pooling:
     return out.scatter_add(2, index, x if share is None else x * share[:, None, :, None])[:, :, :width]
 
 
-def fused(paid: Tensor, merged: Merged, classes: int) -> Tensor:
+def fuse_attention(paid: Tensor, merged: Merged, classes: int) -> Tensor:
     """[V, H, T, T] attention before a merge -> [V, H, T', T']: what keys get is summed, queries are pooled."""
     own = torch.arange(classes, device=paid.device).expand(len(paid), -1)
     group = torch.cat([own, torch.where(merged.group < 0, -1, merged.group + classes)], 1)
     share, width = pad(merged.share, (classes, 0), value=1), classes + merged.place.shape[1]
-    keys = _pooled(paid.transpose(2, 3), group, None, width).transpose(2, 3)
-    return _pooled(keys, group, share, width, merged.pooling)
+    keys = pool_groups(paid.transpose(2, 3), group, None, width).transpose(2, 3)
+    return pool_groups(keys, group, share, width, merged.pooling)

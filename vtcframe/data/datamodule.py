@@ -9,7 +9,7 @@ from lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from vtcframe.assets import bundled
-from vtcframe.core.contracts import called
+from vtcframe.core.contracts import call_component
 from vtcframe.data.benchmarks.base import Benchmark
 from vtcframe.data.decode import load_sample
 from vtcframe.data.formats import read_samples
@@ -20,7 +20,7 @@ from vtcframe.errors import UsageError
 LOOKED_FOR = 10  # samples: if the files of none of them are there, the folder is another
 
 
-class Share(DistributedSampler):
+class RankSampler(DistributedSampler):
     """Every `world`-th of `count` samples, from the `rank`-th on: all processes together ask each of them once.
 
     Lightning leaves samplers of this type in place; its own fails where there are fewer samples than processes.
@@ -96,7 +96,7 @@ class Questions(LightningDataModule):
         if self.benchmark is None:
             read = read_samples(path, images)
         else:
-            read = called(self.benchmark, self.benchmark.read, path, images)
+            read = call_component(self.benchmark, self.benchmark.read, path, images)
         self.samples = self.asked = read[: self.limit]
         if self.benchmark is not None:
             _look_for_pictures(self.samples[:LOOKED_FOR])
@@ -123,12 +123,14 @@ class Questions(LightningDataModule):
         """
         processor = getattr(getattr(self.trainer, "lightning_module", None), "processor", None)
         transforms = (
-            self.transforms if processor is None else [called(one, one.fitted, processor) for one in self.transforms]
+            self.transforms
+            if processor is None
+            else [call_component(one, one.fitted, processor) for one in self.transforms]
         )
         rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         return DataLoader(
             _Loaded(self.asked, self.frames, transforms),
-            sampler=Share(len(self.asked), rank, world),
+            sampler=RankSampler(len(self.asked), rank, world),
             batch_size=self.batch_size,
             num_workers=self.num_workers,
             collate_fn=Batch,

@@ -7,10 +7,10 @@ from typing import BinaryIO
 
 from PIL import Image, ImageOps
 
-from vtcframe.core.contracts import called
-from vtcframe.data.files import natural
+from vtcframe.core.contracts import call_component
+from vtcframe.data.files import natural_key
 from vtcframe.data.sample import Embedded, Sample
-from vtcframe.data.transforms import Transform, Visual, visuals_of
+from vtcframe.data.transforms import Transform, Visual, check_visuals
 
 ENCODED = {".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".flv"}  # more than Pillow decodes
 
@@ -33,7 +33,7 @@ def apply_transforms(sample: Sample, transforms: Sequence[Transform]) -> Sample:
     """Apply transforms to each picture, then to each video, in their order. ValueError if one refuses."""
     visuals: list[Visual] = [*sample.pictures, *sample.videos]
     for step in transforms:
-        made = [visuals_of(step, called(step, step, visual)) for visual in visuals]
+        made = [check_visuals(step, call_component(step, step, visual)) for visual in visuals]
         visuals = [visual for group in made for visual in group]
     pictures = tuple(visual for visual in visuals if isinstance(visual, Image.Image))
     videos = tuple(visual for visual in visuals if not isinstance(visual, Image.Image))
@@ -76,7 +76,7 @@ def _frames(clip: tuple[Path, ...], wanted: int | None) -> tuple[Image.Image, ..
     name = ", ".join(map(str, clip[:1])) + (", ..." if len(clip) > 1 else "")
     if len(clip) == 1 and clip[0].is_dir():
         known = Image.registered_extensions()
-        clip = tuple(sorted((path for path in clip[0].iterdir() if path.suffix.lower() in known), key=natural))
+        clip = tuple(sorted((path for path in clip[0].iterdir() if path.suffix.lower() in known), key=natural_key))
     elif len(clip) == 1:
         if clip[0].suffix.lower() in ENCODED:
             raise ValueError(

@@ -8,12 +8,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from vtcframe.atomic import replace_whole
+from vtcframe.atomic import write_atomic
 from vtcframe.data.sample import Sample
 from vtcframe.errors import UsageError
 
 
-def natural(path: Path) -> list[tuple[int, str]]:
+def natural_key(path: Path) -> list[tuple[int, str]]:
     """Sort key by which frame 9 comes before frame 10."""
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", str(path))]
 
@@ -119,5 +119,5 @@ def read_table(path: Path) -> list[tuple[str, dict[str, str]]]:
 def write(path: Path, text: str) -> Path:
     """Write a file that has its name only once it is whole, and return it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    replace_whole(path, [text.encode()])
+    write_atomic(path, [text.encode()])
     return path

@@ -10,20 +10,24 @@ from vtcframe.data.datamodule import Sample
 FPS = 2.0  # of videos, which are given as frames: the rate at which Qwen's processors sample one
 
 
-Box = tuple[float, float, float, float]
+Region = tuple[float, float, float, float]
 
 
-def asked(processor: Any, samples: Sequence[Sample]) -> Any:
+def processor_inputs(processor: Any, samples: Sequence[Sample]) -> Any:
     """Return what the processor makes of loaded samples: each question behind its pictures, these before its video.
 
     ValueError for a video where the processor takes none.
     """
-    prompts = [prompt(processor, sample.question, len(sample.pictures), len(sample.videos)) for sample in samples]
+    prompts = [
+        render_prompt(processor, sample.question, len(sample.pictures), len(sample.videos)) for sample in samples
+    ]
     videos = [frames for sample in samples for frames in sample.videos]
-    return fed(processor, prompts, [sample.pictures for sample in samples], videos, [_metadata(len(v)) for v in videos])
+    return batch_inputs(
+        processor, prompts, [sample.pictures for sample in samples], videos, [_metadata(len(v)) for v in videos]
+    )
 
 
-def fed(
+def batch_inputs(
     processor: Any,
     prompts: Sequence[str],
     pictures: Sequence[Sequence[Image.Image]],
@@ -56,7 +60,7 @@ def _metadata(frames: int) -> dict[str, Any]:
     return {"fps": FPS, "total_num_frames": frames, "frames_indices": list(range(frames))}
 
 
-def prompt(processor: Any, question: str, pictures: int, videos: int = 0) -> str:
+def render_prompt(processor: Any, question: str, pictures: int, videos: int = 0) -> str:
     """Write a question in the checkpoint's own chat template, or bare behind its placeholders where there is none."""
     if getattr(processor, "chat_template", None) is None:
         visuals = [processor.image_token] * pictures + ([processor.video_token] * videos if videos else [])
@@ -65,7 +69,7 @@ def prompt(processor: Any, question: str, pictures: int, videos: int = 0) -> str
     return processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
 
 
-def shown(processor: Any, size: tuple[int, int], video: bool = False, alone: bool = True) -> Box:
+def visible_region(processor: Any, size: tuple[int, int], video: bool = False, alone: bool = True) -> Region:
     """Return which part of a picture of `size` (height, width), or of a video's frames, the model is shown.
 
     That is a rectangle (top, left, bottom, right) in the picture's own 0..1, and boxes of views lie in it. It goes

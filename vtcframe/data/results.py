@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, TypedDict
 COUNT = "count"  # the type that "attributes" leaves out: any concentrating pruner thins the background it is read from
 
 
-class View(TypedDict):
+class ViewRecord(TypedDict):
     """What became of one view. `kept` and `scores` are lists of the grid's rows, top to bottom, left to right.
 
     They hold null where there is no token. `kept` is true also where a merger's new token has taken the place.
@@ -22,7 +22,7 @@ class View(TypedDict):
 
 
 @dataclass(frozen=True)
-class Row:
+class Prediction:
     """One line of predictions.jsonl: a sample answered by one method at one budget, or the reason why it was not."""
 
     id: str
@@ -41,7 +41,7 @@ class Row:
     encode_seconds: float | None = None  # the encoding before it, once for all runs; 0 where generate encodes
     batch: int | None = None  # the batch that it was answered in; in the first, everything runs for the first time
     images: list[str] = field(default_factory=list)  # where its pictures and videos are, as its benchmark names them
-    views: list[View] | None = None  # where the writer wants them and tokens were judged
+    views: list[ViewRecord] | None = None  # where the writer wants them and tokens were judged
     error: str | None = None
     meta: dict[str, Any] = field(default_factory=dict)  # the sample's, by which its benchmark scores
 
@@ -55,28 +55,28 @@ class Row:
         """Whether prediction and answer match, normalised; None where either is missing."""
         if self.prediction is None or self.answer is None:
             return None
-        return normalised(self.prediction) == normalised(self.answer)
+        return normalise(self.prediction) == normalise(self.answer)
 
 
-def normalised(text: str) -> str:
+def normalise(text: str) -> str:
     """Strip, lower the case, drop one final full stop."""
     return text.strip().lower().removesuffix(".").rstrip()
 
 
-def accuracy(rows: Iterable[Row]) -> float | None:
+def accuracy(rows: Iterable[Prediction]) -> float | None:
     """Fraction of the rows with an answer that are correct; None where there are none."""
     verdicts = [row.correct for row in rows if row.correct is not None]
     return fmean(verdicts) if verdicts else None
 
 
-def seconds(rows: Iterable[Row]) -> float | None:
+def seconds(rows: Iterable[Prediction]) -> float | None:
     """Mean wall time a sample, encoding included. The first batch, a warm-up, counts only where it is the only one."""
     timed = [row for row in rows if row.seconds is not None]
     later = [row for row in timed if row.batch] or timed
     return fmean((row.seconds or 0) + (row.encode_seconds or 0) for row in later) if later else None
 
 
-def columns(rows: Sequence[Row]) -> dict[str, list[Row]]:
+def columns(rows: Sequence[Prediction]) -> dict[str, list[Prediction]]:
     """Split rows by type of question, in the order in which the types come; then "attributes" and "all".
 
     "attributes" is every type but `count`, and stands only where there is both.
@@ -87,9 +87,9 @@ def columns(rows: Sequence[Row]) -> dict[str, list[Row]]:
     return split | {"all": list(rows)}
 
 
-def parts(rows: Iterable[Row], key: Callable[[Row], Any]) -> dict[Any, list[Row]]:
+def parts(rows: Iterable[Prediction], key: Callable[[Prediction], Any]) -> dict[Any, list[Prediction]]:
     """Split rows by a key, in the order in which its values come; None is no part."""
-    split: dict[Any, list[Row]] = {}
+    split: dict[Any, list[Prediction]] = {}
     for row in rows:
         if (name := key(row)) is not None:
             split.setdefault(name, []).append(row)
@@ -103,27 +103,29 @@ class Score(NamedTuple):
     value: float | None
 
 
-def mean(values: Sequence[float | None]) -> Score:
+def mean_score(values: Sequence[float | None]) -> Score:
     """Mean of those that are known."""
     known = [value for value in values if value is not None]
     return Score(len(values), fmean(known) if known else None)
 
 
-def means(split: Mapping[str, Sequence[Row]], grade: Callable[[Row], float | None]) -> dict[str, Score]:
+def mean_scores(
+    split: Mapping[str, Sequence[Prediction]], grade: Callable[[Prediction], float | None]
+) -> dict[str, Score]:
     """Mean grade of each part. Parts may overlap."""
-    return {name: mean([grade(row) for row in part]) for name, part in split.items()}
+    return {name: mean_score([grade(row) for row in part]) for name, part in split.items()}
 
 
-def runs(rows: Iterable[Row], failed: bool = False) -> dict[tuple[str, str], list[Row]]:
+def runs(rows: Iterable[Prediction], failed: bool = False) -> dict[tuple[str, str], list[Prediction]]:
     """Split rows by method and budget, both in words, in the order in which they come; those that `failed` if asked.
 
     Rows of samples that failed in every run are of none.
     """
     own = (row for row in rows if row.method is not None and (failed or row.error is None))
-    return parts(own, lambda row: (row.method, written(row.budget)))
+    return parts(own, lambda row: (row.method, format_budget(row.budget)))
 
 
-def written(budget: dict[str, Any] | None) -> str:
+def format_budget(budget: dict[str, Any] | None) -> str:
     """Return a row's budget in words."""
     if budget is None:
         return "-"

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from vtcframe.core.budget import Budget
-from vtcframe.core.contracts import fault, told
+from vtcframe.core.contracts import component_error, describe_type
 
 Visual = Image.Image | tuple[Image.Image, ...]  # a picture, or the frames of a video
 
@@ -104,12 +104,12 @@ def _fitting(processor: Any, wanted: Downsample, size: tuple[int, int], frames: 
 
 def placeholders(processor: Any, size: tuple[int, int], frames: int = 0) -> int:
     """How many visual tokens a processor asks for, of a picture of (width, height) or of a video of so many frames."""
-    from vtcframe.data.processor import asked  # lazily: it reads samples, whose module reads this one
+    from vtcframe.data.processor import processor_inputs  # lazily: it reads samples, whose module reads this one
     from vtcframe.data.sample import Sample
 
     blank = Image.new("RGB", size)
     shown = {"videos": ((blank,) * frames,)} if frames else {"pictures": (blank,)}
-    ids = asked(processor, [replace(Sample("", "", ()), **shown)])["input_ids"]
+    ids = processor_inputs(processor, [replace(Sample("", "", ()), **shown)])["input_ids"]
     names = [f"{kind}_token_id{s}" for kind in ("image", "video") for s in ("", "s")]
     found = [getattr(processor, name, None) for name in names]
     known = {one for some in found for one in (some if isinstance(some, list) else [some]) if one is not None}
@@ -178,9 +178,9 @@ def tiled(frames: Tensor, edge: int) -> Tensor:
     return torch.cat(lines, 1)
 
 
-def visuals_of(transform: Any, made: Any) -> Sequence[Any]:
+def check_visuals(transform: Any, made: Any) -> Sequence[Any]:
     """Return the pictures, or videos as tuples of frames, that a transform made of one."""
     kinds = Image.Image | tuple
     if not (isinstance(made, tuple | list) and all(isinstance(visual, kinds) for visual in made)):
-        raise fault(transform, f"returned {told(made)}, and not a tuple of pictures")
+        raise component_error(transform, f"returned {describe_type(made)}, and not a tuple of pictures")
     return made

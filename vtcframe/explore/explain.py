@@ -16,8 +16,8 @@ from transformers.utils.logging import disable_progress_bar
 from vtcframe.core.budget import Budget
 from vtcframe.core.stages import Plan, Pruner, plan_for
 from vtcframe.data.decode import load_sample
-from vtcframe.data.processor import Box, shown
-from vtcframe.data.results import Row, View, written
+from vtcframe.data.processor import Region, visible_region
+from vtcframe.data.results import Prediction, ViewRecord, format_budget
 from vtcframe.data.sample import Sample
 from vtcframe.drawing import Picture, cells, sheet
 from vtcframe.errors import UsageError
@@ -59,16 +59,16 @@ class Given:
     drawn: Picture
     width: int
     height: int
-    part: Box
+    part: Region
 
     @classmethod
     def of(cls, processor: Any, drawn: Picture, alone: bool = True) -> "Given":
         """Look up what `processor` shows of it; `alone` is False for one of several pictures."""
         video = not isinstance(drawn, Image.Image)
         width, height = (drawn[0] if video else drawn).size
-        return cls(drawn, width, height, shown(processor, (height, width), video, alone))
+        return cls(drawn, width, height, visible_region(processor, (height, width), video, alone))
 
-    def placed(self, view: View) -> View:
+    def placed(self, view: ViewRecord) -> ViewRecord:
         """Tell a view's box in the picture as given."""
         (top, left, bottom, right), (y, x, below, beside) = view["box"], self.part
         down, across = below - y, beside - x
@@ -79,7 +79,7 @@ class Given:
         top, left, bottom, right = box
         return _rounded((left * self.width, top * self.height, right * self.width, bottom * self.height))
 
-    def told(self, view: View, merged: int) -> dict[str, Any]:
+    def told(self, view: ViewRecord, merged: int) -> dict[str, Any]:
         """Return the numbers of a placed view."""
         first = view["frame"] * merged
         return {
@@ -106,8 +106,8 @@ def _rounded(edges: Sequence[float]) -> list[float]:
 class Answers:
     """One question, answered by the untouched model and by pruned ones."""
 
-    unpruned: Row
-    pruned: list[Row]  # in the order of the plans; boxes of their views lie in the pictures as given
+    unpruned: Prediction
+    pruned: list[Prediction]  # in the order of the plans; boxes of their views lie in the pictures as given
     given: list[Given]
     merged: int  # frames of a video that become one view
 
@@ -169,7 +169,7 @@ class Explainer:
                 raise UsageError(row.error)
             if row.views is None:
                 raise UsageError(
-                    f"a budget of {written(row.budget)} drops nothing: {unpruned.visual_tokens} visual tokens are all "
+                    f"a budget of {format_budget(row.budget)} drops nothing: {unpruned.visual_tokens} visual tokens are all "
                     "there are"
                 )
         given = [Given.of(predictor.processor, one, len(asked.pictures) == 1) for one in asked.pictures]
@@ -178,7 +178,7 @@ class Explainer:
         return Answers(unpruned, placed, given, predictor.merged)
 
 
-def _answer(row: Row) -> dict[str, Any]:
+def _answer(row: Prediction) -> dict[str, Any]:
     names = "visual_tokens", "structural_tokens", "seconds", "encode_seconds"
     return {"answer": row.prediction} | {name: value for name, value in asdict(row).items() if name in names}
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from vtcframe.assets import bundled
 from vtcframe.data.formats import read_samples
-from vtcframe.data.results import Row
+from vtcframe.data.results import Prediction
 from vtcframe.drawing import kept_tokens, score_map
 from vtcframe.explore.session import FRACTION, NONE, TOKENS, Outcome, Questioner, methods, told
 
@@ -146,7 +146,7 @@ def answers(outcome: Outcome) -> str:
     assert isinstance(seen, Image.Image)  # the page takes no videos
     panels = [{"title": "Untouched model", "row": outcome.unpruned, "images": [("The picture as given", _data(seen))]}]
     for method, found in outcome.methods:
-        if isinstance(found, Row):
+        if isinstance(found, Prediction):
             drawn = (
                 ("Kept tokens, framed", kept_tokens(outcome.pictures, found.views or ())),
                 ("Scores", score_map(outcome.pictures, found.views or ())),

@@ -12,7 +12,7 @@ from vtcframe.config.short_names import resolve
 from vtcframe.core.budget import Budget
 from vtcframe.core.stages import Plan
 from vtcframe.data.decode import load_sample
-from vtcframe.data.results import Row
+from vtcframe.data.results import Prediction
 from vtcframe.data.sample import Sample
 from vtcframe.drawing import Picture, enlarged
 from vtcframe.errors import UsageError
@@ -49,9 +49,9 @@ def budget_of(kind: str, amount: float | None) -> Budget | None:
 class Outcome:
     """What became of one question."""
 
-    unpruned: Row
+    unpruned: Prediction
     pictures: list[Picture]  # enlarged; boxes of views lie in them
-    methods: list[tuple[str, Row | str]]  # as typed, and the answer or the reason why there is none
+    methods: list[tuple[str, Prediction | str]]  # as typed, and the answer or the reason why there is none
 
 
 class Questioner:
@@ -89,7 +89,7 @@ class Questioner:
         named = [method or "no method" for method in asked]
         return Outcome(answers.unpruned, enlarged(answers.pictures, EDGE), list(zip(named, found, strict=True)))
 
-    def _found(self, sample: Sample, planned: Sequence[Plan | str]) -> tuple[Answers, list[Row | str]]:
+    def _found(self, sample: Sample, planned: Sequence[Plan | str]) -> tuple[Answers, list[Prediction | str]]:
         """Answer untouched and by each plan, all after one encoding; a reason in place of a plan stays what it is."""
         try:
             answers = self._answers(sample, [plan for plan in planned if not isinstance(plan, str)])
@@ -99,7 +99,7 @@ class Questioner:
             answers = self._answers(sample, [])
             return answers, [plan if isinstance(plan, str) else _tried(self._row, sample, plan) for plan in planned]
 
-    def _row(self, sample: Sample, plan: Plan) -> Row:
+    def _row(self, sample: Sample, plan: Plan) -> Prediction:
         return self._answers(sample, [plan]).pruned[0]
 
     def _answers(self, sample: Sample, planned: Sequence[Plan]) -> Answers:

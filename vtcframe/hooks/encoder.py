@@ -15,16 +15,31 @@ from torch.nn.functional import pad
 
 from vtcframe.core.evidence import Evidence
 from vtcframe.core.layout import Layout
-from vtcframe.core.needs import Asked, Attended, ClassToken, Features, Keys, Need, Rows
+from vtcframe.core.needs import (
+    EncoderNeed,
+    AttentionReceived,
+    ClassToken,
+    HiddenStates,
+    AttentionKeys,
+    Need,
+    AttentionRows,
+)
 from vtcframe.core.pruned import Pruned
 from vtcframe.core.stages import Stage
-from vtcframe.core.token_merging import Merged, Midway, TokenMerger, When, fused, sizes
-from vtcframe.hooks.encoder_blocks import Halves, _Everyone, _Reading, _Whole, cure, reader_of
+from vtcframe.core.token_merging import Merged, EncoderEvidence, TokenMerger, MergeTime, fuse_attention, sizes
+from vtcframe.hooks.encoder_blocks import (
+    SplitBlock,
+    AllQueries,
+    BlockReading,
+    FullAttention,
+    missing_evidence_hint,
+    reader_of,
+)
 from vtcframe.hooks.tap import Tap
-from vtcframe.ops.gather import located, put
+from vtcframe.ops.gather import find_columns, scatter
 
 
-class Inside:
+class EncoderStages:
     """`with Inside(blocks, classes, layout, stages, needs) as inside:` and run the encoder; then `inside.evidence`.
 
     `blocks` are all of the encoder in depth order, the first `feeding` of which make what is read; `layout` is that of
@@ -34,7 +49,7 @@ class Inside:
 
     def __init__(
         self,
-        blocks: Sequence[Halves],
+        blocks: Sequence[SplitBlock],
         classes: int,
         layout: Layout,
         stages: Sequence[Stage],
@@ -66,10 +81,10 @@ class Inside:
         self.deepest = max([self.feeding, *(block + 1 for block in read)])
         self._first = min([*self.stages, *read])
         self._judged: list[tuple[Tensor, Tensor]] = []  # columns and scores, stage by stage
-        self._now: Midway = Midway(torch.empty(0), layout, classes=classes)  # `found` holds readings
+        self._now: EncoderEvidence = EncoderEvidence(torch.empty(0), layout, classes=classes)  # `found` holds readings
         self._hidden = self._bias = None
 
-    def __enter__(self) -> "Inside":
+    def __enter__(self) -> "EncoderStages":
         self._before = []
         for k, half in list(enumerate(self.blocks))[self._first :]:
             own = vars(half.block)
@@ -89,7 +104,7 @@ class Inside:
         half, stage = self.blocks[k], self.stages.get(k)
         when = _when(stage)
         readings = [reading for reading in self._wanted if reading.block == k]
-        readers = [*(reading.reader for reading in readings), *([_Whole()] if when == "fused" else [])]
+        readers = [*(reading.reader for reading in readings), *([FullAttention()] if when == "fused" else [])]
         with Tap({half.attention: readers} if readers else {}) as tap:
             paid = half.attend(hidden, self._bias)
         seen: dict[Any, Tensor] = {reading: tap[half.attention, reading.reader][-1] for reading in readings}
@@ -101,7 +116,9 @@ class Inside:
                 pass  # what was computed holds
             elif when == "fused":
                 assert isinstance(pruned, Merged), f"{stage} fuses attention and returned no Merged"
-                paid = half.spread(hidden, fused(tap[half.attention, _Whole()][-1], pruned, self.classes))
+                paid = half.spread(
+                    hidden, fuse_attention(tap[half.attention, FullAttention()][-1], pruned, self.classes)
+                )
             else:
                 paid = half.attend(hidden, self._bias)
         hidden = half.feed(self._prune(k, paid)[0] if when == "amid" else paid)
@@ -136,34 +153,34 @@ class Inside:
             return None
         return pad(sizes(self._now).log().masked_fill(~layout.valid, -torch.inf), (self.classes, 0))
 
-    def _of(self, need: Asked, block: int) -> list[_Reading]:
+    def _of(self, need: EncoderNeed, block: int) -> list[BlockReading]:
         """Return what serves a need of the stage in `block`."""
         return self._readings(need, block + 1)
 
-    def _readings(self, need: Asked, run: int, feeding: int | None = None) -> list[_Reading]:
+    def _readings(self, need: EncoderNeed, run: int, feeding: int | None = None) -> list[BlockReading]:
         """Return what serves a need when `run` blocks are run, of which `feeding` feed (all)."""
-        if isinstance(need, Attended) and feeding is None:
-            return [_Reading(run - 1, _Everyone(self.classes), "VHN")]
-        if need == Features() or (isinstance(need, ClassToken) and self.has_class):
+        if isinstance(need, AttentionReceived) and feeding is None:
+            return [BlockReading(run - 1, AllQueries(self.classes), "VHN")]
+        if need == HiddenStates() or (isinstance(need, ClassToken) and self.has_class):
             return []
-        reader = None if isinstance(need, Attended) else reader_of(need, self.classes, None, self.has_class)
-        if reader is None or not isinstance(need, Rows | Keys):
-            told = "" if isinstance(need, Attended) else cure(need)
+        reader = None if isinstance(need, AttentionReceived) else reader_of(need, self.classes, None, self.has_class)
+        if reader is None or not isinstance(need, AttentionRows | AttentionKeys):
+            told = "" if isinstance(need, AttentionReceived) else missing_evidence_hint(need)
             raise ValueError(f"{need} cannot be gathered of an encoder that is pruned inside{told}")
         count = (feeding or run) if need.of == "feeding" else len(self.blocks)
         layers = [layer + count if layer < 0 else layer for layer in need.layers]
         if not all(0 <= layer < run for layer in layers):
             raise ValueError(f"{need} asks for a block beyond the {run} that are run by then: leave of='feeding'")
-        return [_Reading(layer, reader, "VHNC" if isinstance(need, Keys) else "VHN") for layer in layers]
+        return [BlockReading(layer, reader, "VHNC" if isinstance(need, AttentionKeys) else "VHN") for layer in layers]
 
-    def _found(self, need: Asked, run: int, hidden: Tensor, feeding: int | None = None) -> Tensor:
+    def _found(self, need: EncoderNeed, run: int, hidden: Tensor, feeding: int | None = None) -> Tensor:
         if isinstance(need, ClassToken):
             return hidden[:, 0]
-        if isinstance(need, Features):
+        if isinstance(need, HiddenStates):
             return hidden[:, self.classes :]
         seen: Mapping[Any, Tensor] = self._now.found
         maps = [seen[reading] for reading in self._readings(need, run, feeding)]
-        return maps[0][:, 0] if isinstance(need, Attended) else torch.stack(maps)
+        return maps[0][:, 0] if isinstance(need, AttentionReceived) else torch.stack(maps)
 
     @property
     def hidden(self) -> Tensor:
@@ -181,11 +198,11 @@ class Inside:
         """[V, N] float32 by the whole `layout`: the last score that each token got."""
         scores = torch.zeros(layout.column.shape, device=layout.column.device, dtype=torch.float32)
         for column, judged in self._judged:
-            scores = put(scores, located(column, layout), judged)
+            scores = scatter(scores, find_columns(column, layout), judged)
         return scores.masked_fill(~layout.valid, -torch.inf)
 
 
-def _when(stage: Stage | None) -> When | None:
+def _when(stage: Stage | None) -> MergeTime | None:
     return None if stage is None else getattr(stage.pruner, "when", "amid")
 
 

@@ -7,12 +7,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from vtcframe.core.needs import ClassToken, Keys, Need, Rows
-from vtcframe.hooks.kernel_call import Call
-from vtcframe.hooks.readers import KeyStates, MeanQuery, Reader, Received, Row
+from vtcframe.core.needs import ClassToken, AttentionKeys, Need, AttentionRows
+from vtcframe.hooks.kernel_call import KernelCall
+from vtcframe.hooks.readers import KeyStates, MeanQuery, Reader, ReceivedAttention, QueryRow
 
 
-class Halves(ABC):
+class SplitBlock(ABC):
     """A pre-norm block as the two halves between which stages act: attention and MLP, each with its residual."""
 
     def __init__(self, block: nn.Module, attention: nn.Module) -> None:
@@ -48,48 +48,52 @@ def reader_of(
 ) -> Reader | None:
     """Return what an attention module of an encoder is read by for a need, or None where it cannot serve it."""
     match need:
-        case Rows(query="cls" | "proxy", tower="vision", over="mean") if has_class:
-            return Row(0, need.logits, need.heads, skip, pool)
-        case Rows(query="mean" | "proxy", tower="vision", over="mean"):
+        case AttentionRows(query="cls" | "proxy", tower="vision", over="mean") if has_class:
+            return QueryRow(0, need.logits, need.heads, skip, pool)
+        case AttentionRows(query="mean" | "proxy", tower="vision", over="mean"):
             return MeanQuery(need.logits, need.heads, skip, pool)
-        case Rows(query="received", tower="vision", over="mean", logits=False, heads=("split" | "mean") as heads):
-            return Received(heads, skip, pool)
-        case Keys(tower="vision"):
+        case AttentionRows(
+            query="received", tower="vision", over="mean", logits=False, heads=("split" | "mean") as heads
+        ):
+            return ReceivedAttention(heads, skip, pool)
+        case AttentionKeys(tower="vision"):
             return KeyStates(skip, pool)
     return None
 
 
-def cure(need: Need) -> str:
+def missing_evidence_hint(need: Need) -> str:
     """Say what can be done about a need that a tower does not serve."""
-    if isinstance(need, ClassToken) or (isinstance(need, Rows) and need.query == "cls" and need.tower == "vision"):
+    if isinstance(need, ClassToken) or (
+        isinstance(need, AttentionRows) and need.query == "cls" and need.tower == "vision"
+    ):
         return ": it has no class token. Use a proxy, query='mean' or 'received', or the class token of a witness"
-    if isinstance(need, Rows) and need.query == "head":
+    if isinstance(need, AttentionRows) and need.query == "head":
         return ": it has no attention-pooling head, or layers is not (-1,)"
     return ""
 
 
 @dataclass(frozen=True)
-class _Everyone:
+class AllQueries:
     """[B, 1, T]: attention that keys get from all queries."""
 
     skip: int
 
-    def __call__(self, call: Call) -> Tensor:
-        return Received("mean")(call)[..., self.skip :]
+    def __call__(self, call: KernelCall) -> Tensor:
+        return ReceivedAttention("mean")(call)[..., self.skip :]
 
 
 @dataclass(frozen=True)
-class _Whole:
+class FullAttention:
     """[B, H, T, T] float32: the whole attention matrix."""
 
-    def __call__(self, call: Call) -> Tensor:
+    def __call__(self, call: KernelCall) -> Tensor:
         paid = call.query.float() * call.scaling @ call.key.float().transpose(-1, -2)
         hidden = call.hidden(slice(None))
         return (paid if hidden is None else paid + hidden).softmax(-1)
 
 
 @dataclass(frozen=True)
-class _Reading:
+class BlockReading:
     """What one block showed one reader."""
 
     block: int

@@ -3,11 +3,11 @@
 import torch
 from torch import Tensor
 
-from vtcframe.core.needs import Flow
-from vtcframe.hooks.kernel_call import ELEMENTS, Call, as_float, logits_of
+from vtcframe.core.needs import AttentionPageRank
+from vtcframe.hooks.kernel_call import MAX_ELEMENTS, KernelCall, float_keys, attention_logits
 
 
-def flow(call: Call, need: Flow) -> Tensor:
+def page_rank(call: KernelCall, need: AttentionPageRank) -> Tensor:
     """[B, H, K] float32: where a walk of `need.steps` steps along one call's attention ends, 0 at padding.
 
     It starts at each of a sample's n tokens with 1/n. A step is d <- d M, where M is the softmax of the logits, masked
@@ -22,13 +22,13 @@ def flow(call: Call, need: Flow) -> Tensor:
         there = torch.ones(1, length, dtype=torch.bool, device=call.key.device)
     share = there.float() / there.sum(1, keepdim=True).clamp(min=1)
     walk = share[:, None].expand(*call.query.shape[:2], length)
-    key = as_float(call.key).masked_fill(~there[:, None, :, None], 0)  # mask + NaN is NaN
-    rows = max(1, min(ELEMENTS // (walk.shape[0] * walk.shape[1] * length), count // 2))
+    key = float_keys(call.key).masked_fill(~there[:, None, :, None], 0)  # mask + NaN is NaN
+    rows = max(1, min(MAX_ELEMENTS // (walk.shape[0] * walk.shape[1] * length), count // 2))
     for _ in range(need.steps):
         onward = torch.zeros_like(walk)
         for start in range(0, count, rows):
             some = slice(start, start + rows)
-            paid = logits_of(call.query[:, :, some], key, call.scaling)
+            paid = attention_logits(call.query[:, :, some], key, call.scaling)
             if (hidden := call.hidden(some)) is not None:
                 paid = paid + hidden
             paid = (paid / need.temperature).softmax(-1).masked_fill(~there[:, None, some, None], 0)

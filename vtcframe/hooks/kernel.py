@@ -28,16 +28,16 @@ _SWITCHES = ("fused_attn", "use_fsdpa")  # by which timm and open_clip choose th
 
 
 @contextmanager
-def listening(modules: Collection[nn.Module], listener: Listener) -> Iterator[None]:
+def intercept_attention(modules: Collection[nn.Module], listener: Listener) -> Iterator[None]:
     """Let `listener` see every kernel call of `modules` in this thread, before it is made.
 
     TypeError for a module that is no attention module, ValueError for one that makes its N x N matrix without a kernel.
     """
-    places = {_place(module) for module in modules}
+    places = {_place_of(module) for module in modules}
     with ExitStack() as stack:
         for place in places:
-            _close(place)
-            stack.callback(_open, place)
+            _install(place)
+            stack.callback(_uninstall, place)
         mine = frozenset(modules), listener
         _LISTENERS.set((*_LISTENERS.get(), mine))
         try:
@@ -46,7 +46,7 @@ def listening(modules: Collection[nn.Module], listener: Listener) -> Iterator[No
             _LISTENERS.set(tuple(other for other in _LISTENERS.get() if other is not mine))
 
 
-def _show(module: nn.Module, query: Tensor, key: Tensor, mask: Tensor | None, options: dict[str, Any]) -> None:
+def _notify(module: nn.Module, query: Tensor, key: Tensor, mask: Tensor | None, options: dict[str, Any]) -> None:
     for modules, listener in _LISTENERS.get():
         if module in modules:
             listener(module, query, key, mask, options)
@@ -55,11 +55,11 @@ def _show(module: nn.Module, query: Tensor, key: Tensor, mask: Tensor | None, op
 # Where a gate stands is shared by the process, who listens is not: gates are counted, listeners lie in a ContextVar.
 Place = str | nn.Module  # the name of a kernel in transformers' registry, or the module whose forward it is
 _LISTENERS: ContextVar[tuple[tuple[frozenset[nn.Module], Listener], ...]] = ContextVar("listeners", default=())
-_GATES: dict[Place, tuple[int, Any]] = {}  # place -> how many asked for it, what stood there before
+_INSTALLED: dict[Place, tuple[int, Any]] = {}  # place -> how many asked for it, what stood there before
 _LOCK = threading.Lock()
 
 
-def _place(module: nn.Module) -> Place:
+def _place_of(module: nn.Module) -> Place:
     name = getattr(getattr(module, "config", None), "_attn_implementation", None)
     if name is not None:
         return name
@@ -88,23 +88,23 @@ def _entry(place: Place) -> tuple[MutableMapping[str, Any], str]:
     return vars(place), "forward"
 
 
-def _close(place: Place) -> None:
+def _install(place: Place) -> None:
     with _LOCK:
-        count, before = _GATES.get(place, (0, None))
+        count, before = _INSTALLED.get(place, (0, None))
         if count == 0:
             table, name = _entry(place)
             before = table.get(name)
-            table[name] = _kernel_gate(place) if isinstance(place, str) else _forward_gate(place)
-        _GATES[place] = count + 1, before
+            table[name] = _intercepting_kernel(place) if isinstance(place, str) else _intercepting_forward(place)
+        _INSTALLED[place] = count + 1, before
 
 
-def _open(place: Place) -> None:
+def _uninstall(place: Place) -> None:
     with _LOCK:
-        count, before = _GATES[place]
+        count, before = _INSTALLED[place]
         if count > 1:
-            _GATES[place] = count - 1, before
+            _INSTALLED[place] = count - 1, before
             return
-        del _GATES[place]
+        del _INSTALLED[place]
         table, name = _entry(place)
         if before is None:
             del table[name]
@@ -112,13 +112,13 @@ def _open(place: Place) -> None:
             table[name] = before
 
 
-def _kernel_gate(name: str) -> Callable[..., Any]:
+def _intercepting_kernel(name: str) -> Callable[..., Any]:
     kernel = ALL_ATTENTION_FUNCTIONS.get(name)
 
     def attention(
         module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, *args, **options
     ):  # Qwen's towers name the mask
-        _show(module, query, key, attention_mask, options)
+        _notify(module, query, key, attention_mask, options)
         return (kernel or _eager(module))(module, query, key, value, attention_mask, *args, **options)
 
     return attention
@@ -134,38 +134,38 @@ def _eager(module: nn.Module) -> Callable[..., Any]:
     )
 
 
-def _forward_gate(module: nn.Module) -> Callable[..., Any]:
-    plain, show = module.forward, partial(_show, module)
+def _intercepting_forward(module: nn.Module) -> Callable[..., Any]:
+    plain, show = module.forward, partial(_notify, module)
     if isinstance(module, nn.MultiheadAttention):
         # Its kernel gets query and key in many ways, some inside C++: they are projected once more.
         def projecting(*args: Any, **options: Any) -> Any:
-            show(*_projected(module, *args, **options))
+            show(*_multihead_call(module, *args, **options))
             return plain(*args, **options)
 
         return projecting
 
     def watching(*args: Any, **options: Any) -> Any:
-        with _Watch(show):  # here, not around the whole model: under such a mode other modules take other paths
+        with _InterceptSdpa(show):  # here, not around the whole model: under such a mode other modules take other paths
             return plain(*args, **options)
 
     return watching
 
 
-class _Watch(TorchFunctionMode):
+class _InterceptSdpa(TorchFunctionMode):
     def __init__(self, show: Callable[..., None]) -> None:
         super().__init__()
         self.show = show
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is F.scaled_dot_product_attention:
-            self.show(*_asked(*args, **(kwargs or {})))
+            self.show(*_sdpa_call(*args, **(kwargs or {})))
         return func(*args, **(kwargs or {}))
 
 
-Asked = tuple[Tensor, Tensor, Tensor | None, dict[str, Any]]
+KernelArguments = tuple[Tensor, Tensor, Tensor | None, dict[str, Any]]
 
 
-def _asked(
+def _sdpa_call(
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -174,7 +174,7 @@ def _asked(
     is_causal: bool = False,
     scale: float | None = None,
     enable_gqa: bool = False,
-) -> Asked:
+) -> KernelArguments:
     """Read the arguments of scaled_dot_product_attention. ValueError for shapes that a Call does not have."""
     count, length = query.shape[-2], key.shape[-2]
     if query.ndim != 4 or (is_causal and count != length):
@@ -188,7 +188,7 @@ def _asked(
 
 
 @torch.no_grad()
-def _projected(
+def _multihead_call(
     module: nn.MultiheadAttention,
     query: Tensor,
     key: Tensor,
@@ -198,7 +198,7 @@ def _projected(
     attn_mask: Tensor | None = None,
     average_attn_weights: bool = True,
     is_causal: bool = False,
-) -> Asked:
+) -> KernelArguments:
     """Project query and key as the module does. `is_causal` only hints at what `attn_mask` holds."""
     if query.ndim == 2:
         query, key = query[None], key[None]
@@ -220,11 +220,11 @@ def _projected(
         masks.append(key_padding_mask.view(-1, 1, 1, key.shape[2]).expand(-1, -1, query.shape[2], -1))
     masks = [~mask if mask.dtype == torch.bool else mask for mask in masks]  # here True hides
     if len(masks) == 2:
-        masks = [torch.logical_and(*masks) if masks[0].dtype == masks[1].dtype == torch.bool else _sum(*masks)]
+        masks = [torch.logical_and(*masks) if masks[0].dtype == masks[1].dtype == torch.bool else _add_masks(*masks)]
     return query, key, masks[0] if masks else None, {"is_causal": False}
 
 
-def _sum(*masks: Tensor) -> Tensor:
+def _add_masks(*masks: Tensor) -> Tensor:
     added = [
         torch.zeros(mask.shape, device=mask.device).masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else mask
         for mask in masks

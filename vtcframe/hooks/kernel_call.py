@@ -10,14 +10,14 @@ from torch import Tensor, nn
 _LOWEST = torch.finfo(torch.float32).min
 
 
-NEVER = -1e4  # an additive mask that adds no more than this hides: exp of it is 0 in float32
+MASKED_LOGIT = -1e4  # an additive mask that adds no more than this hides: exp of it is 0 in float32
 
 
-ELEMENTS = 2**21  # of attention that a reader holds at a time
+MAX_ELEMENTS = 2**21  # of attention that a reader holds at a time
 
 
 @dataclass(frozen=True)
-class Call:
+class KernelCall:
     """One call of an attention kernel, or one segment of a packed call."""
 
     query: Tensor  # [B, H, Q, d]
@@ -60,7 +60,7 @@ class Call:
             return self.mask[:, -length:].bool().to(self.key.device)
         mask = self.mask[..., :length]
         own = mask.diagonal(dim1=2, dim2=3) if mask.shape[2] == length else mask.amax(2)
-        return (own if own.dtype == torch.bool else own > NEVER).any(1).to(self.key.device)
+        return (own if own.dtype == torch.bool else own > MASKED_LOGIT).any(1).to(self.key.device)
 
     def asking(self) -> Tensor | None:
         """[B or 1, Q] bool: which queries are of tokens and not of padding; None if all are."""
@@ -72,7 +72,7 @@ class Call:
         """Return the first query row of a patch, the first `skip` keys being class tokens."""
         return max(0, skip + self.query.shape[2] - self.key.shape[2])
 
-    def parts(self, size: int) -> Iterator["Call"]:
+    def parts(self, size: int) -> Iterator["KernelCall"]:
         """Yield calls of at most `size` samples each."""
         for at in range(0, len(self.query), size):
             samples = slice(at, at + size)
@@ -83,13 +83,13 @@ class Call:
 Heads = Literal["split", "mean", "joined"]
 
 
-def as_float(key: Tensor) -> Tensor:
+def float_keys(key: Tensor) -> Tensor:
     """Return keys in float32."""
     # Contiguous: keys are strided views over heads, and the product would copy them transposed, ten times as slow.
     return key.to(torch.float32, memory_format=torch.contiguous_format).contiguous()
 
 
-def logits_of(query: Tensor, key: Tensor, scaling: float, heads: Heads = "split") -> Tensor:
+def attention_logits(query: Tensor, key: Tensor, scaling: float, heads: Heads = "split") -> Tensor:
     """[B, H, R, K], or [B, 1, R, K] of heads joined, from query [B, H, R, d] and key [B, G, K, d]."""
     (_, count, rows, width), groups = query.shape, key.shape[1]
     scaling = (count * width) ** -0.5 if heads == "joined" else scaling
@@ -99,7 +99,7 @@ def logits_of(query: Tensor, key: Tensor, scaling: float, heads: Heads = "split"
 
 
 @dataclass(frozen=True)
-class Segments:
+class PackedSequences:
     """Sequences that lie packed behind one another in every call, each of which sees itself only (Pixtral)."""
 
     lengths: Sequence[int]
@@ -112,8 +112,8 @@ def calls_of(
     key: Tensor,
     mask: Tensor | None,
     options: Mapping[str, Any],
-    segments: Segments | None = None,
-) -> Iterator[Call]:
+    segments: PackedSequences | None = None,
+) -> Iterator[KernelCall]:
     """Yield what a kernel is called with, one `Call` for each packed sequence."""
     scaling = options.get("scaling")
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
@@ -126,7 +126,7 @@ def calls_of(
     elif bounds is not None:  # several sequences packed behind one another, as FlashAttention takes them
         lengths = bounds.diff().tolist()
     else:
-        yield Call(query, key, mask, scaling, causal, options.get("sliding_window"))
+        yield KernelCall(query, key, mask, scaling, causal, options.get("sliding_window"))
         return
     for q, k in zip(query.split(lengths, 2), key.split(lengths, 2), strict=True):
-        yield Call(q, k, None, scaling, causal, options.get("sliding_window"))
+        yield KernelCall(q, k, None, scaling, causal, options.get("sliding_window"))

@@ -17,14 +17,14 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from vtcframe.core.evidence import Evidence
-from vtcframe.core.needs import Features, Need, Text, in_llm
+from vtcframe.core.needs import HiddenStates, Need, TextTokens, in_llm
 from vtcframe.core.stages import Stage
-from vtcframe.hooks.kernel import listening
+from vtcframe.hooks.kernel import intercept_attention
 from vtcframe.hooks.kernel_call import calls_of
-from vtcframe.hooks.llm_needs import _layer, _told, parts_of
-from vtcframe.hooks.llm_segment import Segment, _kind, _mask
-from vtcframe.hooks.text_readers import rate, read
-from vtcframe.ops.compose import composed, everything
+from vtcframe.hooks.llm_needs import layer_of, inner_need, split_by_layer
+from vtcframe.hooks.llm_segment import Segment, layer_kind, layer_mask
+from vtcframe.hooks.text_readers import rate_text, read_need
+from vtcframe.ops.compose import compose_prunings, keep_all
 
 
 class _EnoughError(Exception):
@@ -58,17 +58,17 @@ class LlmStages:
         self.needs = tuple(filter(in_llm, needs))
         depth = len(self.layers)
         self.segments = [Segment.first(column, evidence)]
-        self.pruned = everything(evidence)  # what is left of `evidence`, by its layout
+        self.pruned = keep_all(evidence)  # what is left of `evidence`, by its layout
         self._now = evidence  # `found` holds parts of needs
         # parts of needs, and the last layer before which they are asked for; `depth` = behind all
         self._wanted: dict[Need, int] = {}
         self._ahead: dict[int, list[Need]] = {}  # those read of a layer before the stage in front of it acts
         for at, stage in self.stages.items():
-            parts = [part for need in filter(in_llm, stage.pruner.needs) for part in parts_of(need, at)]
+            parts = [part for need in filter(in_llm, stage.pruner.needs) for part in split_by_layer(need, at)]
             self._wanted |= dict.fromkeys(parts, at)
-            self._ahead[at] = [part for part in parts if _layer(part) == at]
-        self._wanted |= {part: depth for need in self.needs for part in parts_of(need, depth)}
-        self._rates = any(getattr(_told(part), "query", "") == "rated" for part in self._wanted)
+            self._ahead[at] = [part for part in parts if layer_of(part) == at]
+        self._wanted |= {part: depth for need in self.needs for part in split_by_layer(need, depth)}
+        self._rates = any(getattr(inner_need(part), "query", "") == "rated" for part in self._wanted)
         self._rated: Tensor | None = None  # [P, L] of the whole prompts
         self._rotary: tuple[Tensor, Tensor] | None = None  # of the layer that runs
         self._looking, self._probing = -1, False
@@ -80,15 +80,15 @@ class LlmStages:
         if not self.stages and not self.needs:
             return self
         forgets = [stage.forget for stage in self.stages.values() if stage.forget is not None]
-        self._first = min([len(self.layers), *self.stages, *forgets, *(_layer(part) for part in self._wanted)])
+        self._first = min([len(self.layers), *self.stages, *forgets, *(layer_of(part) for part in self._wanted)])
         self._first = 0 if self._rates else self._first
-        read = {_layer(part) for part in self._wanted if not isinstance(_told(part), Features)}
+        read = {layer_of(part) for part in self._wanted if not isinstance(inner_need(part), HiddenStates)}
         self._modules = {self.layers[i].get_submodule("self_attn"): i for i in read}
         with ExitStack() as stack:
             for i, layer in list(enumerate(self.layers))[self._first :]:
                 stack.callback(layer.register_forward_pre_hook(partial(self._before, i), with_kwargs=True).remove)
             stack.callback(self.decoder.register_forward_hook(self._done).remove)
-            stack.enter_context(listening(self._modules.keys(), self._see))
+            stack.enter_context(intercept_attention(self._modules.keys(), self._see))
             self._stack = stack.pop_all()
         return self
 
@@ -174,7 +174,7 @@ class LlmStages:
         segment = self.segments[-1]
         if len(self.segments) == 1:
             return {}
-        key = len(self.segments), (kind := _kind(self.decoder.config, i))
+        key = len(self.segments), (kind := layer_kind(self.decoder.config, i))
         if key not in self._made:
             real = None if segment.real.all() else self._repeated(segment.real, hidden)
             blocks = None
@@ -182,7 +182,9 @@ class LlmStages:
                 blocks = self.blocks.gather(1, segment.rotary).masked_fill(~segment.real, -1)
                 blocks = self._repeated(blocks, hidden)
             self._made[key] = {
-                "attention_mask": _mask(self.decoder.config, i, hidden, real, kwargs.get("past_key_values"), blocks),
+                "attention_mask": layer_mask(
+                    self.decoder.config, i, hidden, real, kwargs.get("past_key_values"), blocks
+                ),
                 "position_embeddings": self._turned(kind, hidden, segment, kwargs["position_embeddings"]),
                 "position_ids": self._repeated((segment.real.cumsum(1) - 1).clamp(min=0), hidden),
             }
@@ -210,13 +212,13 @@ class LlmStages:
         at, kept = self._of(i), self._keeps(i)
         if kept == 0:
             return {}
-        cache, kind = kwargs["past_key_values"], _kind(self.decoder.config, i)
+        cache, kind = kwargs["past_key_values"], layer_kind(self.decoder.config, i)
         if self._step == 1 and kept != at:
             self._forget(i, cache)
         if (key := (at, kept, kind)) not in self._made:
             real, number = self.segments[kept].real, self.segments[at].number
             real = None if real.all() else self._repeated(pad(real, (0, self._step), value=True), hidden)
-            made: dict[str, Any] = {"attention_mask": _mask(self.decoder.config, i, hidden, real, cache)}
+            made: dict[str, Any] = {"attention_mask": layer_mask(self.decoder.config, i, hidden, real, cache)}
             if number is not None:
                 now = self._repeated(number[:, -1:] + self._step, hidden)
                 made["position_embeddings"] = self._numbered(kind, hidden, now)
@@ -244,16 +246,20 @@ class LlmStages:
         visual = hidden.gather(1, index.to(device)[..., None].expand(-1, -1, hidden.shape[2]))
         width = max(1, int(segment.said.max()))
         said = torch.arange(length - width, length) >= (length - segment.said)[:, None]
-        rated = rate(visual, there.to(device), hidden[:, -width:], said.to(device))
+        rated = rate_text(visual, there.to(device), hidden[:, -width:], said.to(device))
         rated[:, -1] |= ~rated.any(1)  # where none stands out the last token asks
         return pad(rated, (length - width, 0))
 
     def _behind(self, i: int, hidden: Tensor, normed: bool = False) -> None:
         """Read what is wanted of the hidden states behind layer i."""
-        parts = [p for p, at in self._wanted.items() if isinstance(_told(p), Features) and _layer(p) == i and at > i]
+        parts = [
+            p
+            for p, at in self._wanted.items()
+            if isinstance(inner_need(p), HiddenStates) and layer_of(p) == i and at > i
+        ]
         if parts:
             states = self._once(hidden) if normed else self.decoder.norm(self._once(hidden))
-            self._keep({p: self._text(states) if isinstance(p, Text) else self._tokens(states) for p in parts})
+            self._keep({p: self._text(states) if isinstance(p, TextTokens) else self._tokens(states) for p in parts})
 
     def _see(
         self, module: nn.Module, query: Tensor, key: Tensor, mask: Tensor | None, options: Mapping[str, Any]
@@ -264,7 +270,7 @@ class LlmStages:
         i = self._modules[module]
         ahead = self._looking == i
         parts = self._ahead[i] if ahead else [p for p, at in self._wanted.items() if at > i]
-        parts = [p for p in parts if not isinstance(_told(p), Features) and _layer(p) == i]
+        parts = [p for p in parts if not isinstance(inner_need(p), HiddenStates) and layer_of(p) == i]
         mask = mask if mask is None or len(mask) < len(query) else self._once(mask)
         segment, rated = self.segments[-1], self._rated
         if rated is not None:
@@ -273,8 +279,8 @@ class LlmStages:
         sequences = replace(segment.sequences, rated=rated, rotary=rotary)
         with torch.autocast(query.device.type, enabled=False):
             (call,) = calls_of(module, self._once(query), self._once(key), mask, options)
-            seen = {told: read(told, call, sequences) for told in {cast(Any, _told(p)) for p in parts}}
-        self._keep({p: self._shown(p, seen[_told(p)]) for p in parts})
+            seen = {told: read_need(told, call, sequences) for told in {cast(Any, inner_need(p)) for p in parts}}
+        self._keep({p: self._shown(p, seen[inner_need(p)]) for p in parts})
         if ahead:
             raise _EnoughError
 
@@ -283,7 +289,7 @@ class LlmStages:
 
     def _shown(self, part: Need, seen: Tensor) -> Tensor:
         """[P, H, L], keys [P, G, L, d] -> as the axes of a part say."""
-        if isinstance(part, Text):
+        if isinstance(part, TextTokens):
             return self._text(seen.transpose(1, 2).flatten(2))
         return self._tokens(seen.transpose(1, 2)).transpose(1, 2)[None]
 
@@ -320,7 +326,7 @@ class LlmStages:
         tokens = self._tokens(self._once(hidden))
         found = {need: self._found(need, i) for need in stage.pruner.needs}
         pruned = stage.act(_on(hidden.device, replace(now, tokens=tokens, found=found)))
-        self.pruned = composed(self.pruned, pruned)
+        self.pruned = compose_prunings(self.pruned, pruned)
         later: Any = {need: x for need, x in now.found.items() if self._wanted.get(need, len(self.layers)) > i}
         self._now = replace(now, tokens=tokens, found=later).after(pruned)
         segment = before.after(pruned.place.cpu(), pruned.layout.sample, stage.positions == "compact")
@@ -338,7 +344,7 @@ class LlmStages:
     def _found(self, need: Need, base: int) -> Tensor:
         if not in_llm(need):
             return self._now[need]
-        parts = [self._now[part] for part in parts_of(need, base)]
+        parts = [self._now[part] for part in split_by_layer(need, base)]
         return torch.cat(parts) if need.axes.startswith("L") else parts[0]
 
 

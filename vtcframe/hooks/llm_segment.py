@@ -16,13 +16,13 @@ from transformers.masking_utils import (
 )
 
 from vtcframe.core.evidence import Evidence
-from vtcframe.core.layout import Structural, reading
+from vtcframe.core.layout import Structural, reading_order
 from vtcframe.core.pruned import Pruned
-from vtcframe.hooks.text_readers import Sequences
-from vtcframe.ops.views import overview
+from vtcframe.hooks.text_readers import PromptTokens
+from vtcframe.ops.views import overview_of
 
 
-def _types(config: Any) -> Sequence[str] | None:
+def layer_types(config: Any) -> Sequence[str] | None:
     return getattr(config, "layer_types", None)
 
 
@@ -64,7 +64,7 @@ class Segment:
     @cached_property
     def stand(self) -> Tensor:
         """[V, N] the slot of each visual token, -1 at padding."""
-        column = reading(self.visual.layout.column)
+        column = reading_order(self.visual.layout.column)
         return self.slot[self.visual.layout.sample[:, None], column].masked_fill(column < 0, -1)
 
     @cached_property
@@ -84,7 +84,7 @@ class Segment:
         return self.column.shape[1] - 1 - last.scatter_reduce(0, *self.lines, "amax")
 
     @cached_property
-    def sequences(self) -> Sequences:
+    def sequences(self) -> PromptTokens:
         """What readers of attention must know."""
         layout, stand, (count, length) = self.visual.layout, self.stand, self.column.shape
         candidate = torch.zeros(count, length + 1, dtype=torch.bool)
@@ -92,14 +92,14 @@ class Segment:
         sample, index = layout.sample[:, None].expand(stand.shape), stand % (length + 1)  # padding goes to the last
         candidate[sample, index] = True
         if stand.numel():
-            crop = overview(layout) >= 0  # crops of a picture end together, with the last of them
+            crop = overview_of(layout) >= 0  # crops of a picture end together, with the last of them
             picture = torch.stack([layout.sample, layout.image, layout.frame], 1)
             alike = (picture[:, None] == picture).all(-1) & crop[:, None] & crop
             alike |= torch.eye(len(crop), dtype=torch.bool)
             end = stand.amax(1).expand(alike.shape).masked_fill(~alike, -1).amax(1, keepdim=True)
             behind[sample, index] = (end + 1).clamp(max=length - 1).expand(stand.shape)
         text = (length - self.said).clamp(max=length - 1)
-        return Sequences(self.column, layout.key, candidate[:, :-1], text, behind[:, :-1])
+        return PromptTokens(self.column, layout.key, candidate[:, :-1], text, behind[:, :-1])
 
     def after(self, place: Tensor, sample: Tensor, compact: bool) -> "Segment":
         """Return what is left behind a stage, by place [V, M] and sample [V] of its `Pruned`, on the CPU."""
@@ -111,7 +111,7 @@ class Segment:
             torch.zeros(old.stand.shape, dtype=torch.float32),
             old.visual.layout,
         )
-        stand = reading(pruned.column)
+        stand = reading_order(pruned.column)
         owner, real = sample[:, None].expand(place.shape), place >= 0
         here = torch.zeros(len(self.column), self.columns, dtype=torch.bool)
         here[owner[real], stand[real]] = True
@@ -136,16 +136,16 @@ class Segment:
         return Segment(column, self.columns, visual, self.structural, self.rotary.gather(1, turned), turned, number)
 
 
-def _kind(config: Any, i: int) -> str | None:
-    types = _types(config)
+def layer_kind(config: Any, i: int) -> str | None:
+    types = layer_types(config)
     return types[i] if types else None
 
 
-def _mask(
+def layer_mask(
     config: Any, i: int, hidden: Tensor, real: Tensor | None, cache: Any, blocks: Tensor | None = None
 ) -> Tensor | None:
     """Return the mask of layer i as the model's own kernel takes it; real [P, keys] bool, None if all are."""
-    kind, window = _kind(config, i), getattr(config, "sliding_window", None)
+    kind, window = layer_kind(config, i), getattr(config, "sliding_window", None)
     given = {
         "config": config,
         "inputs_embeds": hidden,

@@ -7,16 +7,16 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from vtcframe.hooks.kernel_call import _LOWEST, ELEMENTS, Call, Heads, as_float, logits_of
+from vtcframe.hooks.kernel_call import _LOWEST, MAX_ELEMENTS, KernelCall, Heads, float_keys, attention_logits
 
-Reader = Callable[[Call], Tensor]
+Reader = Callable[[KernelCall], Tensor]
 
 
 Pool = Callable[[Tensor], Tensor]  # [..., K, C] -> [..., T, C], means of patches; hashable, as it is part of a reader
 
 
 @dataclass(frozen=True)
-class Groups:
+class PatchGroups:
     """[..., K, C] -> [..., K / size, C]: the mean of each `size` consecutive patches (Qwen-VL's order)."""
 
     size: int
@@ -30,7 +30,7 @@ class Groups:
 
 
 @dataclass(frozen=True)
-class Row:
+class QueryRow:
     """[B, H, T] float32: attention of one query row, softmax over all keys, autocast off.
 
     `heads="mean"` averages the heads to [B, 1, T]; "joined" takes all heads as one of full width, scaled by its own
@@ -44,13 +44,13 @@ class Row:
     skip: int = 0
     pool: Pool | None = None
 
-    def __call__(self, call: Call) -> Tensor:
+    def __call__(self, call: KernelCall) -> Tensor:
         row = self.index % call.query.shape[2]
         rows = slice(row, row + 1)
-        paid = logits_of(call.query[:, :, rows], as_float(call.key), call.scaling, self.heads)
+        paid = attention_logits(call.query[:, :, rows], float_keys(call.key), call.scaling, self.heads)
         if (hidden := call.hidden(rows)) is not None:
             paid = paid + hidden
-        return _finished((paid if self.logits else paid.softmax(-1))[:, :, 0], self.heads, self.skip, self.pool)
+        return finish((paid if self.logits else paid.softmax(-1))[:, :, 0], self.heads, self.skip, self.pool)
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class MeanQuery:
     skip: int = 0
     pool: Pool | None = None
 
-    def __call__(self, call: Call) -> Tensor:
+    def __call__(self, call: KernelCall) -> Tensor:
         first, asking, present = call.first(self.skip), call.asking(), call.present()
         query, key = call.query[:, :, first:].float(), call.key[:, :, self.skip :].float()
         if asking is None:
@@ -77,7 +77,7 @@ class MeanQuery:
             asking = asking[:, None, first:, None]
             query = query.masked_fill(~asking, 0).sum(2, keepdim=True) / asking.sum(2, keepdim=True).clamp(min=1)
         if present is None:
-            paid = logits_of(query, as_float(self.pool(key) if self.pool else key), call.scaling, self.heads)
+            paid = attention_logits(query, float_keys(self.pool(key) if self.pool else key), call.scaling, self.heads)
         else:
             present = present[:, None, self.skip :, None]
             key, share = key.masked_fill(~present, 0), present.float()
@@ -85,12 +85,12 @@ class MeanQuery:
                 share = self.pool(share)
                 key = self.pool(key) / share.where(share > 0, 1)
             hidden = (share == 0).transpose(2, 3)
-            paid = logits_of(query, as_float(key), call.scaling, self.heads).masked_fill(hidden, _LOWEST)
-        return _finished((paid if self.logits else paid.softmax(-1))[:, :, 0], self.heads)
+            paid = attention_logits(query, float_keys(key), call.scaling, self.heads).masked_fill(hidden, _LOWEST)
+        return finish((paid if self.logits else paid.softmax(-1))[:, :, 0], self.heads)
 
 
 @dataclass(frozen=True)
-class Received:
+class ReceivedAttention:
     """[B, H, T] float32: mean over the patch queries of the attention that they pay, softmax over all keys they see.
 
     The stand-in for [CLS] of VScan (arXiv 2505.22654) and others: exact, at about the cost of the attention itself,
@@ -103,18 +103,18 @@ class Received:
     skip: int = 0
     pool: Pool | None = None
 
-    def __call__(self, call: Call) -> Tensor:
+    def __call__(self, call: KernelCall) -> Tensor:
         wide = call.query.shape[1] * call.key.shape[2]
-        rows = max(1, min(ELEMENTS // wide, call.query.shape[2] // 2))  # never the whole matrix, small as it may be
-        parts = [self._received(part, rows) for part in call.parts(max(1, ELEMENTS // (wide * rows)))]
-        return _finished(torch.cat(parts), self.heads, self.skip, self.pool)
+        rows = max(1, min(MAX_ELEMENTS // wide, call.query.shape[2] // 2))  # never the whole matrix, small as it may be
+        parts = [self._received(part, rows) for part in call.parts(max(1, MAX_ELEMENTS // (wide * rows)))]
+        return finish(torch.cat(parts), self.heads, self.skip, self.pool)
 
-    def _received(self, call: Call, rows: int) -> Tensor:
-        first, count, asking, key = call.first(self.skip), call.query.shape[2], call.asking(), as_float(call.key)
+    def _received(self, call: KernelCall, rows: int) -> Tensor:
+        first, count, asking, key = call.first(self.skip), call.query.shape[2], call.asking(), float_keys(call.key)
         total = torch.zeros(*call.query.shape[:2], key.shape[2], device=key.device, dtype=torch.float32)
         for start in range(first, count, rows):
             some = slice(start, start + rows)
-            paid = logits_of(call.query[:, :, some], key, call.scaling)
+            paid = attention_logits(call.query[:, :, some], key, call.scaling)
             if (hidden := call.hidden(some)) is not None:
                 paid += hidden
             paid = paid.softmax(-1)
@@ -132,11 +132,11 @@ class KeyStates:
     skip: int = 0
     pool: Pool | None = None
 
-    def __call__(self, call: Call) -> Tensor:
+    def __call__(self, call: KernelCall) -> Tensor:
         key = call.key[:, :, self.skip :].float()
         return self.pool(key) if self.pool else key
 
 
-def _finished(paid: Tensor, heads: Heads, skip: int = 0, pool: Pool | None = None) -> Tensor:
+def finish(paid: Tensor, heads: Heads, skip: int = 0, pool: Pool | None = None) -> Tensor:
     paid = paid.mean(1, keepdim=True) if heads == "mean" else paid
     return pool(paid[..., skip:, None])[..., 0] if pool else paid[..., skip:]

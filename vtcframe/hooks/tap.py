@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vtcframe.hooks.kernel import listening
-from vtcframe.hooks.kernel_call import Segments, calls_of
+from vtcframe.hooks.kernel import intercept_attention
+from vtcframe.hooks.kernel_call import PackedSequences, calls_of
 from vtcframe.hooks.readers import Reader
 
 
@@ -26,7 +26,7 @@ class Tap:
     `segments` tells how calls are packed where a mask keeps the sequences apart; readers see each without that mask.
     """
 
-    def __init__(self, readers: Mapping[nn.Module, Sequence[Reader]], segments: Segments | None = None) -> None:
+    def __init__(self, readers: Mapping[nn.Module, Sequence[Reader]], segments: PackedSequences | None = None) -> None:
         self.segments = segments
         self.readers = {module: tuple(dict.fromkeys(wanted)) for module, wanted in readers.items()}
         self._seen: dict[tuple[nn.Module, Reader], list[Tensor]] = {}
@@ -41,7 +41,7 @@ class Tap:
         )
 
     def __enter__(self) -> "Tap":
-        self._gates = listening(self.readers.keys(), self.see)
+        self._gates = intercept_attention(self.readers.keys(), self.see)
         self._gates.__enter__()
         return self
 

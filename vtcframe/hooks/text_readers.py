@@ -9,14 +9,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vtcframe.core.needs import Flow, Keys, Probed, Rows
-from vtcframe.hooks.flow import flow
-from vtcframe.hooks.kernel_call import ELEMENTS, Call, as_float, logits_of
-from vtcframe.hooks.probed import probed
+from vtcframe.core.needs import AttentionPageRank, AttentionKeys, ProbeAttention, AttentionRows
+from vtcframe.hooks.flow import page_rank
+from vtcframe.hooks.kernel_call import MAX_ELEMENTS, KernelCall, float_keys, attention_logits
+from vtcframe.hooks.probed import probe_attention
 
 
 @dataclass(frozen=True)
-class Sequences:
+class PromptTokens:
     """The prompts of a batch as a layer reads them. All but `rated` and `rotary` lies on the CPU."""
 
     column: Tensor  # [P, L] own column of each slot, -1 = padding
@@ -30,19 +30,21 @@ class Sequences:
     rotary: tuple[Tensor, Tensor] | None = None  # cosine and sine [P or 1, L, d] of the layer
 
 
-def read(need: Rows | Keys | Flow | Probed, call: Call, sequences: Sequences) -> Tensor:
+def read_need(
+    need: AttentionRows | AttentionKeys | AttentionPageRank | ProbeAttention, call: KernelCall, sequences: PromptTokens
+) -> Tensor:
     """[P, H, L] float32, of keys [P, G, L, d]: what a call shows of every slot, padding included."""
     match need:
-        case Keys():
+        case AttentionKeys():
             return call.key.float()
-        case Flow():
-            return flow(call, need)
-        case Probed():
-            return probed(call, need, sequences.column, sequences.key)
-    return paid(call, need, sequences)
+        case AttentionPageRank():
+            return page_rank(call, need)
+        case ProbeAttention():
+            return probe_attention(call, need, sequences.column, sequences.key)
+    return read_text_rows(call, need, sequences)
 
 
-def paid(call: Call, need: Rows, sequences: Sequences) -> Tensor:
+def read_text_rows(call: KernelCall, need: AttentionRows, sequences: PromptTokens) -> Tensor:
     """[P, H, L] float32: attention of the query rows that `need` names, mean over them or the largest."""
     count, length = call.query.shape[2], call.key.shape[2]
     rated = sequences.rated if need.query == "rated" else None
@@ -55,14 +57,14 @@ def paid(call: Call, need: Rows, sequences: Sequences) -> Tensor:
             start = sequences.text[:, None].expand_as(sequences.column)
     first = int(start[sequences.candidate].min()) if sequences.candidate.any() else count - 1
     start = start.to(call.key.device)
-    key, heads = as_float(call.key), 1 if need.heads == "mean" else call.query.shape[1]
+    key, heads = float_keys(call.key), 1 if need.heads == "mean" else call.query.shape[1]
     out = torch.zeros(len(key), heads, length, device=key.device, dtype=torch.float32)
     out = out - torch.inf if need.over == "max" else out
     asked = torch.zeros(len(key), length, device=key.device, dtype=torch.float32)
-    rows = max(1, min(ELEMENTS // (call.query.shape[0] * call.query.shape[1] * length), count // 2))
+    rows = max(1, min(MAX_ELEMENTS // (call.query.shape[0] * call.query.shape[1] * length), count // 2))
     for at in range(first, count, rows):
         some = slice(at, min(at + rows, count))
-        one = logits_of(call.query[:, :, some], key, call.scaling)
+        one = attention_logits(call.query[:, :, some], key, call.scaling)
         if (hidden := call.hidden(some)) is not None:
             one = one + hidden
         one = one if need.logits else one.softmax(-1)
@@ -91,7 +93,7 @@ def _prior(rotary: tuple[Tensor, Tensor] | None, rows: slice, width: int) -> Ten
     return ((turned + still) * width**-0.5)[:, None]
 
 
-def rate(visual: Tensor, there: Tensor, text: Tensor, said: Tensor) -> Tensor:
+def rate_text(visual: Tensor, there: Tensor, text: Tensor, said: Tensor) -> Tensor:
     """[P, T] bool: the text tokens that SparseVLM (arXiv 2410.04417) lets rate the visual ones.
 
     Visual [P, N, D], there [P, N] bool, text [P, T, D], said [P, T] bool, all embeddings as they enter the language

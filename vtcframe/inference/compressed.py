@@ -16,9 +16,9 @@ from vtcframe.core.budget import Budget
 from vtcframe.core.layout import Layout
 from vtcframe.core.pruned import Pruned
 from vtcframe.core.stages import Plan, Pruner, Stage, plan_for, planned
-from vtcframe.inference.generate_call import _bound, _Caller, _mask, _refuse
+from vtcframe.inference.generate_call import bind_arguments, CallerPrompt, infer_mask, refuse_options
 from vtcframe.inference.kv_cache import kv_bytes
-from vtcframe.inference.session import Passage, check_open, check_options, encode, prune
+from vtcframe.inference.session import PrunedGeneration, check_sites, check_options, encode, prune
 
 OWN = "model", "plan", "adapter", "last"  # the attributes of a Compressed that are not its model's
 
@@ -115,7 +115,7 @@ class Compressed:
             raise ValueError(
                 f"{type(model).__name__} generates nothing: call features(evidence, pruned) of its adapter"
             )
-        check_open(self.adapter, plan)
+        check_sites(self.adapter, plan)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") or "model" not in vars(self):  # copy and pickle ask before there is a model
@@ -164,13 +164,13 @@ class Compressed:
         ValueError for what cannot work: `inputs_embeds`, `mm_encoder_outputs`, a filled cache, an assistant model,
         placeholders without pictures.
         """
-        options = _bound(_bare(self.model).generate, args, kwargs)
-        _refuse(options)
+        options = bind_arguments(_bare(self.model).generate, args, kwargs)
+        refuse_options(options)
         if self.plan.llm:
             check_options(options, self.model.generation_config)
         inputs = {name: options.pop(name, None) for name in self.adapter.reads}
         inputs = {name: given for name, given in inputs.items() if given is not None}
-        inputs.setdefault("attention_mask", _mask(inputs, self.model))
+        inputs.setdefault("attention_mask", infer_mask(inputs, self.model))
         prompt = self.adapter.prompt(inputs)
         if not (prompt.visual.any() or any(name.startswith("pixel_values") for name in inputs)):  # text alone
             self.last = None
@@ -196,9 +196,9 @@ class Compressed:
         watch.lap("observe")
         pruned, known = prune(self.plan, evidence, left)
         watch.lap("prune")
-        passage = Passage(self.adapter, inputs, self.plan, evidence, pruned, known)
+        passage = PrunedGeneration(self.adapter, inputs, self.plan, evidence, pruned, known)
         watch.lap("splice")
-        caller = _Caller(inputs["input_ids"], passage.given["input_ids"].shape[1])
+        caller = CallerPrompt(inputs["input_ids"], passage.given["input_ids"].shape[1])
         with passage:
             out = self.model.generate(**passage.given, **caller.translated(options, self.model.generation_config))
         watch.lap("generate")

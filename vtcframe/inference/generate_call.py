@@ -12,7 +12,7 @@ from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria,
 from transformers.generation.streamers import BaseStreamer
 
 
-def _bound(function: Callable, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+def bind_arguments(function: Callable, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """Return the arguments of a `generate` by name, `inputs` as the `input_ids` that it means."""
     options = dict(inspect.signature(function).bind(*args, **kwargs).arguments)
     options |= options.pop("kwargs", {})
@@ -23,7 +23,7 @@ def _bound(function: Callable, args: Sequence[Any], kwargs: Mapping[str, Any]) -
     return options
 
 
-def _refuse(options: Mapping[str, Any]) -> None:
+def refuse_options(options: Mapping[str, Any]) -> None:
     for name, why in {
         "inputs_embeds": "give input_ids: embeddings hide where the pictures are",
         "mm_encoder_outputs": "give pixel_values: the pictures must be encoded under observation",
@@ -36,7 +36,7 @@ def _refuse(options: Mapping[str, Any]) -> None:
         raise ValueError("past_key_values is filled: its columns are not those of the pruned prompt; give an empty one")
 
 
-def _mask(inputs: Mapping[str, Any], model: Any) -> Tensor | None:
+def infer_mask(inputs: Mapping[str, Any], model: Any) -> Tensor | None:
     """Tell padding from prompt as `generate` does without a mask: by a pad token that is no end token."""
     ids, config = inputs.get("input_ids"), model.generation_config
     if ids is None:
@@ -48,7 +48,7 @@ def _mask(inputs: Mapping[str, Any], model: Any) -> Tensor | None:
 
 
 @dataclass(frozen=True)
-class _Caller:
+class CallerPrompt:
     """The caller's prompt [P, L], which `generate` knows only `width` columns of."""
 
     ids: Tensor
@@ -96,7 +96,7 @@ class _Caller:
 
 
 class _Processor(LogitsProcessor):
-    def __init__(self, caller: _Caller, inner: LogitsProcessor) -> None:
+    def __init__(self, caller: CallerPrompt, inner: LogitsProcessor) -> None:
         self.caller, self.inner = caller, inner
 
     def __call__(self, input_ids: Any, scores: Any) -> Any:
@@ -104,7 +104,7 @@ class _Processor(LogitsProcessor):
 
 
 class _Criterion(StoppingCriteria):
-    def __init__(self, caller: _Caller, inner: StoppingCriteria) -> None:
+    def __init__(self, caller: CallerPrompt, inner: StoppingCriteria) -> None:
         self.caller, self.inner = caller, inner
 
     def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:

@@ -10,11 +10,11 @@ from vtcframe.core.pruned import Pruned
 from vtcframe.core.stages import Plan
 from vtcframe.hooks.llm import LlmStages
 from vtcframe.hooks.llm_needs import check_needs
-from vtcframe.hooks.llm_segment import _types
-from vtcframe.ops.compose import composed, everything
+from vtcframe.hooks.llm_segment import layer_types
+from vtcframe.ops.compose import compose_prunings, keep_all
 
 
-def check_open(adapter: Any, plan: Plan) -> None:
+def check_sites(adapter: Any, plan: Plan) -> None:
     """ValueError where a plan has stages that an adapter's encoder or language model has no place for."""
     reason = getattr(adapter, "closed", "it has no encoder whose blocks are known")
     if plan.encoder and reason:
@@ -39,14 +39,14 @@ def prune(plan: Plan, evidence: Evidence, left: Pruned | None) -> tuple[Pruned, 
     Return what it is to read, by the first layout, and what a stage inside it still knows of that.
     """
     if plan.projector is None:
-        return left or everything(evidence), evidence
+        return left or keep_all(evidence), evidence
     pruned = plan.projector.act(evidence)
     if not plan.llm:
         evidence = replace(evidence, found={}, deepstack=None)  # nobody will ask
-    return pruned if left is None else composed(left, pruned), evidence.after(pruned)
+    return pruned if left is None else compose_prunings(left, pruned), evidence.after(pruned)
 
 
-class Passage:
+class PrunedGeneration:
     """A batch in front of the language model: `given` is what `generate` takes, to be called inside a `with`.
 
     `read` and `known` are what `prune` made of `evidence`. Make a new one for every call: `generate` changes what it
@@ -60,7 +60,7 @@ class Passage:
         self.given, column = adapter.spliced(inputs, evidence, read, plan.positions)
         self.stages = LlmStages(adapter.decoder(), known, column, plan.llm, (), adapter.blocks(self.given))
 
-    def __enter__(self) -> "Passage":
+    def __enter__(self) -> "PrunedGeneration":
         self.stages.__enter__()
         return self
 
@@ -70,7 +70,7 @@ class Passage:
     @property
     def pruned(self) -> Pruned:
         """What is left in the end, by the layout that the encoder saw; behind the `with`."""
-        return composed(self._read, self.stages.pruned) if self.stages.stages else self._read
+        return compose_prunings(self._read, self.stages.pruned) if self.stages.stages else self._read
 
 
 def check_plan(adapter: Any, plan: Plan) -> None:
@@ -87,7 +87,7 @@ def check_plan(adapter: Any, plan: Plan) -> None:
                 f"{type(adapter).__name__} has M-RoPE, whose positions say where in a picture: use 'original' at "
                 f"{stage.at!r}"
             )
-        if stage.forget is not None and "sliding_attention" in (_types(adapter.decoder().config) or ()):
+        if stage.forget is not None and "sliding_attention" in (layer_types(adapter.decoder().config) or ()):
             raise ValueError(f"caches of sliding windows forget by themselves: leave forget out at {stage.at!r}")
         check_needs(stage.pruner.needs, depth, stage.layer)
     for stage in plan.before:

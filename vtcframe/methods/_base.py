@@ -13,7 +13,7 @@ from vtcframe.core.stages import Pruner, Stage
 from vtcframe.core.verbs import Scorer
 
 
-class ByCls(Method):
+class ClsScored(Method):
     """A method that ranks by [CLS]; where something stands in for it, its name says so."""
 
     def __repr__(self) -> str:
@@ -22,7 +22,7 @@ class ByCls(Method):
         return f"{type(self).__name__}({', '.join(options)})"
 
 
-class _Inside(Method):
+class EncoderMethod(Method):
     """A method with a stage in each of `blocks`, which count from 0."""
 
     blocks: tuple[int, ...]
@@ -50,7 +50,7 @@ class _Inside(Method):
         return range(len(self.blocks), 0, -1)
 
 
-class _Once(Method):
+class SingleLlmStage(Method):
     """A method with one stage, before layer `layer`, and a budget."""
 
     layer: int

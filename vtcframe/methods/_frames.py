@@ -18,11 +18,11 @@ from vtcframe.core.method import Method
 from vtcframe.core.needs import Need
 from vtcframe.core.pipeline import Pipeline, gather
 from vtcframe.core.pruned import Pruned
-from vtcframe.ops.density_peaks import clusters
+from vtcframe.ops.density_peaks import cluster_by_peaks
 from vtcframe.ops.quotas import apportion
 
 
-class _AcrossFrames(Method):
+class FrameMerging(Method):
     """A method that merges tokens of several frames, and so is no Pipeline of parts."""
 
     def pipeline(self) -> Pipeline:
@@ -56,7 +56,7 @@ class _AcrossFrames(Method):
         return gather(kept, kept.sum(1).cpu(), scores, replace(evidence, tokens=tokens.to(evidence.tokens.dtype)))
 
 
-class _StillPlaces(_AcrossFrames):
+class StaticPlaces(FrameMerging):
     """A method that averages places which hardly change in a segment over its frames, kept in the first of them.
 
     The budget is shared between still places and the changing ones of every frame, in proportion to their number, so
@@ -78,47 +78,47 @@ class _StillPlaces(_AcrossFrames):
 
     def gathered(self, x: Tensor, among: Tensor, quota: Tensor) -> tuple[Tensor, Tensor]:
         """Keep the density peaks (7 neighbours) of the tokens `among`, each of them standing for its cluster."""
-        kept, others, count = clusters(x, among, quota, 7)
+        kept, others, count = cluster_by_peaks(x, among, quota, 7)
         return kept, torch.where(kept[..., None], self.together(x, others, count[..., None]), x)
 
     def merged(self, scores: Tensor, total: Tensor, evidence: Evidence) -> tuple[Tensor, Tensor]:
-        layout, x = evidence.layout, _clean(evidence)
+        layout, x = evidence.layout, clean_tokens(evidence)
         begins, still = self.still(x, layout)
         prunes = (total < layout.total(layout.count))[layout.sample].to(x.device)
         still, first = still & prunes[:, None], begins.to(x.device)[:, None]
-        x = torch.where((still & first)[..., None], _over_segment(x, begins), x)
+        x = torch.where((still & first)[..., None], segment_means(x, begins), x)
         pools = still & first, layout.valid & ~still, still & ~first
         size = torch.stack([pool.sum(1) for pool in pools]).cpu()
-        quota = _proportional(total, size, layout)
+        quota = proportional_quotas(total, size, layout)
         kept, x = self.gathered(x, pools[0], quota[0])
         changing, x = self.changing(x, pools[1], quota[1], scores)
-        return kept | changing | _first_of(pools[2], quota[2]), x
+        return kept | changing | first_of(pools[2], quota[2]), x
 
 
-def _clean(evidence: Evidence) -> Tensor:
+def clean_tokens(evidence: Evidence) -> Tensor:
     """[V, N, D] the tokens in float32, 0 at padding."""
     return evidence.tokens.float().masked_fill(~evidence.layout.valid[..., None], 0)
 
 
-def _mean(x: Tensor, valid: Tensor) -> Tensor:
+def view_means(x: Tensor, valid: Tensor) -> Tensor:
     """[V, N, C] -> [V, C] over a view's tokens."""
     return x.float().masked_fill(~valid[..., None], 0).sum(1) / valid.sum(1, keepdim=True).clamp(min=1)
 
 
-def _over_segment(x: Tensor, begins: Tensor) -> Tensor:
+def segment_means(x: Tensor, begins: Tensor) -> Tensor:
     """[V, N, D] -> for each view the mean over the frames of its segment."""
     segment = (begins.cumsum(0) - 1).to(x.device)
     length = torch.bincount(segment, minlength=len(x)).clamp(min=1)[:, None, None]
     return (torch.zeros_like(x).index_add_(0, segment, x) / length)[segment]
 
 
-def _runs(begins: Tensor) -> list[tuple[int, int]]:
+def segment_bounds(begins: Tensor) -> list[tuple[int, int]]:
     """[V] bool -> the first and one behind the last view of each run."""
     starts = begins.nonzero()[:, 0].tolist()
     return list(pairwise([*starts, len(begins)]))
 
 
-def _proportional(total: Tensor, size: Tensor, layout: Layout) -> Tensor:
+def proportional_quotas(total: Tensor, size: Tensor, layout: Layout) -> Tensor:
     """Total [P], size [3, V] of the pools of each view -> quota [3, V]; the last pools get what the others cannot."""
     index = torch.arange(int(size.max()) if size.numel() else 0)
     column = torch.where(index < size.reshape(-1, 1), index, -1)
@@ -130,12 +130,12 @@ def _proportional(total: Tensor, size: Tensor, layout: Layout) -> Tensor:
     return apportion(total, weight.flatten(), pools).view(size.shape)
 
 
-def _first_of(among: Tensor, quota: Tensor) -> Tensor:
+def first_of(among: Tensor, quota: Tensor) -> Tensor:
     """[V, N] bool: the first `quota` of each row."""
     return among & (among.cumsum(1) <= quota.to(among.device)[:, None])
 
 
-def _check_shares(**shares: float) -> None:
+def check_shares(**shares: float) -> None:
     for name, value in shares.items():
         if not 0 <= value <= 1:
             raise ValueError(f"{name} is a share and must lie in 0..1, got {value}")

@@ -13,19 +13,19 @@ from vtcframe.components.allocators import Even
 from vtcframe.core.budget import Budget
 from vtcframe.core.evidence import Evidence
 from vtcframe.core.stages import Pruner
-from vtcframe.core.token_merging import Midway
+from vtcframe.core.token_merging import EncoderEvidence
 
-_TINY = torch.finfo(torch.float32).tiny
+TINY = torch.finfo(torch.float32).tiny
 
 
 @dataclass(frozen=True)
-class _Half:
+class MatchHalf:
     """Every other token of each view."""
 
     at: Tensor  # [V, E] which tokens; behind them, any others
     there: Tensor  # [V, E] bool
 
-    def to(self, other: "_Half") -> Tensor:
+    def to(self, other: "MatchHalf") -> Tensor:
         """[V, E, O] bool, the pairs that there are."""
         return self.there[:, :, None] & other.there[:, None]
 
@@ -40,34 +40,34 @@ class _Half:
         return torch.nn.functional.pad(base, (0, 1)).scatter(1, at, values.to(base.dtype))[:, :width]
 
 
-def _halves(evidence: Evidence) -> tuple[_Half, _Half]:
+def match_halves(evidence: Evidence) -> tuple[MatchHalf, MatchHalf]:
     """Even and odd ones of a view's tokens, the class tokens in front counted."""
     valid = evidence.layout.valid
-    even = (valid.cumsum(1) - 1 + _classes(evidence)) % 2 == 0
+    even = (valid.cumsum(1) - 1 + count_class_tokens(evidence)) % 2 == 0
     width = (valid.shape[1] + 1) // 2
 
-    def half(mask: Tensor) -> _Half:
+    def half(mask: Tensor) -> MatchHalf:
         at = (~mask).long().argsort(dim=1, stable=True)[:, :width]
-        return _Half(at, mask.gather(1, at))
+        return MatchHalf(at, mask.gather(1, at))
 
     return half(valid & even), half(valid & ~even)
 
 
-def _classes(evidence: Evidence) -> int:
-    return evidence.classes if isinstance(evidence, Midway) else 0
+def count_class_tokens(evidence: Evidence) -> int:
+    return evidence.classes if isinstance(evidence, EncoderEvidence) else 0
 
 
-def _index(evidence: Evidence) -> Tensor:
+def token_index(evidence: Evidence) -> Tensor:
     column = evidence.layout.column
     return torch.arange(column.shape[1], device=column.device).expand(column.shape)
 
 
-def _still(order: Tensor, gone: Tensor, evidence: Evidence) -> Tensor:
+def unchanged(order: Tensor, gone: Tensor, evidence: Evidence) -> Tensor:
     """[V, N] the order of views in which nothing merges is that in which their tokens are."""
-    return torch.where(gone.to(order.device)[:, None] > 0, order, _index(evidence))
+    return torch.where(gone.to(order.device)[:, None] > 0, order, token_index(evidence))
 
 
-def _due(step: Pruner, evidence: Evidence, budget: Budget | None, left: int, published: int | Tensor) -> Tensor:
+def merge_count(step: Pruner, evidence: Evidence, budget: Budget | None, left: int, published: int | Tensor) -> Tensor:
     """[V] how many tokens merge now, at most half of a view's. ValueError for a budget that cannot be met."""
     layout = evidence.layout
     half = layout.count // 2
@@ -86,7 +86,7 @@ def _due(step: Pruner, evidence: Evidence, budget: Budget | None, left: int, pub
     return layout.count - quota
 
 
-def _verify(step: Pruner, signal: Tensor, evidence: Evidence) -> None:
+def verify_schedule(step: Pruner, signal: Tensor, evidence: Evidence) -> None:
     """ValueError where what tokens are judged by, [V, N] or [V, N, C], is not finite, naming the samples."""
     finite = signal.isfinite() if signal.ndim == 2 else signal.isfinite().all(-1)
     broken = (~finite & evidence.layout.valid).any(1).cpu()

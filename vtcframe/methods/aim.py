@@ -11,18 +11,18 @@ from vtcframe.components.selectors import TopK
 from vtcframe.core.budget import Budget
 from vtcframe.core.evidence import Evidence
 from vtcframe.core.layout import Layout
-from vtcframe.core.method import Facts, Method
-from vtcframe.core.needs import Flow, Need
+from vtcframe.core.method import MethodCard, Method
+from vtcframe.core.needs import AttentionPageRank, Need
 from vtcframe.core.pipeline import Pipeline
 from vtcframe.core.pruned import Pruned
 from vtcframe.core.stages import Positions, Pruner, Stage
 from vtcframe.core.verbs import Allocator, Scorer
-from vtcframe.ops.gather import places, put, take
-from vtcframe.ops.similarity import cosine, sums
+from vtcframe.ops.gather import kept_places, scatter, gather_tokens
+from vtcframe.ops.similarity import cosine, group_sums
 
 
 @dataclass(frozen=True)
-class AttentionFlow(Scorer):
+class TokenPageRank(Scorer):
     """[1, V, N]: where a walk along the attention of a layer of the language model ends, root mean square over heads.
 
     AIM (arXiv 2412.03248): it starts at every token alike, text too, and takes `steps` steps; attention is sharpened
@@ -42,14 +42,14 @@ class AttentionFlow(Scorer):
 
     @property
     def needs(self) -> tuple[Need, ...]:
-        return (Flow((self.layer,), self.temperature, self.steps),)
+        return (AttentionPageRank((self.layer,), self.temperature, self.steps),)
 
     def __call__(self, evidence: Evidence) -> Tensor:
         return evidence[self.needs[0]].float().square().mean(2).sqrt()
 
 
 @dataclass(frozen=True)
-class Halving(Pruner):
+class BipartiteMerge(Pruner):
     """Merges tokens that are alike, in rounds that leave at least half of a view, until its budget is reached.
 
     Of AIM (arXiv 2412.03248). In a round every other token, the first among them, is a source, which goes to the most
@@ -68,11 +68,11 @@ class Halving(Pruner):
         left = Even()(layout.column, budget.total(layout), evidence)
         count = layout.count * (left > 0)
         stays = (left > 0).to(layout.column.device)[:, None]
-        place, scores = places(layout.valid & stays), stays.float().repeat(1, layout.column.shape[1])
-        tokens = take(evidence.tokens.float(), place).masked_fill((place < 0)[..., None], 0)
+        place, scores = kept_places(layout.valid & stays), stays.float().repeat(1, layout.column.shape[1])
+        tokens = gather_tokens(evidence.tokens.float(), place).masked_fill((place < 0)[..., None], 0)
         while (gone := (count - left).minimum(count // 2)).any():
             tokens, place, joined = _merged(tokens, place, gone.to(place.device)[:, None])
-            scores, count = put(scores, *joined), count - gone
+            scores, count = scatter(scores, *joined), count - gone
         scores = scores.masked_fill(~layout.valid, -torch.inf)
         return Pruned(tokens.to(evidence.tokens.dtype), place, scores, layout)
 
@@ -87,7 +87,7 @@ def _merged(tokens: Tensor, place: Tensor, gone: Tensor) -> tuple[Tensor, Tensor
     best, to = alike.max(2)
     rank = best.masked_fill(place[:, even] < 0, -torch.inf).argsort(dim=1, descending=True, stable=True).argsort(1)
     joins = rank < gone
-    total, joined = sums(tokens[:, even], to, joins, tokens.shape[1] // 2)
+    total, joined = group_sums(tokens[:, even], to, joins, tokens.shape[1] // 2)
     tokens = tokens.clone()
     tokens[:, odd] = (tokens[:, odd] + total) / (1 + joined)
     order = torch.arange(place.shape[1], device=place.device).repeat(len(place), 1)
@@ -96,12 +96,12 @@ def _merged(tokens: Tensor, place: Tensor, gone: Tensor) -> tuple[Tensor, Tensor
     stays = place >= 0
     stays[:, even] &= ~joins
     source = torch.where(merges, place[:, even], -1), -best
-    at = places(stays, -order.float())
-    return take(tokens, at), place.gather(1, at.clamp(min=0)).masked_fill(at < 0, -1), source
+    at = kept_places(stays, -order.float())
+    return gather_tokens(tokens, at), place.gather(1, at.clamp(min=0)).masked_fill(at < 0, -1), source
 
 
 @dataclass(frozen=True)
-class Fading(Allocator):
+class LinearSchedule(Allocator):
     """Of the tokens that `entered` left of a sample before the language model `left` in `of`, rounded down.
 
     The highest scores of all its views together. A sample of which `entered` took nothing keeps what it has.
@@ -132,7 +132,7 @@ class Aim(Method):
     A budget is what merging leaves (see Halving), a quarter without one, as for the paper's videos: of 196 tokens a
     frame 98, then 49. LLaVA-1.5's 576, 288, 252 are tokens=252. Before each of the `span` layers from `first` on 1 /
     span of that goes, and before the last of them the rest; what stays is rounded down, and is what a walk along the
-    attention of the layer before reaches most (see AttentionFlow). A sample that the budget leaves whole keeps all,
+    attention of the layer before reaches most (see TokenPageRank). A sample that the budget leaves whole keeps all,
     inside too. `first` is that of Qwen2-7B's 28 layers; the code's for LLaVA-1.5's 32 is 14.
 
     The code hides tokens and drops none, so that its walk starts at those that are gone too; it numbers tokens anew
@@ -140,7 +140,7 @@ class Aim(Method):
     batch's first sample only. Here all text stays.
     """
 
-    facts = Facts(
+    facts = MethodCard(
         "arXiv 2412.03248",
         "cosine of tokens, then where a walk along the LLM's attention ends",
         "bipartite matching, then top-k",
@@ -169,8 +169,8 @@ class Aim(Method):
                 f"Aim's later stages cannot tell what {budget.tokens} for each {budget.per} were: give ratio, or "
                 "tokens for each sample"
             )
-        scorers, layers = (AttentionFlow(-1, self.temperature, self.steps),), []
+        scorers, layers = (TokenPageRank(-1, self.temperature, self.steps),), []
         for step in range(1, self.span + 1):
-            fading = Fading(self.span - step, self.span, budget)
+            fading = LinearSchedule(self.span - step, self.span, budget)
             layers.append(Stage(f"llm:{self.first + step - 1}", Pipeline(scorers, Mean(), fading, TopK()), budget))
-        return (Stage("projector", Halving(), budget, self.positions), *layers)
+        return (Stage("projector", BipartiteMerge(), budget, self.positions), *layers)

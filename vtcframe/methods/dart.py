@@ -10,19 +10,19 @@ from vtcframe.components.ensemblers import Mean
 from vtcframe.components.scorers import KeyNorm
 from vtcframe.core.budget import Budget
 from vtcframe.core.evidence import Evidence
-from vtcframe.core.method import Facts, Method
-from vtcframe.core.needs import Features, Keys, Need, Text
+from vtcframe.core.method import MethodCard, Method
+from vtcframe.core.needs import HiddenStates, AttentionKeys, Need, TextTokens
 from vtcframe.core.pipeline import Pipeline
 from vtcframe.core.stages import Stage
 from vtcframe.core.verbs import Selector
-from vtcframe.ops.gather import highest, places, take
-from vtcframe.ops.similarity import unit
+from vtcframe.ops.gather import highest, kept_places, gather_tokens
+from vtcframe.ops.similarity import unit_vectors
 
-KEYS, STATES = Keys((-1,), "llm"), Features(-1, "llm")  # of the layer before the stage
+KEYS, STATES = AttentionKeys((-1,), "llm"), HiddenStates(-1, "llm")  # of the layer before the stage
 
 
 @dataclass(frozen=True)
-class LeastLike(Selector):
+class PivotDissimilarity(Selector):
     """The highest scores, and of the others those least like them or like text: DART (arXiv 2502.11494).
 
     Pivots are the `image_pivots` highest scores, which stay, and the `text_pivots` tokens of text behind the pictures
@@ -45,7 +45,7 @@ class LeastLike(Selector):
 
     @property
     def needs(self) -> tuple[Need, ...]:
-        return STATES, Text(KEYS), Text(STATES)
+        return STATES, TextTokens(KEYS), TextTokens(STATES)
 
     def __call__(self, scores: Tensor, quota: Tensor, evidence: Evidence) -> Tensor:
         kept, pivots, there = self.pivots(scores, quota, evidence)
@@ -57,13 +57,13 @@ class LeastLike(Selector):
         Rows with fewer than K pivots have some that are not there.
         """
         own = highest(scores, quota.clamp(max=self.image_pivots))
-        image = places(own, scores)
+        image = kept_places(own, scores)
         sample = evidence.layout.sample.to(scores.device)
-        length = evidence[Text(KEYS)].float().abs().sum(2)[sample]
+        length = evidence[TextTokens(KEYS)].float().abs().sum(2)[sample]
         said = ~length.isnan()
         length = length.masked_fill(~said, -torch.inf)
-        text = places(highest(length, said.sum(1).clamp(max=self.text_pivots)), length)
-        states = take(evidence[STATES], image), take(evidence[Text(STATES)][sample], text)
+        text = kept_places(highest(length, said.sum(1).clamp(max=self.text_pivots)), length)
+        states = gather_tokens(evidence[STATES], image), gather_tokens(evidence[TextTokens(STATES)][sample], text)
         return own, torch.cat(states, 1), torch.cat([image, text], 1) >= 0
 
     def around(self, kept: Tensor, pivots: Tensor, there: Tensor, quota: Tensor, evidence: Evidence) -> Tensor:
@@ -73,7 +73,7 @@ class LeastLike(Selector):
         share = (rest // choosers + (chooser < rest % choosers)).masked_fill(~there, 0)
         valid = evidence.layout.valid
         with torch.autocast(kept.device.type, enabled=False):
-            unlike = -unit(evidence[STATES], valid) @ unit(pivots, there).mT
+            unlike = -unit_vectors(evidence[STATES], valid) @ unit_vectors(pivots, there).mT
         for k in range(pivots.shape[1]):
             kept = kept | highest(unlike[..., k].masked_fill(kept | ~valid, -torch.inf), share[:, k])
         return kept
@@ -83,13 +83,13 @@ class LeastLike(Selector):
 class Dart(Method):
     """DART (arXiv 2502.11494): a few pivots, and the tokens that are least like them, before layer 2 of the LLM.
 
-    Visual and textual pivots are the tokens with the longest keys in the layer before; see LeastLike. All visual tokens
+    Visual and textual pivots are the tokens with the longest keys in the layer before; see PivotDissimilarity. All visual tokens
     of a sample are judged together, text stays, positions are kept. Deviations from the authors' code: a budget is met
     exactly, where theirs rounds the number that each pivot takes (132 tokens for "128" in LLaVA); their pivots choose
     in the order of a Python set, ours by the length of their keys, visual ones first; batches work.
     """
 
-    facts = Facts(
+    facts = MethodCard(
         "arXiv 2502.11494",
         "length of the LLM's keys, cosine of its states",
         "least like the pivots",
@@ -103,7 +103,7 @@ class Dart(Method):
     text_pivots: int = 4
 
     def pipeline(self) -> Pipeline:
-        selector = LeastLike(self.image_pivots, self.text_pivots)
+        selector = PivotDissimilarity(self.image_pivots, self.text_pivots)
         return Pipeline((KeyNorm(tower="llm"),), Mean(), Even(), selector, across="sample")
 
     def stages(self, budget: Budget | None) -> tuple[Stage, ...]:

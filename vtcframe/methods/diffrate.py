@@ -7,18 +7,18 @@ import torch
 from vtcframe.components.allocators import Even
 from vtcframe.core.budget import Budget
 from vtcframe.core.evidence import Evidence
-from vtcframe.core.method import Facts
-from vtcframe.core.needs import Need, Rows, Stand
+from vtcframe.core.method import MethodCard
+from vtcframe.core.needs import Need, AttentionRows, ClsProxy
 from vtcframe.core.stages import Stage
 from vtcframe.core.token_merging import Merged, TokenMerger, merge, sizes
-from vtcframe.methods._base import _Inside
-from vtcframe.methods._matching import _classes, _index, _verify
-from vtcframe.ops.gather import take
+from vtcframe.methods._base import EncoderMethod
+from vtcframe.methods._matching import count_class_tokens, token_index, verify_schedule
+from vtcframe.ops.gather import gather_tokens
 from vtcframe.ops.similarity import cosine
 
 
 @dataclass(frozen=True, repr=False)
-class DiffRate(_Inside):
+class DiffRate(EncoderMethod):
     """DiffRate (arXiv 2305.17997) at given rates: in each block first the least attended by [CLS] go, then some merge.
 
     Of the tokens in descending [CLS] attention of the block, the first `prune` stay, and of them the first `merge`;
@@ -32,7 +32,7 @@ class DiffRate(_Inside):
     `query` names what stands in for a missing [CLS]. A merged token takes the place of the one that others joined.
     """
 
-    facts = Facts(
+    facts = MethodCard(
         "arXiv 2305.17997",
         "[CLS] attention of the block, similarity",
         "top-k in every block, at given rates",
@@ -43,7 +43,7 @@ class DiffRate(_Inside):
     prune: tuple[int, ...] = ()
     merge: tuple[int, ...] = ()
     blocks: tuple[int, ...] = tuple(range(1, 23))
-    query: Stand = "cls"
+    query: ClsProxy = "cls"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -72,22 +72,22 @@ class DiffRateStep(TokenMerger):
     prune: int | None = None
     merge: int | None = None
     left: int = 1
-    query: Stand = "cls"
+    query: ClsProxy = "cls"
 
     @property
     def needs(self) -> tuple[Need, ...]:
-        return (Rows(self.query, (-1,)),)
+        return (AttentionRows(self.query, (-1,)),)
 
     def __call__(self, evidence: Evidence, budget: Budget | None = None) -> Merged:
         scores = evidence[self.needs[0]][0].mean(1)
-        _verify(self, scores, evidence)
-        layout, index = evidence.layout, _index(evidence)
+        verify_schedule(self, scores, evidence)
+        layout, index = evidence.layout, token_index(evidence)
         scores = scores.masked_fill(~layout.valid, -torch.inf)
         if budget is None:
             if self.prune is None or self.merge is None:
                 raise ValueError("DiffRate has neither rates nor a budget: give prune and merge, or tokens or ratio")
-            stay = layout.count.clamp(max=self.prune - _classes(evidence))
-            quota = stay.clamp(max=self.merge - _classes(evidence))
+            stay = layout.count.clamp(max=self.prune - count_class_tokens(evidence))
+            quota = stay.clamp(max=self.merge - count_class_tokens(evidence))
         else:
             final = Even()(scores, budget.total(layout), evidence)
             gone = (layout.count - final + self.left - 1) // self.left
@@ -98,7 +98,7 @@ class DiffRateStep(TokenMerger):
         width = max(1, int(quota.max())) if len(quota) else 1
         heads = torch.arange(width, device=rank.device) < quota.to(rank.device)[:, None]
         tokens = evidence.tokens.float()
-        alike = cosine(tokens, take(tokens, by_rank[:, :width])).masked_fill(~heads[:, None], -torch.inf)
+        alike = cosine(tokens, gather_tokens(tokens, by_rank[:, :width])).masked_fill(~heads[:, None], -torch.inf)
         best, partner = alike.max(2).values, alike.argmax(2)
         kept = rank < quota.to(rank.device)[:, None]
         cut = rank >= stay.to(rank.device)[:, None]

@@ -13,12 +13,12 @@ from vtcframe.components.scorers import ClsAttention
 from vtcframe.components.selectors import TopK
 from vtcframe.core.budget import Budget
 from vtcframe.core.evidence import Evidence
-from vtcframe.core.method import Facts
-from vtcframe.core.needs import Stand
+from vtcframe.core.method import MethodCard
+from vtcframe.core.needs import ClsProxy
 from vtcframe.core.pipeline import Pipeline
 from vtcframe.core.stages import Stage
 from vtcframe.core.verbs import Allocator
-from vtcframe.methods._base import _Inside
+from vtcframe.methods._base import EncoderMethod
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class KeepRate(Allocator):
 
 
 @dataclass(frozen=True, repr=False)
-class EVit(_Inside):
+class EVit(EncoderMethod):
     """EViT (arXiv 2202.07800): in three blocks the most attended by [CLS] of the same block stay.
 
     The part `keep` of the patches stays in each, rounded up. What goes becomes one token, the sum weighted by
@@ -52,13 +52,13 @@ class EVit(_Inside):
     read in raster order here. `query` names what stands in for a missing [CLS]; that is no part of the paper.
     """
 
-    facts = Facts(
+    facts = MethodCard(
         "arXiv 2202.07800", "[CLS] attention of the block", "top-k", "fused, weighted by attention", "exact", "encoder"
     )
     blocks: tuple[int, ...] = (3, 6, 9)
     keep: float = 0.7
     fuse: bool = True
-    query: Stand = "cls"
+    query: ClsProxy = "cls"
 
     def __post_init__(self) -> None:
         super().__post_init__()

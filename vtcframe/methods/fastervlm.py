@@ -6,14 +6,14 @@ from vtcframe.components.allocators import Even
 from vtcframe.components.ensemblers import Mean
 from vtcframe.components.scorers import ClsAttention
 from vtcframe.components.selectors import TopK
-from vtcframe.core.method import Facts
-from vtcframe.core.needs import Stand
+from vtcframe.core.method import MethodCard
+from vtcframe.core.needs import ClsProxy
 from vtcframe.core.pipeline import Pipeline
-from vtcframe.methods._base import ByCls
+from vtcframe.methods._base import ClsScored
 
 
 @dataclass(frozen=True, repr=False)
-class FasterVlm(ByCls):
+class FasterVlm(ClsScored):
     """FasterVLM (arXiv 2412.01818): the most attended by [CLS] in the last block that feeds the projector.
 
     The paper counts tokens for each crop: Budget(tokens, per="view"). Its code drops un-padding and newlines from
@@ -21,8 +21,8 @@ class FasterVlm(ByCls):
     a missing [CLS] (see ClsAttention); that is no part of the paper.
     """
 
-    facts = Facts("arXiv 2412.01818", "[CLS] attention of one block", "top-k", "gone", "exact")
-    query: Stand = "cls"
+    facts = MethodCard("arXiv 2412.01818", "[CLS] attention of one block", "top-k", "gone", "exact")
+    query: ClsProxy = "cls"
 
     def pipeline(self) -> Pipeline:
         return Pipeline((ClsAttention(1, self.query),), Mean(), Even(), TopK())

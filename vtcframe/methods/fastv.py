@@ -6,13 +6,13 @@ They rank all visual tokens of a sample together. The text stays whole.
 from dataclasses import dataclass
 
 from vtcframe.components.scorers import TextAttention
-from vtcframe.core.method import Facts
+from vtcframe.core.method import MethodCard
 from vtcframe.core.pipeline import Pipeline
-from vtcframe.methods._base import _Once
+from vtcframe.methods._base import SingleLlmStage
 
 
 @dataclass(frozen=True)
-class FastV(_Once):
+class FastV(SingleLlmStage):
     """FastV (arXiv 2403.06764): before layer `layer` those stay that the last token of the prompt attends to most.
 
     Attention of the layer before it, mean over heads. A budget is what that layer and all later ones see: the paper's
@@ -24,7 +24,7 @@ class FastV(_Once):
     every token generated; the last one hands one layer's cache to all later ones. All rank by sample 0 of a batch.
     """
 
-    facts = Facts(
+    facts = MethodCard(
         "arXiv 2403.06764", "attention of the prompt's last token", "top-k", "gone", "exact", "llm", text=True
     )
     layer: int = 2

@@ -8,17 +8,17 @@ from torch import Tensor
 from vtcframe.components.allocators import Even
 from vtcframe.components.scorers import ClsAttention
 from vtcframe.core.evidence import Evidence
-from vtcframe.core.method import Facts
-from vtcframe.core.needs import Features, Need, Stand
-from vtcframe.methods._frames import _AcrossFrames, _check_shares, _clean, _mean, _runs
-from vtcframe.ops.density_peaks import peaks
+from vtcframe.core.method import MethodCard
+from vtcframe.core.needs import HiddenStates, Need, ClsProxy
+from vtcframe.methods._frames import FrameMerging, check_shares, clean_tokens, view_means, segment_bounds
+from vtcframe.ops.density_peaks import density_peaks
 from vtcframe.ops.gather import highest
-from vtcframe.ops.similarity import unit
+from vtcframe.ops.similarity import unit_vectors
 from vtcframe.ops.views import first_frames
 
 
 @dataclass(frozen=True)
-class FastVid(_AcrossFrames):
+class FastVid(FrameMerging):
     """FastVID (arXiv 2503.11187): in each frame the most attended; what a segment's others share, in anchors.
 
     A video is cut where neighbouring frames are least alike, at the `segments` - 1 lowest cosines and at those below
@@ -29,7 +29,7 @@ class FastVid(_AcrossFrames):
     anchor frame has no room, the tokens go by attention. Within a frame, order is raster.
     """
 
-    facts = Facts(
+    facts = MethodCard(
         "arXiv 2503.11187",
         "attention of [CLS] or its proxy",
         "top-k and density peaks",
@@ -41,16 +41,16 @@ class FastVid(_AcrossFrames):
     context: float = 0.4
     every: int = 4
     beta: float = 0.6
-    query: Stand = "proxy"
+    query: ClsProxy = "proxy"
 
     def __post_init__(self) -> None:
-        _check_shares(context=self.context, beta=self.beta)
+        check_shares(context=self.context, beta=self.beta)
         if self.segments < 1 or self.every < 1:
             raise ValueError(f"segments and every must be at least 1, got {self.segments} and {self.every}")
 
     @property
     def needs(self) -> tuple[Need, ...]:
-        return (*ClsAttention(1, self.query).needs, Features())
+        return (*ClsAttention(1, self.query).needs, HiddenStates())
 
     def scores(self, evidence: Evidence) -> Tensor:
         return ClsAttention(1, self.query)(evidence)[0].float()
@@ -58,12 +58,12 @@ class FastVid(_AcrossFrames):
     def cuts(self, evidence: Evidence) -> Tensor:
         """[V] bool on the CPU: where a segment begins."""
         layout = evidence.layout
-        frame = torch.nn.functional.normalize(_mean(evidence[Features()], layout.valid), dim=1)
+        frame = torch.nn.functional.normalize(view_means(evidence[HiddenStates()], layout.valid), dim=1)
         alike = torch.ones(len(frame), dtype=torch.float32)
         alike[1:] = (frame[1:] * frame[:-1]).sum(1).cpu()
         begins = first_frames(layout)
         cut = begins | (alike < self.tau)
-        for start, end in _runs(begins):
+        for start, end in segment_bounds(begins):
             cut[start + 1 + alike[start + 1 : end].argsort(stable=True)[: self.segments - 1]] = True
         return cut
 
@@ -73,7 +73,7 @@ class FastVid(_AcrossFrames):
         share = Even()(layout.column, total, evidence)
         context = (share.double() * self.context).long()
         attended, anchors, room = (share - context).tolist(), [0] * len(share), layout.count.tolist()
-        for start, end in _runs(cut):
+        for start, end in segment_bounds(cut):
             left, hosts = int(context[start:end].sum()), range(end - 1, start - 1, -self.every)
             for i, v in enumerate(hosts):
                 anchors[v] = min(left // (len(hosts) - i), room[v] - attended[v])
@@ -85,11 +85,11 @@ class FastVid(_AcrossFrames):
         return torch.tensor(attended, dtype=torch.long), torch.tensor(anchors, dtype=torch.long)
 
     def merged(self, scores: Tensor, total: Tensor, evidence: Evidence) -> tuple[Tensor, Tensor]:
-        valid, x, cut = evidence.layout.valid, _clean(evidence), self.cuts(evidence)
+        valid, x, cut = evidence.layout.valid, clean_tokens(evidence), self.cuts(evidence)
         attended, anchors = self.plan(total, cut, evidence)
         first = highest(scores, attended)
         others = valid & ~first
-        anchor = highest(peaks(x, others, torch.full_like(anchors, 4))[0], anchors)
+        anchor = highest(density_peaks(x, others, torch.full_like(anchors, 4))[0], anchors)
         segment = cut.cumsum(0) - 1
         width = torch.zeros(len(cut), dtype=torch.long).index_add_(0, segment, anchors)
         if not width.any():
@@ -101,7 +101,7 @@ class FastVid(_AcrossFrames):
         centre = x.new_zeros(len(cut), size, x.shape[2])
         centre[host, slot] = x.flatten(0, 1)[at]
         real = torch.arange(size, device=x.device) < width.to(x.device)[:, None]
-        alike = unit(x, valid) @ unit(centre, real)[segment].mT
+        alike = unit_vectors(x, valid) @ unit_vectors(centre, real)[segment].mT
         alike = alike.masked_fill(~real[segment][:, None], -torch.inf)
         to = (segment[:, None] * size + alike.argmax(2))[others]
         mean = centre.new_zeros(centre.shape).flatten(0, 1).index_add_(0, to, x[others])

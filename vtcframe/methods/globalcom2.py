@@ -6,14 +6,14 @@ from vtcframe.components.allocators import OverviewGuided
 from vtcframe.components.ensemblers import OverviewFusion
 from vtcframe.components.scorers import ClsAttention
 from vtcframe.components.selectors import TopK
-from vtcframe.core.method import Facts
-from vtcframe.core.needs import Stand
+from vtcframe.core.method import MethodCard
+from vtcframe.core.needs import ClsProxy
 from vtcframe.core.pipeline import Pipeline
-from vtcframe.methods._base import ByCls
+from vtcframe.methods._base import ClsScored
 
 
 @dataclass(frozen=True, repr=False)
-class GlobalCom2(ByCls):
+class GlobalCom2(ClsScored):
     """GlobalCom2 (arXiv 2501.05179): the overview says how much of each crop stays, and helps to say what.
 
     Attention logits of the tower's last block, as in its code. Give it Budget(ratio=r): overview and crops keep about
@@ -22,7 +22,7 @@ class GlobalCom2(ByCls):
     ClsAttention).
     """
 
-    facts = Facts(
+    facts = MethodCard(
         "arXiv 2501.05179",
         "[CLS] logits of the last block, a crop's and the overview's",
         "top-k",
@@ -30,7 +30,7 @@ class GlobalCom2(ByCls):
         "exact given its rounding; differs: quotas sum to the budget, padded crops keep their cells",
     )
     tau: float = 10.0
-    query: Stand = "cls"
+    query: ClsProxy = "cls"
 
     def pipeline(self) -> Pipeline:
         scorer = ClsAttention(1, self.query, of="tower", logits=True)

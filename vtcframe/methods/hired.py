@@ -6,14 +6,14 @@ from vtcframe.components.allocators import AttentionMass
 from vtcframe.components.ensemblers import Mean
 from vtcframe.components.scorers import ClsAttention
 from vtcframe.components.selectors import TopK
-from vtcframe.core.method import Facts
-from vtcframe.core.needs import Stand
+from vtcframe.core.method import MethodCard
+from vtcframe.core.needs import ClsProxy
 from vtcframe.core.pipeline import Pipeline
-from vtcframe.methods._base import ByCls
+from vtcframe.methods._base import ClsScored
 
 
 @dataclass(frozen=True, repr=False)
-class HiRed(ByCls):
+class HiRed(ClsScored):
     """HiRED (arXiv 2408.10945): crops share the budget by the overview's attention in the first block.
 
     `alpha` of a picture's budget goes to the overview; tokens are chosen by [CLS] in the last block that feeds the
@@ -22,7 +22,7 @@ class HiRed(ByCls):
     chosen and cut off afterwards), this does not. `query` names what stands in for a missing [CLS] (see ClsAttention).
     """
 
-    facts = Facts(
+    facts = MethodCard(
         "arXiv 2408.10945",
         "[CLS] attention of one block",
         "top-k",
@@ -30,7 +30,7 @@ class HiRed(ByCls):
         "exact without crops; differs: regions of crops are the paper's, not its code's",
     )
     alpha: float = 0.5
-    query: Stand = "cls"
+    query: ClsProxy = "cls"
 
     def pipeline(self) -> Pipeline:
         scorers, allocator = (ClsAttention(1, self.query),), AttentionMass(self.alpha, query=self.query)

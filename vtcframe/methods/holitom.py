@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vtcframe.components.allocators import Share, _check_ratio
+from vtcframe.components.allocators import KeepRatio, check_ratio
 from vtcframe.components.ensemblers import Mean
 from vtcframe.components.mergers import compact
 from vtcframe.components.scorers import ClsAttention, TextAttention
@@ -13,20 +13,20 @@ from vtcframe.components.selectors import TopK
 from vtcframe.core.budget import Budget
 from vtcframe.core.evidence import Evidence
 from vtcframe.core.layout import Layout
-from vtcframe.core.method import Facts, Method
-from vtcframe.core.needs import Need, Stand
+from vtcframe.core.method import MethodCard, Method
+from vtcframe.core.needs import Need, ClsProxy
 from vtcframe.core.pipeline import Pipeline
 from vtcframe.core.pruned import Pruned
 from vtcframe.core.stages import Stage
 from vtcframe.core.verbs import Merger
-from vtcframe.methods._frames import _check_shares, _runs, _StillPlaces
-from vtcframe.ops.gather import highest, places, real, take
-from vtcframe.ops.similarity import cosine, sums, unit
+from vtcframe.methods._frames import check_shares, segment_bounds, StaticPlaces
+from vtcframe.ops.gather import highest, kept_places, real_tokens, gather_tokens
+from vtcframe.ops.similarity import cosine, group_sums, unit_vectors
 from vtcframe.ops.views import first_frames
 
 
 @dataclass(frozen=True)
-class HoliTomOuter(_StillPlaces):
+class HoliTomOuter(StaticPlaces):
     """Outer stage of HoliTom (arXiv 2505.21334): still places once a window, of the others the most attended.
 
     A place is still in a window if the cosine of its tokens in all successive frames exceeds `tau`. Windows maximise
@@ -35,7 +35,7 @@ class HoliTomOuter(_StillPlaces):
     stage inside the language model, and the branch that merges changing tokens too, which fails in the code and is off.
     """
 
-    facts = Facts(
+    facts = MethodCard(
         "arXiv 2505.21334",
         "attention received",
         "top-k and density peaks",
@@ -44,10 +44,10 @@ class HoliTomOuter(_StillPlaces):
     )
     tau: float = 0.8
     beta: float = 0.6
-    query: Stand = "received"
+    query: ClsProxy = "received"
 
     def __post_init__(self) -> None:
-        _check_shares(beta=self.beta)
+        check_shares(beta=self.beta)
 
     @property
     def needs(self) -> tuple[Need, ...]:
@@ -58,17 +58,17 @@ class HoliTomOuter(_StillPlaces):
 
     def still(self, x: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
         videos = first_frames(layout)
-        u = unit(x, layout.valid)
+        u = unit_vectors(x, layout.valid)
         same = (u[1:] * u[:-1]).sum(2) > self.tau
         same = torch.cat([same[:0].new_zeros(len(x[:1]), x.shape[1]), same]) & layout.valid  # as in the frame before
-        longest = max((end - start for start, end in _runs(videos)), default=1)
+        longest = max((end - start for start, end in segment_bounds(videos)), default=1)
         alive, counts = layout.valid, [torch.zeros(len(x), dtype=torch.long, device=x.device)]
         for length in range(1, longest):  # alive[v]: still in the `length` + 1 frames that end with v
             alive = same if length == 1 else same & alive.roll(1, 0)
             counts.append(alive.sum(1) * length)
         saved = torch.stack(counts).cpu().tolist()
         begins = torch.zeros(len(x), dtype=torch.bool)
-        for start, end in _runs(videos):
+        for start, end in segment_bounds(videos):
             best, source = [0], []
             for last in range(start, end):
                 options = [best[-1 - length] + saved[length][last] for length in range(last - start + 1)]
@@ -102,12 +102,12 @@ class PairwiseMean(Merger):
     """
 
     def __call__(self, kept: Tensor, slots: Tensor, scores: Tensor, evidence: Evidence) -> Pruned:
-        layout, place, tokens = evidence.layout, places(kept), real(evidence.tokens, evidence.layout)
-        alike = cosine(tokens, take(tokens, place)).masked_fill((place < 0)[:, None], -torch.inf)
+        layout, place, tokens = evidence.layout, kept_places(kept), real_tokens(evidence.tokens, evidence.layout)
+        alike = cosine(tokens, gather_tokens(tokens, place)).masked_fill((place < 0)[:, None], -torch.inf)
         to, joins = alike.argmax(2), layout.valid & ~kept
         weight = torch.exp2(-1.0 - _later(to.masked_fill(~joins, place.shape[1])))
-        total, joined = sums(tokens * weight[..., None], to, joins, place.shape[1])
-        merged = take(tokens, place) * torch.exp2(-joined.float()) + total
+        total, joined = group_sums(tokens * weight[..., None], to, joins, place.shape[1])
+        merged = gather_tokens(tokens, place) * torch.exp2(-joined.float()) + total
         return compact([(merged.to(evidence.tokens.dtype), place)], scores, layout)
 
 
@@ -128,7 +128,7 @@ class HoliTom(Method):
     that goes r, which at a half is the same.)
     """
 
-    facts = Facts(
+    facts = MethodCard(
         "arXiv 2505.21334",
         "attention received, then the last text token's",
         "top-k and density peaks, then top-k",
@@ -141,14 +141,14 @@ class HoliTom(Method):
     ratio: float = 0.5
     tau: float = 0.8
     beta: float = 0.6
-    query: Stand = "received"
+    query: ClsProxy = "received"
 
     def __post_init__(self) -> None:
-        _check_ratio("ratio", self.ratio)
+        check_ratio("ratio", self.ratio)
 
     def stages(self, budget: Budget | None) -> tuple[Stage, ...]:
         asked = Pipeline(
-            (TextAttention(-1),), Mean(), Share(self.ratio, "nearest"), TopK(), PairwiseMean(), across="sample"
+            (TextAttention(-1),), Mean(), KeepRatio(self.ratio, "nearest"), TopK(), PairwiseMean(), across="sample"
         )
         return (
             Stage("projector", HoliTomOuter(self.tau, self.beta, self.query), budget),

@@ -8,18 +8,27 @@ from torch import Tensor
 
 from vtcframe.core.budget import Budget
 from vtcframe.core.evidence import Evidence
-from vtcframe.core.method import Facts
-from vtcframe.core.needs import Attended, Need
+from vtcframe.core.method import MethodCard
+from vtcframe.core.needs import AttentionReceived, Need
 from vtcframe.core.stages import Stage
-from vtcframe.core.token_merging import Merged, Pooling, TokenMerger, When, merge, sizes
-from vtcframe.methods._base import _Inside
-from vtcframe.methods._matching import _TINY, _classes, _due, _Half, _halves, _index, _still, _verify
-from vtcframe.ops.gather import take
+from vtcframe.core.token_merging import Merged, Pooling, TokenMerger, MergeTime, merge, sizes
+from vtcframe.methods._base import EncoderMethod
+from vtcframe.methods._matching import (
+    TINY,
+    count_class_tokens,
+    merge_count,
+    MatchHalf,
+    match_halves,
+    token_index,
+    unchanged,
+    verify_schedule,
+)
+from vtcframe.ops.gather import gather_tokens
 from vtcframe.ops.similarity import cosine
 
 
 @dataclass(frozen=True, repr=False)
-class Mctf(_Inside):
+class Mctf(EncoderMethod):
     """MCTF (arXiv 2403.10030): pairs merge that are alike, little attended to, and small.
 
     A pair's score is the product of the three criteria, each to the power of 1 / temperature (0: the criterion is
@@ -37,7 +46,7 @@ class Mctf(_Inside):
     The whole attention matrix is made in the blocks of "fused", so it saves the less the larger the picture.
     """
 
-    facts = Facts(
+    facts = MethodCard(
         "arXiv 2403.10030",
         "similarity, attention received and size",
         "bipartite matching in both directions",
@@ -78,24 +87,24 @@ class MctfStep(TokenMerger):
     temperatures: tuple[float, float, float] = (1.0, 20.0, 40.0)
     two_way: bool = True
     pooling: Literal["attention", "size", "max", "mean"] = "attention"
-    when: When = "fused"
+    when: MergeTime = "fused"
 
     @property
     def needs(self) -> tuple[Need, ...]:
-        return (Attended(),)  # pyright: ignore[reportReturnType] (a need of encoder stages alone)
+        return (AttentionReceived(),)  # pyright: ignore[reportReturnType] (a need of encoder stages alone)
 
     def __call__(self, evidence: Evidence, budget: Budget | None = None) -> Merged:
         attended, size = evidence[self.needs[0]], sizes(evidence)
-        _verify(self, attended, evidence)
-        gone = _due(self, evidence, budget, self.left, self.published(evidence))
+        verify_schedule(self, attended, evidence)
+        gone = merge_count(self, evidence, budget, self.left, self.published(evidence))
         forth = gone // 2 if self.two_way else gone
-        even, odd, index = *_halves(evidence), _index(evidence)
+        even, odd, index = *match_halves(evidence), token_index(evidence)
         pairs = self.pairs(evidence, even, odd).masked_fill(~even.to(odd), -torch.inf)
         best, partner = pairs.max(2).values, pairs.argmax(2)
         rank = even.rank(best)
         joins = rank < forth.to(rank.device)[:, None]
         leader = even.put(index, torch.where(joins, odd.at.gather(1, partner), even.at))
-        order = odd.put(index if _classes(evidence) else even.put(index, rank), index.shape[1] + odd.at)
+        order = odd.put(index if count_class_tokens(evidence) else even.put(index, rank), index.shape[1] + odd.at)
         scores = even.put(torch.zeros_like(attended), torch.where(even.there, -best, 0))
         if self.two_way:  # by the scores as they were: those that have merged are out of it
             back = pairs.masked_fill(joins[..., None], -torch.inf)
@@ -105,21 +114,21 @@ class MctfStep(TokenMerger):
             leader = odd.put(index, torch.where(joins, even.at.gather(1, partner), odd.at)).gather(1, leader)
             order = odd.put(order, index.shape[1] + rank)
             scores = odd.put(scores, torch.where(odd.there & best.isfinite(), -best, 0))
-        weight = {"attention": attended.clamp(min=_TINY) * size, "size": size}.get(self.pooling, torch.ones_like(size))
-        order = _still(order, gone, evidence)
+        weight = {"attention": attended.clamp(min=TINY) * size, "size": size}.get(self.pooling, torch.ones_like(size))
+        order = unchanged(order, gone, evidence)
         pooling: Pooling = "max" if self.pooling == "max" else "mean"
         return merge(evidence, leader, order, evidence.layout.count - gone, weight, scores, pooling=pooling)
 
-    def pairs(self, evidence: Evidence, even: "_Half", odd: "_Half") -> Tensor:
+    def pairs(self, evidence: Evidence, even: "MatchHalf", odd: "MatchHalf") -> Tensor:
         """[V, E, O] the logarithm of each pair's score, up to a constant of its view."""
         tokens, (similarity, attention, mass) = evidence.tokens.float(), self.temperatures
         score = torch.zeros(*even.at.shape, odd.at.shape[1], device=tokens.device, dtype=torch.float32)
         if similarity:
-            alike = (1 + cosine(take(tokens, even.at), take(tokens, odd.at))) / 2
-            score = alike.clamp(min=_TINY).log() / similarity
+            alike = (1 + cosine(gather_tokens(tokens, even.at), gather_tokens(tokens, odd.at))) / 2
+            score = alike.clamp(min=TINY).log() / similarity
         for values, temperature in ((evidence[self.needs[0]], attention), (sizes(evidence), mass)):
             if temperature:
-                log = values.clamp(min=_TINY).log() / temperature
+                log = values.clamp(min=TINY).log() / temperature
                 score = score - log.gather(1, even.at)[:, :, None] - log.gather(1, odd.at)[:, None]
         return score
 
@@ -128,4 +137,4 @@ class MctfStep(TokenMerger):
         count = evidence.layout.count
         if self.r < 1:
             return (count * self.r).long()
-        return (count + _classes(evidence) - 10).clamp(min=0, max=int(self.r))
+        return (count + count_class_tokens(evidence) - 10).clamp(min=0, max=int(self.r))

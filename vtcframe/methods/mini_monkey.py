@@ -8,16 +8,16 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from vtcframe.components.allocators import Joint, _check_ratio
+from vtcframe.components.allocators import Joint, check_ratio
 from vtcframe.components.ensemblers import Mean
 from vtcframe.components.scorers import TextAttention
 from vtcframe.components.selectors import TopK
 from vtcframe.core.evidence import Evidence
-from vtcframe.core.method import Facts, Method
+from vtcframe.core.method import MethodCard, Method
 from vtcframe.core.pipeline import Pipeline
 from vtcframe.core.verbs import Allocator
 from vtcframe.ops.quotas import apportion
-from vtcframe.ops.views import overview
+from vtcframe.ops.views import overview_of
 
 
 @dataclass(frozen=True)
@@ -32,12 +32,12 @@ class Crops(Allocator):
     ratio: float = 0.5
 
     def __post_init__(self) -> None:
-        _check_ratio("ratio", self.ratio)
+        check_ratio("ratio", self.ratio)
 
     def __call__(self, scores: Tensor, budget: Tensor | None, evidence: Evidence) -> Tensor:
         layout = evidence.layout
         index, count = torch.arange(len(layout.sample)), layout.count
-        spared = torch.isin(index, overview(layout))
+        spared = torch.isin(index, overview_of(layout))
         picture = [layout.sample, layout.image, layout.frame, torch.where(spared, index, -1)]
         group = torch.stack(picture, 1).unique(dim=0, return_inverse=True)[1]
         if budget is None:
@@ -64,7 +64,7 @@ class MiniMonkeyScm(Method):
     positions="compact" of a Stage. Its crops of a second, coarser scale stay; here there is one scale.
     """
 
-    facts = Facts(
+    facts = MethodCard(
         "arXiv 2408.02034",
         "attention of all that follows, in an early layer of the LLM",
         "top-k of a picture's crops",

@@ -12,21 +12,21 @@ from vtcframe.components.scorers import ClsAttention, TextAttention
 from vtcframe.components.selectors import TopK
 from vtcframe.core.budget import Budget
 from vtcframe.core.evidence import Evidence
-from vtcframe.core.method import Facts, Method
-from vtcframe.core.needs import Need, Stand
+from vtcframe.core.method import MethodCard, Method
+from vtcframe.core.needs import Need, ClsProxy
 from vtcframe.core.pipeline import Pipeline
 from vtcframe.core.pruned import Pruned
 from vtcframe.core.stages import Positions, Pruner, Stage
-from vtcframe.core.token_merging import When, merge
+from vtcframe.core.token_merging import MergeTime, merge
 from vtcframe.core.verbs import Allocator, Scorer
 from vtcframe.methods._base import ascending
 from vtcframe.ops.gather import highest
 from vtcframe.ops.quotas import apportion
-from vtcframe.ops.similarity import unit
+from vtcframe.ops.similarity import unit_vectors
 
 
 @dataclass(frozen=True)
-class Windows(Pruner):
+class WindowMerge(Pruner):
     """In an encoder, behind a block: windows of `side` x `side` patches that are alike become their mean.
 
     Of MustDrop (arXiv 2411.10803): where the mean cosine of all pairs of different patches is at least `alike`. The
@@ -38,7 +38,7 @@ class Windows(Pruner):
 
     alike: float = 0.8
     side: int = 3
-    when: ClassVar[When] = "after"
+    when: ClassVar[MergeTime] = "after"
 
     def __post_init__(self) -> None:
         if self.side < 2:
@@ -59,7 +59,7 @@ class Windows(Pruner):
             index = own[..., None].expand(values.shape)
             return values.new_zeros(len(own), down * across + 1, values.shape[2]).scatter_add_(1, index, values)
 
-        total = summed(unit(evidence.tokens.float(), there)).square().sum(2)
+        total = summed(unit_vectors(evidence.tokens.float(), there)).square().sum(2)
         alike = ((total - whole) / (whole * (whole - 1))).gather(1, own)
         complete = (summed(there.float()[..., None])[..., 0] == whole).gather(1, own) & there
         joins = complete & (alike >= self.alike)
@@ -121,7 +121,7 @@ class TextPeak(Scorer):
 
 
 @dataclass(frozen=True)
-class KeySet(Scorer):
+class ClsKeySet(Scorer):
     """[1, V, N]: 1 for the part `part` of a sample that [CLS] attends to most, rounded up, 0 for the others.
 
     Of MustDrop (arXiv 2411.10803), by the tower's last block, mean over heads. The part is of the sample's tokens
@@ -131,7 +131,7 @@ class KeySet(Scorer):
     """
 
     part: float = 0.08
-    query: Stand = "cls"
+    query: ClsProxy = "cls"
 
     def __post_init__(self) -> None:
         if not 0 <= self.part <= 1:
@@ -151,7 +151,7 @@ class KeySet(Scorer):
 
 
 @dataclass(frozen=True)
-class Above(Allocator):
+class Threshold(Allocator):
     """Adaptive: as many as have a score of `threshold` or more; a budget is split by these numbers.
 
     A sample of which none has keeps the one token with the highest score.
@@ -175,7 +175,7 @@ class MustDrop(Method):
     Behind block 0 of the vision tower windows that are alike become one (see Windows). Before each of `layers` of the
     language model a token goes that all text together pays less than `share` of its attention to pictures in the layer
     before, and each text token less than `peak`; but never one of the `keys`, the part that [CLS] attends to most (see
-    KeySet). Once the prompt is read, the caches from the layer before the first of `layers` on lose what has left, too.
+    ClsKeySet). Once the prompt is read, the caches from the layer before the first of `layers` on lose what has left, too.
 
     How many stay depends on the picture and the question. The paper's budgets name thresholds, share and peak: tokens=
     192 is 0.001 and 0.001, 128 is 0.0012 and 0.001, 64 is 0.011 and 0.01 (0.005 and 0.001 on VizWiz). No budget takes
@@ -187,7 +187,7 @@ class MustDrop(Method):
     stands in for a missing [CLS]. None of these is part of the paper.
     """
 
-    facts = Facts(
+    facts = MethodCard(
         "arXiv 2411.10803",
         "similarity in windows, attention of all text, [CLS] attention",
         "thresholds",
@@ -203,7 +203,7 @@ class MustDrop(Method):
     keys: float = 0.08
     windows: bool = True
     forget: bool = True
-    query: Stand = "cls"
+    query: ClsProxy = "cls"
     positions: Positions = "original"
 
     def __post_init__(self) -> None:
@@ -216,11 +216,11 @@ class MustDrop(Method):
                 f"not for {budget}: give one of these, or no budget and share and peak"
             )
         share, peak = (self.share, self.peak) if budget is None else PRESETS[budget]
-        scorers = TextShare(share), TextPeak(peak), KeySet(self.keys, self.query)
-        filters = Pipeline(scorers, Max(), Above(), TopK())
+        scorers = TextShare(share), TextPeak(peak), ClsKeySet(self.keys, self.query)
+        filters = Pipeline(scorers, Max(), Threshold(), TopK())
         forget = self.layers[0] - 1 if self.forget else None
         inside = [Stage(f"llm:{layer}", filters, None, self.positions, forget) for layer in self.layers]
-        merging = Stage("encoder:0", Windows(self.alike), None, self.positions)
+        merging = Stage("encoder:0", WindowMerge(self.alike), None, self.positions)
         return (*([merging] if self.windows else []), *inside)
 
 

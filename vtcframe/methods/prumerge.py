@@ -12,22 +12,22 @@ from vtcframe.components.scorers import ClsAttention
 from vtcframe.components.selectors import TopK
 from vtcframe.core.evidence import Evidence
 from vtcframe.core.layout import Layout
-from vtcframe.core.method import Facts
-from vtcframe.core.needs import Stand
+from vtcframe.core.method import MethodCard
+from vtcframe.core.needs import ClsProxy
 from vtcframe.core.pipeline import Pipeline
 from vtcframe.core.verbs import Allocator, Selector
-from vtcframe.methods._base import ByCls
+from vtcframe.methods._base import ClsScored
 from vtcframe.ops.gather import highest
 from vtcframe.ops.quotas import apportion
-from vtcframe.ops.views import outliers
+from vtcframe.ops.views import outlier_tokens
 
 
-def _of_tower(query: Stand) -> ClsAttention:
+def _of_tower(query: ClsProxy) -> ClsAttention:
     return ClsAttention(1, query, of="tower", heads="joined")
 
 
 @dataclass(frozen=True, repr=False)
-class PruMerge(ByCls):
+class PruMerge(ClsScored):
     """PruMerge (arXiv 2403.15388): tokens whose [CLS] attention stands out, each absorbing its nearest by key.
 
     Attention of the tower's last block with all heads as one. Without a budget it is adaptive, the summary token on
@@ -35,7 +35,7 @@ class PruMerge(ByCls):
     here every view has its own. `query` names what stands in for a missing [CLS] (see ClsAttention).
     """
 
-    facts = Facts(
+    facts = MethodCard(
         "arXiv 2403.15388",
         "[CLS] attention of the last block, heads joined",
         "outliers",
@@ -43,14 +43,14 @@ class PruMerge(ByCls):
         "within 2e-5; differs: adaptive per view, not per batch",
     )
     nearest: int = 32
-    query: Stand = "cls"
+    query: ClsProxy = "cls"
 
     def pipeline(self) -> Pipeline:
         return Pipeline((_of_tower(self.query),), Mean(), Outliers(), TopK(), Absorb(self.nearest))
 
 
 @dataclass(frozen=True, repr=False)
-class PruMergePlus(ByCls):
+class PruMergePlus(ClsScored):
     """PruMerge+ (arXiv 2403.15388): PruMerge, and tokens sampled evenly among the others, about three for each outlier.
 
     Without a budget it is adaptive, as in its code, whose steps are made safe: where a sixth of the tokens or more
@@ -58,7 +58,7 @@ class PruMergePlus(ByCls):
     a budget a quarter is chosen by score, the rest evenly (its code has no budget).
     """
 
-    facts = Facts(
+    facts = MethodCard(
         "arXiv 2403.15388",
         "[CLS] attention of the last block, heads joined",
         "outliers and an even sample",
@@ -66,7 +66,7 @@ class PruMergePlus(ByCls):
         "within 2e-5; differs: steps of 0 and 1 become 2, and adaptive per view",
     )
     nearest: int = 32
-    query: Stand = "cls"
+    query: ClsProxy = "cls"
 
     def pipeline(self) -> Pipeline:
         parts = OutliersAndSample(), TopAndSample()
@@ -78,7 +78,7 @@ def outliers_and_sample(scores: Tensor, layout: Layout) -> Tensor:
 
     The last token is no sample, as in PruMerge+'s code, which samples up to 575 of 576.
     """
-    above, count = outliers(scores, layout), layout.valid.sum(1, keepdim=True)
+    above, count = outlier_tokens(scores, layout), layout.valid.sum(1, keepdim=True)
     step = (count // (3 * above.sum(1, keepdim=True)).clamp(min=1)).clamp(min=2)
     nth = layout.valid.cumsum(1) - 1
     return above | (layout.valid & (nth % step == 0) & (nth < count - 1))

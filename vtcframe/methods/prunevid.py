@@ -6,23 +6,23 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from vtcframe.components.allocators import Share, _check_ratio
+from vtcframe.components.allocators import KeepRatio, check_ratio
 from vtcframe.components.ensemblers import Mean
 from vtcframe.components.scorers import TextAttention
 from vtcframe.components.selectors import TopK
 from vtcframe.core.budget import Budget
 from vtcframe.core.layout import Layout
-from vtcframe.core.method import Facts, Method
+from vtcframe.core.method import MethodCard, Method
 from vtcframe.core.pipeline import Pipeline
 from vtcframe.core.stages import Stage
-from vtcframe.methods._frames import _check_shares, _mean, _runs, _StillPlaces
-from vtcframe.ops.density_peaks import _nearest_peak, peaks
-from vtcframe.ops.similarity import unit
+from vtcframe.methods._frames import check_shares, view_means, segment_bounds, StaticPlaces
+from vtcframe.ops.density_peaks import nearest_peak, density_peaks
+from vtcframe.ops.similarity import unit_vectors
 from vtcframe.ops.views import first_frames
 
 
 @dataclass(frozen=True)
-class PruneVidOuter(_StillPlaces):
+class PruneVidOuter(StaticPlaces):
     """Outer stage of PruneVid (arXiv 2412.16117): still places once a segment, everything clustered.
 
     Frames are clustered by density peaks of their mean tokens, into `clusters` of their number; segments are frames of
@@ -33,31 +33,31 @@ class PruneVidOuter(_StillPlaces):
     clustered, to meet the budget. Left out: the stage inside the language model.
     """
 
-    facts = Facts("arXiv 2412.16117", "none", "density peaks", "averaged in", "exact")
+    facts = MethodCard("arXiv 2412.16117", "none", "density peaks", "averaged in", "exact")
     tau: float = 0.8
     clusters: float = 0.25
 
     def __post_init__(self) -> None:
-        _check_shares(clusters=self.clusters)
+        check_shares(clusters=self.clusters)
 
     def still(self, x: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
-        begins = self.segments(_mean(x, layout.valid), first_frames(layout))
+        begins = self.segments(view_means(x, layout.valid), first_frames(layout))
         segment = (begins.cumsum(0) - 1).to(x.device)
         length = torch.bincount(segment)[segment][:, None]
-        total = torch.zeros_like(x).index_add_(0, segment, unit(x, layout.valid))[segment]
+        total = torch.zeros_like(x).index_add_(0, segment, unit_vectors(x, layout.valid))[segment]
         pairs = (total.square().sum(2) - length) / (length * (length - 1)).clamp(min=1)
         return begins, (pairs > self.tau) & (length > 1) & layout.valid
 
     def segments(self, frame: Tensor, begins: Tensor) -> Tensor:
         """Frames' means [V, D], where videos begin [V] -> where segments begin [V] on the CPU."""
-        runs = _runs(begins)
+        runs = segment_bounds(begins)
         longest = max((end - start for start, end in runs), default=1)
         start = torch.tensor([start for start, _ in runs], dtype=torch.long)[:, None]
         count = torch.tensor([end - start for start, end in runs], dtype=torch.long)
         real = torch.arange(longest) < count[:, None]
         at = (start + torch.arange(longest)).clamp(max=max(len(frame) - 1, 0)).to(frame.device)
         wanted = (count.double() * self.clusters).long().clamp(min=1)
-        label = _nearest_peak(*peaks(frame[at], real.to(frame.device), wanted.clamp(max=7)), wanted).cpu()
+        label = nearest_peak(*density_peaks(frame[at], real.to(frame.device), wanted.clamp(max=7)), wanted).cpu()
         cut = begins.clone()
         for row, (first, end) in zip(label.tolist(), runs, strict=True):
             changes = [v for v in range(first + 1, end) if row[v - first] != row[v - first - 1]]
@@ -87,7 +87,7 @@ class PruneVid(Method):
     code those of the caches are numbered anew.
     """
 
-    facts = Facts(
+    facts = MethodCard(
         "arXiv 2412.16117",
         "attention of any text token in any head",
         "density peaks, then top-k in each frame",
@@ -103,11 +103,11 @@ class PruneVid(Method):
     forget: bool = True
 
     def __post_init__(self) -> None:
-        _check_ratio("alpha", self.alpha)
+        check_ratio("alpha", self.alpha)
 
     def stages(self, budget: Budget | None) -> tuple[Stage, ...]:
         scorer = TextAttention(-1, "text", "max", "max")
-        asked = Pipeline((scorer,), Mean(), Share(self.alpha), TopK())
+        asked = Pipeline((scorer,), Mean(), KeepRatio(self.alpha), TopK())
         return (
             Stage("projector", PruneVidOuter(self.tau, self.clusters), budget),
             Stage(f"llm:{self.layer}", asked, forget=0 if self.forget else None),

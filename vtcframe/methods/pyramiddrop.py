@@ -10,7 +10,7 @@ from vtcframe.components.scorers import TextAttention
 from vtcframe.components.selectors import TopK
 from vtcframe.core.budget import Budget
 from vtcframe.core.evidence import Evidence
-from vtcframe.core.method import Facts, Method
+from vtcframe.core.method import MethodCard, Method
 from vtcframe.core.pipeline import Pipeline
 from vtcframe.core.stages import Positions, Stage
 from vtcframe.core.verbs import Allocator
@@ -30,7 +30,7 @@ class PyramidDrop(Method):
     have. It fails for grouped queries, and takes all pictures of a prompt for its first one.
     """
 
-    facts = Facts(
+    facts = MethodCard(
         "arXiv 2410.17247",
         "attention of the prompt's last token in the next layer",
         "top-k at several layers",
@@ -55,7 +55,7 @@ class PyramidDrop(Method):
         if budget is None and len(self.ratios) != len(self.layers):
             raise ValueError(f"{len(self.ratios)} ratios for {len(self.layers)} layers: give one a layer, or a budget")
         ratios = self.ratios if budget is None else [1.0] * len(self.layers)
-        steps = [Descent(ratio, i + 1, len(self.layers)) for i, ratio in enumerate(ratios)]
+        steps = [GeometricSchedule(ratio, i + 1, len(self.layers)) for i, ratio in enumerate(ratios)]
         return tuple(
             Stage(
                 f"llm:{layer}",
@@ -68,7 +68,7 @@ class PyramidDrop(Method):
 
 
 @dataclass(frozen=True)
-class Descent(Allocator):
+class GeometricSchedule(Allocator):
     """The part `ratio` of each sample's untouched count; with a budget, the `step`-th of `steps` equal ratios to it.
 
     Rounded down; one token at least, and never more than are left. Shared evenly by the views of a sample.

@@ -7,15 +7,15 @@ from torch import Tensor
 
 from vtcframe.components.scorers import TextAttention
 from vtcframe.core.evidence import Evidence
-from vtcframe.core.method import Facts
+from vtcframe.core.method import MethodCard
 from vtcframe.core.needs import Need
 from vtcframe.core.pipeline import Pipeline
 from vtcframe.core.verbs import Scorer
-from vtcframe.methods._base import _Once
+from vtcframe.methods._base import SingleLlmStage
 
 
 @dataclass(frozen=True)
-class SinkFilter(_Once):
+class SinkFilter(SingleLlmStage):
     """FastV's ranking with visual attention sinks (VAR, arXiv 2503.03321) last: they draw attention and mean nothing.
 
     A token is a sink where its hidden state before `layer` stands out in one of `dims`, which belong to the language
@@ -23,7 +23,7 @@ class SinkFilter(_Once):
     nothing but hands the sinks' attention to other tokens, which is not done here.
     """
 
-    facts = Facts(
+    facts = MethodCard(
         "arXiv 2503.03321",
         "attention of the prompt's last token, sinks last",
         "top-k",
@@ -41,11 +41,11 @@ class SinkFilter(_Once):
         object.__setattr__(self, "dims", tuple(self.dims))
 
     def pipeline(self) -> Pipeline:
-        return self.ranking(Sinkless(TextAttention(-1), self.dims, self.threshold))
+        return self.ranking(DemoteSinks(TextAttention(-1), self.dims, self.threshold))
 
 
 @dataclass(frozen=True)
-class Sinkless(Scorer):
+class DemoteSinks(Scorer):
     """[S, V, N]: the maps of another scorer, in which attention sinks lie below all other tokens of their sample.
 
     Among themselves they keep their order. A sink is a token that exceeds `threshold` in one of `dims` of its hidden

@@ -13,15 +13,15 @@ from vtcframe.components.selectors import TopK
 from vtcframe.core.budget import Budget
 from vtcframe.core.evidence import Evidence
 from vtcframe.core.layout import Layout
-from vtcframe.core.method import Facts, Method
+from vtcframe.core.method import MethodCard, Method
 from vtcframe.core.needs import Need
 from vtcframe.core.pipeline import Pipeline
 from vtcframe.core.pruned import Pruned
 from vtcframe.core.stages import Positions, Pruner, Stage
 from vtcframe.core.verbs import Merger
-from vtcframe.ops.density_peaks import peaks
-from vtcframe.ops.gather import highest, places, real, take
-from vtcframe.ops.similarity import sums
+from vtcframe.ops.density_peaks import density_peaks
+from vtcframe.ops.gather import highest, kept_places, real_tokens, gather_tokens
+from vtcframe.ops.similarity import group_sums
 
 PICTURE = 576  # tokens of the pictures that the published numbers are for
 KEEPS = {  # the tokens that stay at each of the stages, by the budget they are published for
@@ -58,16 +58,16 @@ class Recycle(Merger):
         return self.made(layout.count - quota).minimum(quota)
 
     def __call__(self, kept: Tensor, slots: Tensor, scores: Tensor, evidence: Evidence) -> Pruned:
-        own = places(kept)
-        parts = [(take(evidence.tokens, own), own)]
+        own = kept_places(kept)
+        parts = [(gather_tokens(evidence.tokens, own), own)]
         if slots.any():
-            dropped, tokens = evidence.layout.valid & ~kept, real(evidence.tokens, evidence.layout)
+            dropped, tokens = evidence.layout.valid & ~kept, real_tokens(evidence.tokens, evidence.layout)
             wanted = slots.to(kept.device)[:, None]
             taken = self.taken(dropped.sum(1)).maximum(wanted[:, 0])
-            pool = places(highest(scores.masked_fill(~dropped, -torch.inf), taken))
-            made = self._means(take(tokens, pool), pool >= 0, slots).to(evidence.tokens.dtype)
+            pool = kept_places(highest(scores.masked_fill(~dropped, -torch.inf), taken))
+            made = self._means(gather_tokens(tokens, pool), pool >= 0, slots).to(evidence.tokens.dtype)
             left = dropped.sum(1, keepdim=True) - dropped.cumsum(1)  # dropped tokens behind each
-            parts.append((made, places(dropped & (left < wanted))))
+            parts.append((made, kept_places(dropped & (left < wanted))))
         return compact(parts, scores, evidence.layout)
 
     def _means(self, x: Tensor, among: Tensor, count: Tensor) -> Tensor:
@@ -76,16 +76,16 @@ class Recycle(Merger):
         Every token joins the peak nearest to it.
         """
         with torch.autocast(x.device.type, enabled=False):
-            score, away = peaks(x, among, count)
-        centre = places(highest(score, count), score)
+            score, away = density_peaks(x, among, count)
+        centre = kept_places(highest(score, count), score)
         away.diagonal(dim1=1, dim2=2).fill_(-1)  # a peak is its own, whatever else lies at the same point
-        to = take(away, centre).masked_fill((centre < 0)[..., None], torch.inf).argmin(1)
-        total, joined = sums(x, to, among, centre.shape[1])
+        to = gather_tokens(away, centre).masked_fill((centre < 0)[..., None], torch.inf).argmin(1)
+        total, joined = group_sums(x, to, among, centre.shape[1])
         return total / joined.clamp(min=1)
 
 
 @dataclass(frozen=True)
-class OnTop(Pruner):
+class PlusRecycled(Pruner):
     """What a merger makes of the tokens that a pipeline drops comes on top of the budget, as SparseVLM counts."""
 
     pipeline: Pipeline
@@ -122,7 +122,7 @@ class SparseVlm(Method):
     code would drop one. "After layer 2, 6, 15" in the code is before 3, 7, 16 of `layers` here.
     """
 
-    facts = Facts(
+    facts = MethodCard(
         "arXiv 2410.04417",
         "attention of text tokens like the picture",
         "top-k in three layers",
@@ -150,7 +150,7 @@ class SparseVlm(Method):
         rated = TextAttention(-1, "rated", "mean" if first else self.heads, relative=not first)
         pruner: Pruner = Pipeline((rated,), Mean(), Even(), TopK(), across="sample")
         if first and self.recycle:
-            pruner = OnTop(pruner, Recycle(self.recycle))
+            pruner = PlusRecycled(pruner, Recycle(self.recycle))
         return tuple(
             Stage(f"llm:{layer}", pruner, keeps, self.positions)
             for layer, keeps in zip(self.layers, self._keeps(budget), strict=True)

@@ -6,18 +6,25 @@ import torch
 
 from vtcframe.core.budget import Budget
 from vtcframe.core.evidence import Evidence
-from vtcframe.core.method import Facts
-from vtcframe.core.needs import Keys, Need
+from vtcframe.core.method import MethodCard
+from vtcframe.core.needs import AttentionKeys, Need
 from vtcframe.core.stages import Stage
 from vtcframe.core.token_merging import Merged, TokenMerger, merge, sizes
-from vtcframe.methods._base import _Inside
-from vtcframe.methods._matching import _classes, _due, _halves, _index, _still, _verify
-from vtcframe.ops.gather import take
+from vtcframe.methods._base import EncoderMethod
+from vtcframe.methods._matching import (
+    count_class_tokens,
+    merge_count,
+    match_halves,
+    token_index,
+    unchanged,
+    verify_schedule,
+)
+from vtcframe.ops.gather import gather_tokens
 from vtcframe.ops.similarity import cosine
 
 
 @dataclass(frozen=True, repr=False)
-class ToMe(_Inside):
+class ToMe(EncoderMethod):
     """ToMe (arXiv 2210.09461): in each block `r` tokens merge into those whose keys are most alike.
 
     Every other token is a source, which merges into the most alike of the others: the r nearest do, as means weighted
@@ -29,7 +36,7 @@ class ToMe(_Inside):
     `blocks` are the 23 that feed LLaVA-1.5's projector; an encoder of another depth needs others.
     """
 
-    facts = Facts(
+    facts = MethodCard(
         "arXiv 2210.09461",
         "similarity of keys",
         "bipartite matching in every block",
@@ -65,21 +72,21 @@ class ToMeStep(TokenMerger):
 
     @property
     def needs(self) -> tuple[Need, ...]:
-        return (Keys((-1,)),)
+        return (AttentionKeys((-1,)),)
 
     def __call__(self, evidence: Evidence, budget: Budget | None = None) -> Merged:
         keys = evidence[self.needs[0]][0].mean(1)
-        _verify(self, keys, evidence)
-        gone = _due(self, evidence, budget, self.left, self.r)
-        even, odd, classes = *_halves(evidence), _classes(evidence)
-        pairs = cosine(take(keys, even.at), take(keys, odd.at)).masked_fill(~even.to(odd), -torch.inf)
+        verify_schedule(self, keys, evidence)
+        gone = merge_count(self, evidence, budget, self.left, self.r)
+        even, odd, classes = *match_halves(evidence), count_class_tokens(evidence)
+        pairs = cosine(gather_tokens(keys, even.at), gather_tokens(keys, odd.at)).masked_fill(~even.to(odd), -torch.inf)
         best, partner = pairs.max(2).values, pairs.argmax(2)
         rank = even.rank(best)
         joins = rank < gone.to(rank.device)[:, None]
-        leader = even.put(_index(evidence), torch.where(joins, odd.at.gather(1, partner), even.at))
-        order = odd.put(_index(evidence), _index(evidence).shape[1] + odd.at)
+        leader = even.put(token_index(evidence), torch.where(joins, odd.at.gather(1, partner), even.at))
+        order = odd.put(token_index(evidence), token_index(evidence).shape[1] + odd.at)
         if not classes:  # the order in which the published code leaves them; the next block's halves depend on it
             order = even.put(order, rank)
         scores = even.put(torch.ones_like(keys[..., 0]), torch.where(even.there, -best, 0))
-        order = _still(order, gone, evidence)
+        order = unchanged(order, gone, evidence)
         return merge(evidence, leader, order, evidence.layout.count - gone, sizes(evidence), scores)

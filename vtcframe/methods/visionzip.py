@@ -7,14 +7,14 @@ from vtcframe.components.ensemblers import Mean
 from vtcframe.components.mergers import Contextual
 from vtcframe.components.scorers import ClsAttention
 from vtcframe.components.selectors import TopK
-from vtcframe.core.method import Facts
-from vtcframe.core.needs import Stand
+from vtcframe.core.method import MethodCard
+from vtcframe.core.needs import ClsProxy
 from vtcframe.core.pipeline import Pipeline
-from vtcframe.methods._base import ByCls
+from vtcframe.methods._base import ClsScored
 
 
 @dataclass(frozen=True, repr=False)
-class VisionZip(ByCls):
+class VisionZip(ClsScored):
     """VisionZip (arXiv 2412.04467): dominant tokens by [CLS], [CLS] itself, the rest merged into contextual ones.
 
     The paper counts tokens for each view, of which `share` are contextual: 54 + 10 = 64, 108 + 20 and 162 + 30. Its
@@ -22,7 +22,7 @@ class VisionZip(ByCls):
     keeps stays together. With a stand-in for [CLS] (see ClsAttention) no class token is kept.
     """
 
-    facts = Facts(
+    facts = MethodCard(
         "arXiv 2412.04467",
         "[CLS] attention of one block",
         "top-k",
@@ -30,7 +30,7 @@ class VisionZip(ByCls):
         "within 2e-5; differs: crops' class and contextual tokens are read with their crop",
     )
     share: float = 10 / 64
-    query: Stand = "cls"
+    query: ClsProxy = "cls"
 
     def pipeline(self) -> Pipeline:
         merger = Contextual(self.share, class_token=self.query == "cls")

@@ -6,8 +6,8 @@ from vtcframe.components.allocators import Even
 from vtcframe.components.diverse_selectors import Deduplicate
 from vtcframe.components.ensemblers import Mean
 from vtcframe.components.scorers import ClsAttention
-from vtcframe.core.method import Facts, Method
-from vtcframe.core.needs import Stand
+from vtcframe.core.method import MethodCard, Method
+from vtcframe.core.needs import ClsProxy
 from vtcframe.core.pipeline import Pipeline
 
 
@@ -19,9 +19,11 @@ class VisPruner(Method):
     number; see Deduplicate. For towers without [CLS] it takes query="received".
     """
 
-    facts = Facts("arXiv 2412.01818", "[CLS] attention of one block", "top-k, then de-duplication", "gone", "exact")
+    facts = MethodCard(
+        "arXiv 2412.01818", "[CLS] attention of one block", "top-k, then de-duplication", "gone", "exact"
+    )
     important: float = 0.5
-    query: Stand = "cls"
+    query: ClsProxy = "cls"
 
     def pipeline(self) -> Pipeline:
         return Pipeline((ClsAttention(1, self.query),), Mean(), Even(), Deduplicate(self.important))

@@ -6,8 +6,8 @@ import torch
 
 from vtcframe.core.budget import Budget
 from vtcframe.core.evidence import Evidence
-from vtcframe.core.method import Facts, Method
-from vtcframe.core.needs import Need, Rows
+from vtcframe.core.method import MethodCard, Method
+from vtcframe.core.needs import Need, AttentionRows
 from vtcframe.core.pipeline import gather
 from vtcframe.core.pruned import Pruned
 from vtcframe.core.stages import Pruner, Stage
@@ -24,7 +24,7 @@ class VisualExit(Method):
     reads the text's hidden states; both rules here are ours. Tokens keep their positions.
     """
 
-    facts = Facts(
+    facts = MethodCard(
         "arXiv 2411.19628",
         "none, or attention of the prompt's last token to all visual ones",
         "all or none of a sample",
@@ -51,11 +51,11 @@ class VisualExit(Method):
         if budget is not None:
             raise ValueError(f"VisualExit drops all visual tokens or none and takes no budget: leave out {budget}")
         layers = self.layers if self.threshold is not None else self.layers[:1]
-        return tuple(Stage(f"llm:{layer}", Exit(self.threshold, self.patience)) for layer in layers)
+        return tuple(Stage(f"llm:{layer}", DropAll(self.threshold, self.patience)) for layer in layers)
 
 
 @dataclass(frozen=True)
-class Exit(Pruner):
+class DropAll(Pruner):
     """All visual tokens of a sample leave, or none: with a threshold, those of samples that pay them less.
 
     What counts is the sum over a sample's visual tokens, in each of the `patience` layers before the stage. The budget
@@ -69,7 +69,7 @@ class Exit(Pruner):
     def needs(self) -> tuple[Need, ...]:
         if self.threshold is None:
             return ()
-        return (Rows("last", tuple(range(-self.patience, 0)), tower="llm", heads="mean"),)
+        return (AttentionRows("last", tuple(range(-self.patience, 0)), tower="llm", heads="mean"),)
 
     @torch.no_grad()
     def __call__(self, evidence: Evidence, budget: Budget | None = None) -> Pruned:

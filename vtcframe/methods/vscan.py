@@ -12,14 +12,14 @@ from vtcframe.components.scorers import ClsAttention, TextAttention
 from vtcframe.components.selectors import LocalGlobal, TopK
 from vtcframe.core.budget import Budget
 from vtcframe.core.layout import Layout
-from vtcframe.core.method import Facts, Method
-from vtcframe.core.needs import Stand
+from vtcframe.core.method import MethodCard, Method
+from vtcframe.core.needs import ClsProxy
 from vtcframe.core.pipeline import Pipeline
 from vtcframe.core.stages import Positions, Stage
 
 
 @dataclass(frozen=True)
-class Late(Budget):
+class SecondHalf(Budget):
     """What makes `tokens` the mean of a model whose first half reads half as many again, or all there are."""
 
     def total(self, layout: Layout) -> Tensor:
@@ -41,7 +41,7 @@ class VScan(Method):
     rotary positions (ours have them), and takes the options that VScanEncoder names.
     """
 
-    facts = Facts(
+    facts = MethodCard(
         "arXiv 2505.22654",
         "[CLS] attention, then the last text token's",
         "top-k in windows, then of all, then again",
@@ -54,7 +54,7 @@ class VScan(Method):
     window: int = 6
     share: float = 0.5
     shallow: int = 5
-    query: Stand = "cls"
+    query: ClsProxy = "cls"
     each: Literal["floor", "ceil"] = "floor"
     positions: Positions = "original"
 
@@ -64,7 +64,10 @@ class VScan(Method):
         if (ratio := budget.ratio) is not None:
             early, late = (replace(budget, ratio=x) for x in (min(1.5 * ratio, 1), max(ratio / 2, 2 * ratio - 1)))
         else:
-            early, late = replace(budget, tokens=round(1.5 * (budget.tokens or 0))), Late(budget.tokens, per=budget.per)
+            early, late = (
+                replace(budget, tokens=round(1.5 * (budget.tokens or 0))),
+                SecondHalf(budget.tokens, per=budget.per),
+            )
         encoder = VScanEncoder(self.window, self.share, self.shallow, self.query, self.each)
         asked = Pipeline((TextAttention(self.layer),), Mean(), Even(), TopK(), across="sample")
         return (
@@ -82,13 +85,13 @@ class VScanEncoder(Method):
     attention), and for Qwen2.5-VL takes window=4, layer=0, query="received", each="ceil" (see LocalGlobal).
     """
 
-    facts = Facts(
+    facts = MethodCard(
         "arXiv 2505.22654", "[CLS] attention, shallow and deep", "top-k in windows, then of all", "averaged in", "exact"
     )
     window: int = 6
     share: float = 0.5
     layer: int = 5
-    query: Stand = "cls"
+    query: ClsProxy = "cls"
     each: Literal["floor", "ceil"] = "floor"
 
     def pipeline(self) -> Pipeline:

@@ -6,14 +6,14 @@ from vtcframe.components.allocators import Even
 from vtcframe.components.ensemblers import Mean
 from vtcframe.components.scorers import ClsAttention
 from vtcframe.components.selectors import TopK
-from vtcframe.core.method import Facts
-from vtcframe.core.needs import Stand
+from vtcframe.core.method import MethodCard
+from vtcframe.core.needs import ClsProxy
 from vtcframe.core.pipeline import Pipeline
-from vtcframe.methods._base import ByCls
+from vtcframe.methods._base import ClsScored
 
 
 @dataclass(frozen=True, repr=False)
-class VtcCls(ByCls):
+class VtcCls(ClsScored):
     """VTC-CLS (arXiv 2412.05819): the most attended by [CLS], mean over the last blocks that feed the projector.
 
     The authors' code sums layers where the paper averages (the same ranking), numbers positions anew ("compact" here)
@@ -22,9 +22,9 @@ class VtcCls(ByCls):
     ClsAttention); that is no part of the paper.
     """
 
-    facts = Facts("arXiv 2412.05819", "[CLS] attention, mean over the last blocks", "top-k", "gone", "exact")
+    facts = MethodCard("arXiv 2412.05819", "[CLS] attention, mean over the last blocks", "top-k", "gone", "exact")
     last: int = 3
-    query: Stand = "cls"
+    query: ClsProxy = "cls"
 
     def pipeline(self) -> Pipeline:
         return Pipeline((ClsAttention(self.last, self.query),), Mean(), Even(), TopK())

@@ -5,22 +5,22 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from vtcframe.core.evidence import Evidence
-from vtcframe.core.method import Facts
-from vtcframe.core.needs import Need, Probed
+from vtcframe.core.method import MethodCard
+from vtcframe.core.needs import Need, ProbeAttention
 from vtcframe.core.pipeline import Pipeline
 from vtcframe.core.verbs import Scorer
-from vtcframe.methods._base import _Once
+from vtcframe.methods._base import SingleLlmStage
 
 
 @dataclass(frozen=True)
-class ZipCacheSaliency(_Once):
+class ZipCacheSaliency(SingleLlmStage):
     """FastV's place with ZipCache's (arXiv 2405.14256) salience: the attention of probes, of those that see a token.
 
     Plain sums favour early tokens, which more queries see. ZipCache drops nothing: there it says which keys and values
     are quantised to fewer bits, for each head by itself. Here it ranks visual tokens, mean over heads.
     """
 
-    facts = Facts(
+    facts = MethodCard(
         "arXiv 2405.14256",
         "mean attention of recent and random probes that see a token",
         "top-k",
@@ -32,11 +32,11 @@ class ZipCacheSaliency(_Once):
     layer: int = 2
 
     def pipeline(self) -> Pipeline:
-        return self.ranking(ProbeAttention(-1))
+        return self.ranking(ProbeSaliency(-1))
 
 
 @dataclass(frozen=True)
-class ProbeAttention(Scorer):
+class ProbeSaliency(Scorer):
     """[1, V, N]: mean attention that probes pay to a token, of those that see it, mean over heads (see Probed).
 
     ZipCache (arXiv 2405.14256). `layer` counts as in TextAttention.
@@ -54,7 +54,7 @@ class ProbeAttention(Scorer):
 
     @property
     def needs(self) -> tuple[Need, ...]:
-        return (Probed((self.layer,), self.recent, self.random, self.seed),)
+        return (ProbeAttention((self.layer,), self.recent, self.random, self.seed),)
 
     def __call__(self, evidence: Evidence) -> Tensor:
         return evidence[self.needs[0]].mean(2)

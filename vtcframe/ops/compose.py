@@ -4,10 +4,10 @@ import torch
 
 from vtcframe.core.evidence import Evidence
 from vtcframe.core.pruned import Pruned
-from vtcframe.ops.gather import located, put
+from vtcframe.ops.gather import find_columns, scatter
 
 
-def everything(evidence: Evidence) -> Pruned:
+def keep_all(evidence: Evidence) -> Pruned:
     """Return all tokens of evidence, each in its own place, in the order of their columns."""
     layout = evidence.layout
     place = layout.column.masked_fill(~layout.valid, torch.iinfo(torch.long).max).argsort(dim=1, stable=True)
@@ -16,11 +16,11 @@ def everything(evidence: Evidence) -> Pruned:
     return Pruned(tokens, place.masked_fill(~layout.valid.gather(1, place), -1), scores, layout)
 
 
-def composed(first: Pruned, then: Pruned) -> Pruned:
+def compose_prunings(first: Pruned, then: Pruned) -> Pruned:
     """What `then` left of what `first` had left, by the layout of `first`, or by samples where `then` joined views."""
     layout, scores = first.layout, first.scores
     if not torch.equal(then.layout.sample, layout.sample):
         joined = Evidence(scores[..., None], layout).joined()
         layout, scores = joined.layout, joined.tokens[..., 0].masked_fill(~joined.layout.valid, -torch.inf)
-    scores = put(scores, located(then.layout.column, layout), then.scores)
-    return Pruned(then.tokens, located(then.column, layout), scores, layout)
+    scores = scatter(scores, find_columns(then.layout.column, layout), then.scores)
+    return Pruned(then.tokens, find_columns(then.column, layout), scores, layout)

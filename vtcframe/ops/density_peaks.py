@@ -6,22 +6,22 @@ from torch import Tensor
 from vtcframe.ops.gather import highest
 
 
-def clusters(x: Tensor, among: Tensor, quota: Tensor, neighbours: int) -> tuple[Tensor, Tensor, Tensor]:
+def cluster_by_peaks(x: Tensor, among: Tensor, quota: Tensor, neighbours: int) -> tuple[Tensor, Tensor, Tensor]:
     """Tokens [V, N, D], among [V, N], quota [V] -> the centres [V, N], and of what joined each its sum and number.
 
     Every token of a row's `among` that is no centre joins the nearest one. There are as many neighbours as centres at
     most, as recorded of HoliTom's code.
     """
-    score, away = peaks(x, among, quota.clamp(max=neighbours))
+    score, away = density_peaks(x, among, quota.clamp(max=neighbours))
     centre = highest(score, quota)
-    to = _nearest_peak(score, away, quota)
+    to = nearest_peak(score, away, quota)
     joins = among & ~centre & centre.any(1, keepdim=True)
     to = to + torch.arange(len(x), device=x.device)[:, None] * x.shape[1]
     total = torch.zeros_like(x).flatten(0, 1).index_add_(0, to[joins], x[joins]).view_as(x)
     return centre, total, torch.bincount(to[joins], minlength=among.numel()).view(among.shape)
 
 
-def peaks(x: Tensor, among: Tensor, neighbours: Tensor) -> tuple[Tensor, Tensor]:
+def density_peaks(x: Tensor, among: Tensor, neighbours: Tensor) -> tuple[Tensor, Tensor]:
     """[V, N, D], [V, N], [V] -> how much of a density peak each token is [V, N] (-inf elsewhere), distances [V, N, N].
 
     Density peaks over nearest neighbours, the token itself among them (Du et al., Knowledge-Based Systems 99, 2016):
@@ -41,7 +41,7 @@ def peaks(x: Tensor, among: Tensor, neighbours: Tensor) -> tuple[Tensor, Tensor]
     return (peak * density).masked_fill(~among, -torch.inf), away
 
 
-def _nearest_peak(score: Tensor, away: Tensor, quota: Tensor) -> Tensor:
+def nearest_peak(score: Tensor, away: Tensor, quota: Tensor) -> Tensor:
     """[V, N]: the index of the nearest of the row's `quota` highest peaks; of themselves these are the nearest."""
     centre = highest(score, quota)
     to = away.masked_fill(~centre[:, None], torch.inf).argmin(2)

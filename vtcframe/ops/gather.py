@@ -13,7 +13,7 @@ def highest(scores: Tensor, quota: Tensor) -> Tensor:
     return rank < quota.to(scores.device)[:, None]
 
 
-def _rank_within(cell: Tensor, scores: Tensor) -> Tensor:
+def rank_within(cell: Tensor, scores: Tensor) -> Tensor:
     """[V, N] each: the rank of a token, from 0, among those of its cell; ties go to the lower index."""
     order = scores.argsort(dim=1, descending=True, stable=True)
     order = order.gather(1, cell.gather(1, order).argsort(dim=1, stable=True))
@@ -23,7 +23,7 @@ def _rank_within(cell: Tensor, scores: Tensor) -> Tensor:
     return torch.empty_like(rank).scatter_(1, order, rank)
 
 
-def places(mask: Tensor, by: Tensor | None = None) -> Tensor:
+def kept_places(mask: Tensor, by: Tensor | None = None) -> Tensor:
     """[V, N] bool -> [V, M] where it is True, in raster order or by falling `by` [V, N]; -1 = padding, M at least 1."""
     key = mask.float() if by is None else by.masked_fill(~mask, -torch.inf)
     count = mask.sum(1)
@@ -32,30 +32,30 @@ def places(mask: Tensor, by: Tensor | None = None) -> Tensor:
     return order.masked_fill(torch.arange(order.shape[1], device=mask.device) >= count[:, None], -1)
 
 
-def first(free: Tensor, slots: Tensor) -> Tensor:
+def first_tokens(free: Tensor, slots: Tensor) -> Tensor:
     """[V, N] bool, slots [V] -> [V, 1]: the first free place, -1 where there is none or no slot."""
     wanted = free.any(1, keepdim=True) & (slots.to(free.device)[:, None] > 0)
     return free.long().argmax(1, keepdim=True).masked_fill(~wanted, -1)
 
 
-def real(values: Tensor, layout: Layout) -> Tensor:
+def real_tokens(values: Tensor, layout: Layout) -> Tensor:
     """[V, N, C] in float32, 0 at padding, whatever lies there."""
     return values.float().masked_fill(~layout.valid[..., None], 0)
 
 
-def take(values: Tensor, place: Tensor) -> Tensor:
+def gather_tokens(values: Tensor, place: Tensor) -> Tensor:
     """[V, N, C], [V, M] -> [V, M, C]; anything where place is -1."""
     return values.gather(1, place.clamp(min=0)[..., None].expand(-1, -1, values.shape[2]))
 
 
-def best(values: Tensor, count: int) -> Tensor:
+def best_match(values: Tensor, count: int) -> Tensor:
     """[..., N] -> bool: the `count` highest above -inf; of equals the first."""
     last = values.topk(min(count, values.shape[-1])).values[..., -1:]
     above, level = values > last, values == last
     return (above | (level & (level.cumsum(-1) <= count - above.sum(-1, keepdim=True)))) & (values > -torch.inf)
 
 
-def located(column: Tensor, layout: Layout) -> Tensor:
+def find_columns(column: Tensor, layout: Layout) -> Tensor:
     """[V, M] columns, -1 = padding -> [V, M] where in the rows of `layout` those tokens lie; -1 = padding."""
     far = torch.iinfo(torch.long).max
     ordered, index = layout.column.masked_fill(~layout.valid, far).sort(1)
@@ -63,7 +63,7 @@ def located(column: Tensor, layout: Layout) -> Tensor:
     return index.gather(1, at).masked_fill(column < 0, -1)
 
 
-def put(scores: Tensor, place: Tensor, values: Tensor) -> Tensor:
+def scatter(scores: Tensor, place: Tensor, values: Tensor) -> Tensor:
     """[V, N] with `values` [V, M] at `place` [V, M], -1 = nowhere."""
     width = scores.shape[1]
     return pad(scores, (0, 1)).scatter(1, place.masked_fill(place < 0, width), values)[:, :width]

@@ -8,12 +8,12 @@ from torch import Tensor
 from vtcframe.core.layout import Layout
 
 
-def _part(quota: Tensor, share: float) -> Tensor:
+def part_of(quota: Tensor, share: float) -> Tensor:
     """[V] -> [V], rounded down, as Python's int(quota * share) is."""
     return (quota.double() * share).long()
 
 
-def _check_share(name: str, value: float) -> None:
+def check_share(name: str, value: float) -> None:
     if not 0 <= value <= 1:
         raise ValueError(f"{name} is a share of the quota and must lie in 0..1, got {value}")
 
@@ -30,11 +30,13 @@ def apportion(budget: Tensor, weight: Tensor, layout: Layout) -> Tensor:
     for v, p in enumerate(layout.sample.tolist()):
         mine[p].append(v)
     for total, views in zip(budget.tolist(), mine, strict=True):
-        quota[views] = quota.new_tensor(_shares(total, [weights[v] for v in views], [room[v] for v in views]))
+        quota[views] = quota.new_tensor(
+            proportional_shares(total, [weights[v] for v in views], [room[v] for v in views])
+        )
     return quota
 
 
-def _shares(total: int, weight: list[float], room: list[int]) -> list[int]:
+def proportional_shares(total: int, weight: list[float], room: list[int]) -> list[int]:
     quota, left, part = [0] * len(room), min(total, sum(room)), {}
     order = sorted(range(len(room)), key=lambda v: (room[v] / weight[v] if weight[v] else inf, room[v], v))
     while order:  # the first that is not filled to the brim ends it: no later one will be

@@ -6,7 +6,7 @@ from torch import Tensor
 from vtcframe.core.layout import Layout
 
 
-def overview(layout: Layout) -> Tensor:
+def overview_of(layout: Layout) -> Tensor:
     """[V] the view that shows all of the picture that a view is a part of, -1 where there is no other; on the CPU.
 
     That is the first whose box is the whole picture. The stitched map of LLaVA-OneVision is a part too.
@@ -19,9 +19,9 @@ def overview(layout: Layout) -> Tensor:
     return first.masked_fill(~same.any(1) | (first == index), -1)
 
 
-def within(values: Tensor, layout: Layout) -> Tensor:
+def tokens_within(values: Tensor, layout: Layout) -> Tensor:
     """[V, N] -> [V] on the CPU: what of the overview's values lies in a view's box; 0 where it has no overview."""
-    whole = overview(layout)
+    whole = overview_of(layout)
     part = (whole >= 0).nonzero()[:, 0]
     source = whole[part].to(values.device)
     at, box = layout.centre[source], layout.box[part].to(values.device)[:, None]
@@ -31,7 +31,7 @@ def within(values: Tensor, layout: Layout) -> Tensor:
     return total
 
 
-def outliers(scores: Tensor, layout: Layout) -> Tensor:
+def outlier_tokens(scores: Tensor, layout: Layout) -> Tensor:
     """[V, N] bool: scores above Q3 + 1.5 IQR of their row, quartiles interpolated linearly; at least the highest."""
     real = scores.masked_fill(~layout.valid, torch.nan)
     q1, q3 = real.nanquantile(

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from vtcframe.atomic import replace_whole
+from vtcframe.atomic import write_atomic
 from vtcframe.config.short_names import resolve
 from vtcframe.errors import UsageError
 from vtcframe.profiling.sizes import SHAPES
@@ -118,6 +118,6 @@ def _write(path: Path | None, found: dict[str, Any]) -> None:
         return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        replace_whole(path, [json.dumps(found).encode() + b"\n"])
+        write_atomic(path, [json.dumps(found).encode() + b"\n"])
     except OSError as error:
         raise UsageError(f"cannot write {path}: {error}") from error

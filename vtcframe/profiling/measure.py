@@ -14,11 +14,11 @@ from vtcframe.core.method import Method
 from vtcframe.core.pipeline import Pipeline
 from vtcframe.core.stages import Plan
 from vtcframe.inference.compressed import Compressed
-from vtcframe.inference.session import Passage, encode, prune
+from vtcframe.inference.session import PrunedGeneration, encode, prune
 from vtcframe.profiling.tables import Answer, Batch, Run, Series
 from vtcframe.profiling.timing import now, rounds, shuffled
 
-Found = TypeVar("Found")
+Value = TypeVar("Value")
 Inputs = Mapping[str, Any]
 Reading = Callable[[], Sequence[float]]  # of clocks, or of a counter
 
@@ -28,7 +28,7 @@ def answer(model: Any, inputs: Inputs, length: int) -> Tensor:
     return model.generate(**inputs, min_new_tokens=length, max_new_tokens=length, do_sample=False)
 
 
-def see(model: Any, inputs: Inputs) -> Any:
+def encode_pictures(model: Any, inputs: Inputs) -> Any:
     """Encode the pictures as the untouched model does."""
     encoder = model.base_model.get_image_features
     named = inspect.signature(encoder).parameters
@@ -37,7 +37,7 @@ def see(model: Any, inputs: Inputs) -> Any:
 
 def oracle(model: Any, inputs: Inputs, prompts: Sequence[int], length: int) -> Tensor:
     """Encode the pictures, then answer prompts of text alone, which have as many tokens as the pruned ones."""
-    see(model, inputs)
+    encode_pictures(model, inputs)
     own = torch.tensor(prompts, device=model.device)[:, None]
     mask = (torch.arange(max(prompts), device=model.device) >= max(prompts) - own).long()
     text = inputs["input_ids"][:, -1:].expand_as(mask)  # what a prompt ends with
@@ -66,7 +66,7 @@ def score(pipeline: Pipeline, evidence: Evidence) -> Tensor | None:
     return pipeline.ensembler(maps, evidence.layout) if maps else None
 
 
-def steps(model: Any, inputs: Inputs, read: Reading) -> dict[str, list[float]]:
+def run_steps(model: Any, inputs: Inputs, read: Reading) -> dict[str, list[float]]:
     """Go to the first token and return what a reading grew by in each step.
 
     A compressed model goes the way of its `generate`, and what judges is run once more by itself. The untouched one
@@ -74,14 +74,14 @@ def steps(model: Any, inputs: Inputs, read: Reading) -> dict[str, list[float]]:
     """
     taken: dict[str, list[float]] = {}
 
-    def step(name: str, call: Callable[[], Found]) -> Found:
+    def step(name: str, call: Callable[[], Value]) -> Value:
         start = read()
         found = call()
         taken[name] = [b - a for a, b in zip(start, read(), strict=True)]
         return found
 
     if not isinstance(model, Compressed):
-        step("vision", partial(see, model, inputs))
+        step("vision", partial(encode_pictures, model, inputs))
         step("whole", partial(answer, model, inputs, 1))
         return taken
     adapter, plan = model.adapter, model.plan
@@ -90,7 +90,7 @@ def steps(model: Any, inputs: Inputs, read: Reading) -> dict[str, list[float]]:
     if (pipeline := pipeline_of(plan)) is not None:
         step("scoring", partial(score, pipeline, evidence))
     pruned, known = step("prune", partial(prune, plan, evidence, left))
-    passage = step("splice", partial(Passage, adapter, inputs, plan, evidence, pruned, known))
+    passage = step("splice", partial(PrunedGeneration, adapter, inputs, plan, evidence, pruned, known))
     with passage:
         step("prefill", partial(answer, model.model, passage.given, 1))
     return taken
@@ -110,7 +110,7 @@ def stages(taken: Mapping[str, Any], vision: Any) -> dict[str, Any]:
 def timed_stages(models: Sequence[Any], inputs: Inputs, count: int) -> list[dict[str, Series]]:
     """Return the stages of each model; the first is the untouched one. Between steps the device is waited for."""
     read = partial(now, inputs["input_ids"].device)
-    found = shuffled({i: partial(steps, model, inputs, read) for i, model in enumerate(models)}, count)
+    found = shuffled({i: partial(run_steps, model, inputs, read) for i, model in enumerate(models)}, count)
     taken = [{step: Series.of([times[step] for times in found[i]]) for step in found[i][0]} for i in range(len(models))]
     return [stages(one, taken[0]["vision"]) for one in taken]
 
@@ -120,7 +120,7 @@ def counted_stages(models: Sequence[Any], inputs: Inputs) -> list[dict[str, int]
     taken = []
     for model in models:
         with FlopCounterMode(display=False) as counter:
-            found = steps(model, inputs, lambda counter=counter: (counter.get_total_flops(),))
+            found = run_steps(model, inputs, lambda counter=counter: (counter.get_total_flops(),))
         taken.append({step: count for step, (count,) in found.items()})
     return [stages(one, taken[0]["vision"]) for one in taken]
 

@@ -14,7 +14,7 @@ import torch
 Name = TypeVar("Name")
 
 
-Found = TypeVar("Found")
+Value = TypeVar("Value")
 
 
 Times = Sequence[float]  # CPU and wall seconds, two
@@ -67,9 +67,9 @@ def seconds(call: Callable[[], object], device: str | torch.device) -> Times:
     return end[0] - start[0], end[1] - start[1]
 
 
-def shuffled(calls: Mapping[Name, Callable[[], Found]], count: int) -> dict[Name, list[Found]]:
+def shuffled(calls: Mapping[Name, Callable[[], Value]], count: int) -> dict[Name, list[Value]]:
     """Name -> what its call returned in each round, behind one round that does not count."""
-    found: dict[Name, list[Found]] = {name: [] for name in calls}
+    found: dict[Name, list[Value]] = {name: [] for name in calls}
     order, shuffle = list(calls), random.Random(0).shuffle
     for name in order:
         calls[name]()

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, PreTrainedConfig
 
-from vtcframe.data.processor import asked
+from vtcframe.data.processor import processor_inputs
 from vtcframe.data.sample import Sample
 from vtcframe.errors import UsageError
 from vtcframe.inference.checkpoint import Backbone
@@ -55,7 +55,7 @@ def checkpoint_subject(path: str, dtype: Any, attention: str, device: torch.devi
         noises = [random.Random(i).randbytes(3 * SIDE**2) for i in range(batch)]
         pictures = [Image.frombytes("RGB", (SIDE, SIDE), one) for one in noises]
         samples = [Sample(str(i), QUESTION, (), pictures=(one,)) for i, one in enumerate(pictures)]
-        return dict(asked(processor, samples).to(device, model.dtype))
+        return dict(processor_inputs(processor, samples).to(device, model.dtype))
 
     return Subject(model, f"{path}, pictures of {SIDE} x {SIDE} pixels for its processor", inputs, processor)
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from vtcframe.atomic import replace_whole
+from vtcframe.atomic import write_atomic
 from vtcframe.errors import UsageError
 
 FORMS = ".html", ".md"
@@ -45,14 +45,14 @@ def write(folders: Sequence[Path], out: Path, with_card: bool = False) -> list[P
     """
     check_extra()
     from vtcframe.report.page import render  # lazily: scipy takes its time, too
-    from vtcframe.report.runs import found
+    from vtcframe.report.runs import load_runs
 
     for folder in folders:
         if not folder.is_dir():
             raise UsageError(
                 f"there is no folder {folder}: give one with the runs of vtcframe predict or sweep below it"
             )
-    runs = found(folders)
+    runs = load_runs(folders)
     pages = {f".{form}": page for form, page in render(runs, out.parent).items()}
     if with_card:
         from vtcframe.report.model_card import card  # lazily: it imports torch
@@ -63,7 +63,7 @@ def write(folders: Sequence[Path], out: Path, with_card: bool = False) -> list[P
         path = out.with_name(out.name + ending)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            replace_whole(path, [page.encode()])
+            write_atomic(path, [page.encode()])
         except OSError as error:
             raise UsageError(f"cannot write {path}: {error.strerror or error}") from error
         written.append(path)

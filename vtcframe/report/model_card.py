@@ -12,9 +12,9 @@ import vtcframe
 from vtcframe.core.budget import Budget
 from vtcframe.registry import entries as registered
 from vtcframe.report.page import in_a_line
-from vtcframe.report.runs import UNPRUNED, Found, Run
+from vtcframe.report.runs import UNPRUNED, LoadedRuns, Run
 from vtcframe.report.sections import NONE
-from vtcframe.report.statistics import Entry, entries, sets
+from vtcframe.report.statistics import MethodResult, entries, sets
 from vtcframe.report.wording import labelled, listed, sentences
 from vtcframe.runs.baselines import BASELINES
 
@@ -43,7 +43,7 @@ compressed = compress(model, {how}, processor=processor)
 """
 
 
-def card(found: Found) -> str:
+def card(found: LoadedRuns) -> str:
     """Return a README.md: the metadata `model-index` where there are scores, then one section.
 
     What the runs do not say is not in it.
@@ -61,7 +61,7 @@ def card(found: Found) -> str:
     return (f"---\n{front}---\n\n" if index else "") + "\n\n".join(parts) + "\n"
 
 
-def _table(own: Sequence[Entry]) -> str:
+def _table(own: Sequence[MethodResult]) -> str:
     heads = ["method", "budget", f"score ({_headline(own[0])})", "to unpruned", "95 % interval", "visual tokens"]
     lines = [[*heads, "tokens a layer", "seconds", "times unpruned"]]
     for one in own:
@@ -86,7 +86,7 @@ def _figure(value: float | None) -> str:
     return NONE if value is None else format(value, ".3f" if abs(value) <= 1 else ".1f")  # MME's figures go to 2000
 
 
-def _headline(one: Entry) -> str:
+def _headline(one: MethodResult) -> str:
     return list(one.scores)[-1] if one.scores else NONE
 
 
@@ -94,7 +94,7 @@ def _listed(lines: Sequence[str] | Iterator[str]) -> str:
     return "\n".join(f"- {in_a_line(line)}" for line in lines)
 
 
-def _how(runs: Sequence[Run], own: Sequence[Entry]) -> Iterator[str]:
+def _how(runs: Sequence[Run], own: Sequence[MethodResult]) -> Iterator[str]:
     """Yield how the figures of one model and one set of questions were measured."""
     facts, backbone = runs[0].facts, runs[0].facts["model.backbone"]
     revision = f", revision {backbone['revision']}" if backbone.get("revision") else ""
@@ -127,7 +127,7 @@ def _how(runs: Sequence[Run], own: Sequence[Entry]) -> Iterator[str]:
         yield f"Versions: {listed(sorted(versions))}."
 
 
-def _index(made: Sequence[Entry]) -> list[dict[str, Any]]:
+def _index(made: Sequence[MethodResult]) -> list[dict[str, Any]]:
     """Return the Hub's model-index: one result for each method and budget that has a score."""
     index = []
     for model in dict.fromkeys(one.model for one in made):
@@ -148,7 +148,7 @@ def _index(made: Sequence[Entry]) -> list[dict[str, Any]]:
     return index
 
 
-def _metric(one: Entry) -> str:
+def _metric(one: MethodResult) -> str:
     """Return "accuracy" for the mean over all questions, else what a benchmark calls its figure."""
     return "accuracy" if _headline(one) == "all" else _headline(one)
 

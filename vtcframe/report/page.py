@@ -8,13 +8,13 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
-from vtcframe.report.runs import Found
+from vtcframe.report.runs import LoadedRuns
 from vtcframe.report.sections import told
 
 WIDEST = 1000  # pixels that sheets are shrunk to
 
 
-def render(found: Found, beside: Path) -> dict[str, str]:
+def render(found: LoadedRuns, beside: Path) -> dict[str, str]:
     """Return the report by the ending of its file, html and md. `beside` is the folder of these files."""
     pages = Environment(
         loader=PackageLoader("vtcframe", "pages"),

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vtcframe.data.benchmarks.base import Benchmark
-from vtcframe.data.results import Row, Score, columns, means, written
+from vtcframe.data.results import Prediction, Score, columns, mean_scores, format_budget
 from vtcframe.errors import UsageError
 from vtcframe.registry import named
 from vtcframe.runs.baselines import CONFIGURATION, DOWNSAMPLE
@@ -27,7 +27,7 @@ class Run:
     name: str  # its path below the folder that was asked for
     path: Path
     told: Mapping[str, Any]  # run.json
-    rows: Sequence[Row]  # without views
+    rows: Sequence[Prediction]  # without views
     benchmark: Benchmark | None
     model: str = ""  # names that no other model and no other questions of the report bear
     data: str = ""
@@ -64,38 +64,43 @@ class Run:
         file = self.path / CONFIGURATION
         return file.read_text(encoding="utf-8") if file.exists() else None
 
-    def grade(self, row: Row) -> float | None:
+    def grade(self, row: Prediction) -> float | None:
         """How right an answer is, 0..1."""
         right = row.correct if self.benchmark is None else self.benchmark.grade(row)
         return None if right is None else float(right)
 
-    def score(self, rows: Sequence[Row]) -> dict[str, Score]:
+    def score(self, rows: Sequence[Prediction]) -> dict[str, Score]:
         """Column -> score of what one method answered at one budget, the figure that papers report last."""
         if self.benchmark is None:
-            return means(columns(rows), self.grade)
+            return mean_scores(columns(rows), self.grade)
         return self.benchmark.score(rows)
 
-    def answers(self) -> Iterator[tuple[str, str, str, Row]]:
+    def answers(self) -> Iterator[tuple[str, str, str, Prediction]]:
         """Yield method without its seeds, the seeds, budget in words, and row of every answer."""
         for row in self.rows:
             if row.error is None:
                 method, budget = str(row.method), row.budget
                 if self.downsampled:
                     method, budget = DOWNSAMPLE, self.downsampled
-                yield SEED.sub("", method).replace(", )", ")"), ",".join(SEED.findall(method)), written(budget), row
+                yield (
+                    SEED.sub("", method).replace(", )", ")"),
+                    ",".join(SEED.findall(method)),
+                    format_budget(budget),
+                    row,
+                )
 
 
 @dataclass
-class Found:
+class LoadedRuns:
     """What lies below some folders."""
 
     runs: list[Run] = field(default_factory=list)
     unfinished: list[str] = field(default_factory=list)  # names of folders whose run is not over
 
 
-def found(folders: Iterable[Path]) -> Found:
+def load_runs(folders: Iterable[Path]) -> LoadedRuns:
     """Read every finished run below these folders, in the order of their paths. UsageError where there is none."""
-    here = Found()
+    here = LoadedRuns()
     given = list(folders)
     for folder in given:
         for manifest in sorted(folder.rglob("run.json")):
@@ -158,12 +163,12 @@ def _told(manifest: Path) -> dict[str, Any]:
     return told
 
 
-def _rows(path: Path) -> list[Row]:
+def _rows(path: Path) -> list[Prediction]:
     rows = []
     with (path / "predictions.jsonl").open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, start=1):
             try:
-                rows.append(Row(**json.loads(line) | {"views": None}))
+                rows.append(Prediction(**json.loads(line) | {"views": None}))
             except (ValueError, TypeError) as error:
                 raise UsageError(f"{path}/predictions.jsonl, line {number}, is no row: {error}") from error
     return rows

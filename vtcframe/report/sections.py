@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from vtcframe.report.plots import Point, legend, plot
-from vtcframe.report.runs import UNPRUNED, Found, Run
-from vtcframe.report.statistics import Average, Difference, Entry, averages, entries, sets
+from vtcframe.report.runs import UNPRUNED, LoadedRuns, Run
+from vtcframe.report.statistics import Average, Difference, MethodResult, averages, entries, sets
 from vtcframe.report.wording import labelled, listed, sentences
 from vtcframe.runs.baselines import BASELINES
 
@@ -53,7 +53,7 @@ class Section:
     folds: list[tuple[str, str]] = field(default_factory=list)  # title and text of what is folded away
 
 
-def told(found: Found) -> Iterator[Section]:
+def told(found: LoadedRuns) -> Iterator[Section]:
     """Yield the sections in their order."""
     made = entries(found.runs)
     methods = list(dict.fromkeys(one.method for one in made))
@@ -107,7 +107,7 @@ def _mean(model: str, over: Sequence[Average], methods: Sequence[str]) -> Sectio
     )
 
 
-def _measured(own: Sequence[Entry], runs: Sequence[Run], methods: Sequence[str]) -> Section:
+def _measured(own: Sequence[MethodResult], runs: Sequence[Run], methods: Sequence[str]) -> Section:
     one = own[0]
     headline = f"score ({list(one.scores)[-1] if one.scores else NONE})"
     strong = [_baseline(one.method) for one in own]
@@ -195,7 +195,7 @@ def _measured(own: Sequence[Entry], runs: Sequence[Run], methods: Sequence[str])
     )
 
 
-def _how(own: Sequence[Entry]) -> Iterator[str]:
+def _how(own: Sequence[MethodResult]) -> Iterator[str]:
     compared = next((one.against_unpruned for one in own if one.against_unpruned is not None), None)
     if compared is not None:
         one = own[0]
@@ -211,7 +211,7 @@ def _how(own: Sequence[Entry]) -> Iterator[str]:
         yield f"{DIFFERENT_RUN} its seconds and those of the untouched model are of different runs."
 
 
-def _named(one: Entry | Average) -> list[Cell]:
+def _named(one: MethodResult | Average) -> list[Cell]:
     if one.method == UNPRUNED:
         return [Cell(one.method), Cell(NONE)]
     return [Cell(one.method), Cell(one.budget, float(one.budget.partition(" ")[0]))]  # 0.25, or 64 tokens an image
@@ -241,19 +241,19 @@ def _difference(one: Difference | None, baseline: str | None = None) -> list[Cel
     ]
 
 
-def _pace(one: Entry) -> Cell:
+def _pace(one: MethodResult) -> Cell:
     if one.pace is None:
         return Cell(NONE)
     slower = " slower" if one.pace > 1 and one.method != UNPRUNED else ""
     return Cell(f"{one.pace:.2f}{slower}{'' if one.same_run else DIFFERENT_RUN}", one.pace)
 
 
-def _told(one: Entry | Average, value: float | None) -> str:
+def _told(one: MethodResult | Average, value: float | None) -> str:
     time = "" if one.seconds is None else f", {one.seconds:.4f} s"
     return f"{labelled(one)}: {value:.4g}, {one.layer:.1f} tokens a layer{time}"
 
 
-def _legend(own: Sequence[Entry] | Sequence[Average], methods: Sequence[str]) -> list[tuple[str, str]]:
+def _legend(own: Sequence[MethodResult] | Sequence[Average], methods: Sequence[str]) -> list[tuple[str, str]]:
     return [(legend(method, methods), method) for method in dict.fromkeys(one.method for one in own)]
 
 
@@ -275,7 +275,7 @@ def _failed(runs: Sequence[Run]) -> Section:
     return Section("Failed samples", [note, *left], [Table("Failed", ["run", "samples", "ids", "why"], lines)])
 
 
-def _runs(found: Found) -> Section:
+def _runs(found: LoadedRuns) -> Section:
     section = Section("Runs", ["The configuration, versions and attempts of each, as its run.json has them."])
     heads = ["run", "model", "data", "samples", "attempts", "processes"]
     lines = []

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import binomtest, bootstrap
 
-from vtcframe.data.results import Row, seconds
+from vtcframe.data.results import Prediction, seconds
 from vtcframe.report.runs import UNPRUNED, Run
 from vtcframe.runs.baselines import BASELINES, CHANCE
 
@@ -35,7 +35,7 @@ class Difference:
 
 
 @dataclass(frozen=True)
-class Entry:
+class MethodResult:
     """One method at one budget, all its seeds, asked one set of questions by one model."""
 
     model: str
@@ -84,13 +84,13 @@ def mean(values: Iterable[float | None]) -> float | None:
     return fmean(known) if known and len(known) == len(told) else None
 
 
-def entries(runs: Sequence[Run]) -> list[Entry]:
+def entries(runs: Sequence[Run]) -> list[MethodResult]:
     """Return what was asked, by model, data, then the untouched model, baselines and other methods, by budget.
 
     Where several runs hold the same answers (each holds the untouched model's), those of the first count.
     """
-    rows: dict[tuple[str, ...], dict[str, tuple[Run, list[Row]]]] = {}
-    untouched: dict[tuple[str, str, str], list[Row]] = {}
+    rows: dict[tuple[str, ...], dict[str, tuple[Run, list[Prediction]]]] = {}
+    untouched: dict[tuple[str, str, str], list[Prediction]] = {}
     for run in runs:
         for method, seed, budget, row in run.answers():
             if method == UNPRUNED:
@@ -117,7 +117,7 @@ def entries(runs: Sequence[Run]) -> list[Entry]:
     )
 
 
-def _entry(key: tuple[str, ...], seeds: Mapping[str, tuple[Run, list[Row]]]) -> Entry:
+def _entry(key: tuple[str, ...], seeds: Mapping[str, tuple[Run, list[Prediction]]]) -> MethodResult:
     run, names = next(iter(seeds.values()))[0], {run.name for run, _ in seeds.values()}
     drawn = [rows for _, rows in sorted(seeds.values(), key=lambda own: str(own[1][0].method))]
     scores = [run.score(rows) for rows in drawn]
@@ -128,7 +128,7 @@ def _entry(key: tuple[str, ...], seeds: Mapping[str, tuple[Run, list[Row]]]) -> 
     means = {name: mean(own) for name, own in grades.items() if len(own) == len(drawn)}
     every = [row for rows in drawn for row in rows]
     kv = [row.kv_bytes for row in every]
-    return Entry(
+    return MethodResult(
         *key,
         run=run.name if len(names) == 1 else None,
         values=tuple(list(score.values())[-1].value if score else None for score in scores),
@@ -144,13 +144,15 @@ def _entry(key: tuple[str, ...], seeds: Mapping[str, tuple[Run, list[Row]]]) -> 
     )
 
 
-def unit(row: Row) -> Any:
+def unit(row: Prediction) -> Any:
     """What a question is drawn with: the picture or group that its benchmark names, else all about its pictures."""
     named = next(((row.type, row.meta[key]) for key in SHARED if key in row.meta), None)
     return named or tuple(row.images) or row.id
 
 
-def _beside_unpruned(one: Entry, unpruned: Entry | None, untouched: Mapping[tuple[str, str, str], list[Row]]) -> Entry:
+def _beside_unpruned(
+    one: MethodResult, unpruned: MethodResult | None, untouched: Mapping[tuple[str, str, str], list[Prediction]]
+) -> MethodResult:
     if unpruned is None:
         return one
     whole = unpruned.value
@@ -164,7 +166,7 @@ def _beside_unpruned(one: Entry, unpruned: Entry | None, untouched: Mapping[tupl
     return replace(told, against_unpruned=difference(one.grades, unpruned.grades, one.units))
 
 
-def _beside_chance(one: Entry, others: Sequence[Entry]) -> Entry:
+def _beside_chance(one: MethodResult, others: Sequence[MethodResult]) -> MethodResult:
     rivals = [
         other
         for other in others
@@ -217,9 +219,9 @@ def _mcnemar(here: Grades, there: Grades, both: Sequence[str]) -> float | None:
     return float(binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
 
 
-def sets(made: Iterable[Entry]) -> dict[tuple[str, str], list[Entry]]:
+def sets(made: Iterable[MethodResult]) -> dict[tuple[str, str], list[MethodResult]]:
     """Split entries by model and data."""
-    split: dict[tuple[str, str], list[Entry]] = {}
+    split: dict[tuple[str, str], list[MethodResult]] = {}
     for one in made:
         split.setdefault((one.model, one.data), []).append(one)
     return split
@@ -253,12 +255,12 @@ class Average:
         return min(known) if len(known) == len(self.percent) else None
 
 
-def averages(made: Sequence[Entry]) -> list[Average]:
+def averages(made: Sequence[MethodResult]) -> list[Average]:
     """Average each method and budget over the data of its model, where there is more than one; in `made`'s order."""
     data: dict[str, dict[str, None]] = {}
     for one in made:
         data.setdefault(one.model, {})[one.data] = None
-    split: dict[tuple[str, str, str], dict[str, Entry]] = {}
+    split: dict[tuple[str, str, str], dict[str, MethodResult]] = {}
     for one in made:
         split.setdefault((one.model, one.method, one.budget), {})[one.data] = one
     return [

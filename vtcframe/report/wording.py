@@ -2,14 +2,14 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from vtcframe.report.runs import UNPRUNED, Found
-from vtcframe.report.statistics import Average, Difference, Entry, sets
+from vtcframe.report.runs import UNPRUNED, LoadedRuns
+from vtcframe.report.statistics import Average, Difference, MethodResult, sets
 from vtcframe.runs.baselines import BASELINES, CHANCE
 
 FEW = 3  # seeds
 
 
-def sentences(found: Found, made: Sequence[Entry]) -> list[str]:
+def sentences(found: LoadedRuns, made: Sequence[MethodResult]) -> list[str]:
     """Say what the figures allow to say, and what they do not."""
     lines = []
     for (model, data), own in sets(made).items():
@@ -39,7 +39,7 @@ SEEDS = (
 )
 
 
-def _said(own: Sequence[Entry]) -> Iterator[str]:
+def _said(own: Sequence[MethodResult]) -> Iterator[str]:
     if not any(one.method == UNPRUNED for one in own):
         yield "the untouched model was not asked, so nothing is told in percent of it."
     pruned = [one for one in own if one.method != UNPRUNED]
@@ -70,7 +70,7 @@ def _said(own: Sequence[Entry]) -> Iterator[str]:
         yield f"not all methods answered the same questions ({min(sizes)} to {max(sizes)}): see what failed."
 
 
-def _amount(one: Entry) -> str:
+def _amount(one: MethodResult) -> str:
     """Return a budget without whose it is: pictures are shrunk one by one."""
     return one.budget.partition(" a ")[0]
 
@@ -79,7 +79,7 @@ def _verdict(difference: Difference | None) -> str | None:
     return None if difference is None else difference.verdict
 
 
-def labelled(one: Entry | Average) -> str:
+def labelled(one: MethodResult | Average) -> str:
     """Return method and budget."""
     return one.method if one.method == UNPRUNED else f"{one.method} at {one.budget}"
 

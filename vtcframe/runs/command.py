@@ -9,7 +9,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from transformers.utils.logging import disable_progress_bar
 
-from vtcframe.config.parser import MODE, Parser, _brief
+from vtcframe.config.parser import MODE, Parser, shorten_error
 from vtcframe.config.short_names import load_components
 from vtcframe.data.datamodule import Questions
 from vtcframe.errors import ComponentError, UsageError
@@ -71,5 +71,5 @@ def _command(arguments: list[str]) -> Command:
         )
     except (ValueError, TypeError, LookupError, MisconfigurationException) as error:
         whose = "" if isinstance(error, ComponentError) else raised_in(error)
-        raise UsageError(whose + _brief(str(error)).removeprefix("  - " if whose else "")) from error
+        raise UsageError(whose + shorten_error(str(error)).removeprefix("  - " if whose else "")) from error
     return command

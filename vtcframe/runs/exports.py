@@ -10,10 +10,10 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, get_args
 
-from vtcframe.atomic import whole
-from vtcframe.data.results import Row
+from vtcframe.atomic import atomic_path
+from vtcframe.data.results import Prediction
 from vtcframe.errors import UsageError
-from vtcframe.runs.shards import writing
+from vtcframe.runs.shards import report_write_errors
 
 ARROW = {str: "string", int: "int64", float: "double"}
 GROUP = 10_000  # rows that a Parquet file is written by
@@ -25,7 +25,7 @@ def _arrow(declared: Any) -> str | None:
     return next((ARROW[kind] for kind in options if kind in ARROW), None)
 
 
-COLUMNS = {field.name: _arrow(field.type) for field in fields(Row)}
+COLUMNS = {field.name: _arrow(field.type) for field in fields(Prediction)}
 
 
 def check(form: str) -> None:
@@ -37,7 +37,7 @@ def check(form: str) -> None:
 def export(form: str, rows: Iterable[Mapping[str, Any]], path: Path) -> Path:
     """Write rows in the form beside the file `path` and return where. UnfinishedError where they cannot be written."""
     path = path.with_suffix(f".{form}")
-    with writing(path), whole(path) as part:
+    with report_write_errors(path), atomic_path(path) as part:
         FORMS[form](({name: _cell(row.get(name), kind) for name, kind in COLUMNS.items()} for row in rows), part)
     return path
 

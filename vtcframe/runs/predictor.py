@@ -17,20 +17,20 @@ from torch import Tensor
 from vtcframe.adapters.arrangement import Arrangement
 from vtcframe.adapters.base import adapter_for
 from vtcframe.core.budget import Budget
-from vtcframe.core.contracts import PASSED
+from vtcframe.core.contracts import RESOURCE_ERRORS
 from vtcframe.core.evidence import Evidence
 from vtcframe.core.layout import Layout
 from vtcframe.core.pruned import Pruned
 from vtcframe.core.stages import Plan, Pruner, Stage, plan_for, planned
 from vtcframe.data.datamodule import Questions
-from vtcframe.data.processor import asked, shown
-from vtcframe.data.results import Row, View, written
+from vtcframe.data.processor import processor_inputs, visible_region
+from vtcframe.data.results import Prediction, ViewRecord, format_budget
 from vtcframe.data.sample import Sample
 from vtcframe.drawing import Picture
 from vtcframe.errors import ComponentError, UsageError
 from vtcframe.inference.checkpoint import Backbone
 from vtcframe.inference.kv_cache import kv_bytes
-from vtcframe.inference.session import Passage, check_open, check_options, encode, prune
+from vtcframe.inference.session import PrunedGeneration, check_sites, check_options, encode, prune
 
 DEFAULTS = {"do_sample": False, "max_new_tokens": 32}
 HALF = {"bf16-true": "bfloat16", "16-true": "float16"}  # the trainer's precision -> the type that weights are loaded in
@@ -60,7 +60,7 @@ class Comparison:
 
 
 @dataclass(frozen=True)
-class _Batch:
+class PredictBatch:
     """Samples that are answered together, and what runs share of them."""
 
     samples: Sequence[Sample]
@@ -121,7 +121,7 @@ class Predictor(LightningModule):
             self.adapter = adapter_for(self.model, self.processor)
             for plan in self.runs:
                 if plan is not None:
-                    check_open(self.adapter, plan)
+                    check_sites(self.adapter, plan)
                     if plan.llm:
                         check_options({}, self.options)
         except (ValueError, LookupError) as error:
@@ -144,7 +144,7 @@ class Predictor(LightningModule):
             "model.generation": self.generation,
         } | {f"version of {name}": version(name) for name in ("vtcframe", "torch", "transformers")}
 
-    def predict_step(self, batch: Iterable[Sample], batch_idx: int) -> list[Row]:
+    def predict_step(self, batch: Iterable[Sample], batch_idx: int) -> list[Prediction]:
         """Answer each sample in every run. One that could not be loaded gets a single row, with its error.
 
         Where a component fails, the rows of its run have the error, and the other runs go on.
@@ -155,7 +155,7 @@ class Predictor(LightningModule):
         return [
             replace(row, batch=batch_idx)
             for sample in batch
-            for row in (next(answers) if sample.error is None else [_row(sample, error=sample.error)])
+            for row in (next(answers) if sample.error is None else [make_row(sample, error=sample.error)])
         ]
 
     def on_predict_batch_end(self, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
@@ -184,21 +184,21 @@ class Predictor(LightningModule):
         return getattr(getattr(self.processor, "video_processor", None), "temporal_patch_size", 1)
 
     def _crop(self, picture: Image.Image, video: bool = False, alone: bool = True) -> Image.Image:
-        top, left, bottom, right = shown(self.processor, (picture.height, picture.width), video, alone)
+        top, left, bottom, right = visible_region(self.processor, (picture.height, picture.width), video, alone)
         x, y = round(left * picture.width), round(top * picture.height)
         width, height = round((right - left) * picture.width), round((bottom - top) * picture.height)
         return picture.crop((x, y, x + max(width, 1), y + max(height, 1)))
 
-    def _answered(self, samples: Sequence[Sample]) -> list[list[Row]]:
+    def _answered(self, samples: Sequence[Sample]) -> list[list[Prediction]]:
         """Answer a batch. A sample that processor or adapter refuses gets a row with the error, the others answers."""
         try:
             return self._answer(samples)
         except _RefusedError as error:
             if len(samples) > 1:
                 return [rows for sample in samples for rows in self._answered([sample])]
-            return [[_row(samples[0], error=f"{self.backbone.path} cannot be asked this: {error}")]]
+            return [[make_row(samples[0], error=f"{self.backbone.path} cannot be asked this: {error}")]]
 
-    def _answer(self, samples: Sequence[Sample], runs: Sequence[Plan | None] | None = None) -> list[list[Row]]:
+    def _answer(self, samples: Sequence[Sample], runs: Sequence[Plan | None] | None = None) -> list[list[Prediction]]:
         """Return the rows of each sample, one a run; all runs unless they are given.
 
         Pictures are encoded once for all the runs that prune at the same stages inside the encoder, or at none. A run
@@ -210,8 +210,8 @@ class Predictor(LightningModule):
         start = time.perf_counter()
         arrangement = self._arrange(inputs, samples)
         pruning = [plan for plan in runs if plan and not plan.covers(arrangement.layout)]
-        batch = _Batch(samples, inputs, arrangement, pruning, self._since(start) / len(samples))
-        rows: list[list[Row]] = [[] for _ in samples]
+        batch = PredictBatch(samples, inputs, arrangement, pruning, self._since(start) / len(samples))
+        rows: list[list[Prediction]] = [[] for _ in samples]
         for plan in runs:
             try:
                 answers = self._run(plan, batch)
@@ -221,12 +221,14 @@ class Predictor(LightningModule):
                     if all(row.error is not None for row in answers):
                         self._lost.append(plan)
                 else:
-                    answers = [_row(sample, **_named(plan), error=self._failed(plan, error)) for sample in samples]
+                    answers = [
+                        make_row(sample, **run_fields(plan), error=self._failed(plan, error)) for sample in samples
+                    ]
             for own, row in zip(rows, answers, strict=True):
                 own.append(row)
         return rows
 
-    def _run(self, plan: Plan | None, batch: "_Batch") -> list[Row]:
+    def _run(self, plan: Plan | None, batch: "PredictBatch") -> list[Prediction]:
         """Return the row of each sample in one run. ComponentError where one of its components fails."""
         inputs, layout, count = batch.inputs, batch.arrangement.layout, len(batch.samples)
         passage, encoding = None, 0.0  # where nothing is to be dropped the model is called as it is, and encodes
@@ -239,20 +241,20 @@ class Predictor(LightningModule):
         seconds = self._since(start) / count
         told = self._told(inputs, layout, passage)
         return [
-            _row(
+            make_row(
                 sample,
-                **_named(plan),
+                **run_fields(plan),
                 prediction=predictions[p],
                 visual_tokens_before=int(layout.untouched[p]),
                 seconds=seconds,
                 encode_seconds=encoding,
-                views=_views(layout, passage.pruned, p) if passage and self.viewed(sample) else None,
+                views=view_records(layout, passage.pruned, p) if passage and self.viewed(sample) else None,
                 **{name: values[p].tolist() for name, values in told.items()},
             )
             for p, sample in enumerate(batch.samples)
         ]
 
-    def _encoded(self, plan: Plan, batch: "_Batch") -> tuple[Evidence, Pruned | None, float]:
+    def _encoded(self, plan: Plan, batch: "PredictBatch") -> tuple[Evidence, Pruned | None, float]:
         """Encode, unless a run with the same stages inside the encoder has done so."""
         if plan.encoder not in batch.encoded:
             start = time.perf_counter()
@@ -263,14 +265,14 @@ class Predictor(LightningModule):
         return batch.encoded[plan.encoder]
 
     def _failed(self, plan: Plan | None, error: Exception) -> str:
-        budget = None if plan is None else _written(plan.budget)
-        at = "" if budget is None else f" at {written(budget)}"
+        budget = None if plan is None else budget_fields(plan.budget)
+        at = "" if budget is None else f" at {format_budget(budget)}"
         return f"{plan}{at} fails on {self.backbone.path}: {error}"
 
     def _inputs(self, samples: Sequence[Sample]) -> dict[str, Any]:
         """Return what generate takes, on the model's device."""
         try:
-            made = asked(self.processor, samples)
+            made = processor_inputs(self.processor, samples)
         except Exception as error:  # processors raise whatever a picture makes them stumble over
             reason = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
             raise _RefusedError(f"its processor refuses: {reason}") from error
@@ -297,22 +299,24 @@ class Predictor(LightningModule):
         except ValueError as error:
             raise UsageError(f"{self.backbone.path} cannot show what the pruners look at: {error}") from error
 
-    def _passage(self, plan: Plan, inputs: Mapping[str, Any], evidence: Evidence, left: Pruned | None) -> Passage:
+    def _passage(
+        self, plan: Plan, inputs: Mapping[str, Any], evidence: Evidence, left: Pruned | None
+    ) -> PrunedGeneration:
         try:
-            return Passage(self.adapter, inputs, plan, evidence, *prune(plan, evidence, left))
-        except (ComponentError, *PASSED):
+            return PrunedGeneration(self.adapter, inputs, plan, evidence, *prune(plan, evidence, left))
+        except (ComponentError, *RESOURCE_ERRORS):
             raise
         except ValueError as error:
             raise UsageError(f"{plan} cannot prune {self.backbone.path}: {error}") from error
         except Exception as error:  # places that are none, for example
             raise ComponentError(f"what it left cannot be read: {type(error).__name__}: {error}") from error
 
-    def _generate(self, inputs: Mapping[str, Any], plan: Plan | None, passage: Passage | None) -> list[str]:
+    def _generate(self, inputs: Mapping[str, Any], plan: Plan | None, passage: PrunedGeneration | None) -> list[str]:
         given = inputs if passage is None else passage.given
         try:
             with passage or nullcontext():
                 out: Tensor = self.model.generate(**given, generation_config=self.options)
-        except (ComponentError, *PASSED):
+        except (ComponentError, *RESOURCE_ERRORS):
             raise
         except (ValueError, IndexError) as error:  # IndexError: a token that the model has no embedding of
             inside = f" under {plan}" if plan is not None and plan.llm else ""
@@ -327,7 +331,7 @@ class Predictor(LightningModule):
         answers = self.processor.batch_decode(out[:, given["input_ids"].shape[1] :], skip_special_tokens=True)
         return [answer.strip() for answer in answers]
 
-    def _told(self, inputs: Mapping[str, Any], layout: Layout, passage: Passage | None) -> dict[str, Tensor]:
+    def _told(self, inputs: Mapping[str, Any], layout: Layout, passage: PrunedGeneration | None) -> dict[str, Tensor]:
         """Return [P, ...] of what the language model read, by the names of a row's fields."""
         prompt, depth, decoder = self.adapter.prompt(inputs), len(self.adapter.llm_layers()), self.adapter.decoder()
         if passage is not None:
@@ -350,21 +354,21 @@ class Predictor(LightningModule):
         return time.perf_counter() - start
 
 
-def _named(plan: Plan | None) -> dict[str, Any]:
+def run_fields(plan: Plan | None) -> dict[str, Any]:
     """Return what a row says of its run."""
     if plan is None:
         return {"method": "unpruned", "budget": None}
-    return {"method": str(plan), "budget": _written(plan.budget)}
+    return {"method": str(plan), "budget": budget_fields(plan.budget)}
 
 
-def _written(budget: Budget | None) -> dict[str, Any] | None:
+def budget_fields(budget: Budget | None) -> dict[str, Any] | None:
     """Return a budget as one writes it in the configuration."""
     if budget is None:
         return None
     return {k: v for k, v in asdict(budget).items() if v is not None and (k, v) != ("per", "sample")}
 
 
-def _views(layout: Layout, pruned: Pruned, p: int) -> list[View]:
+def view_records(layout: Layout, pruned: Pruned, p: int) -> list[ViewRecord]:
     """Return what became of a sample's views in `layout`; `pruned` may have joined them."""
     rows = pruned.layout.sample == p
     column = pruned.layout.column.cpu()[rows]
@@ -373,7 +377,7 @@ def _views(layout: Layout, pruned: Pruned, p: int) -> list[View]:
     views = []
     for v in (layout.sample == p).nonzero()[:, 0].tolist():
         height, width = (layout.grid[v].amax(0) + 1).tolist()
-        view = View(
+        view = ViewRecord(
             image=int(layout.image[v]),
             frame=int(layout.frame[v]),
             box=layout.box[v].tolist(),
@@ -388,6 +392,8 @@ def _views(layout: Layout, pruned: Pruned, p: int) -> list[View]:
     return views
 
 
-def _row(sample: Sample, **outcome: Any) -> Row:
+def make_row(sample: Sample, **outcome: Any) -> Prediction:
     images = [str(image) for image in (*sample.images, *(clip[0] for clip in sample.clips if clip))]
-    return Row(sample.id, sample.type, sample.question, sample.answer, images=images, meta=sample.meta, **outcome)
+    return Prediction(
+        sample.id, sample.type, sample.question, sample.answer, images=images, meta=sample.meta, **outcome
+    )

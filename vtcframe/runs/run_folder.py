@@ -9,14 +9,27 @@ from pathlib import Path
 from textwrap import shorten
 from typing import Any, Literal
 
-from vtcframe.atomic import replace_whole
+from vtcframe.atomic import write_atomic
 from vtcframe.errors import UnfinishedError, UsageError
-from vtcframe.runs.shards import NAME, PULSE, SILENT, Lock, Place, Watch, author, finished, held, places, shard, writing
+from vtcframe.runs.shards import (
+    NAME,
+    HEARTBEAT_S,
+    STALE_BEATS,
+    Lock,
+    RowLocation,
+    HeartbeatMonitor,
+    writer_of,
+    is_finished,
+    is_locked,
+    row_locations,
+    shard_path,
+    report_write_errors,
+)
 
 Existing = Literal["resume", "replace", "mix"]
-Facts = Mapping[str, Any]  # what a run is: a key of the configuration, or of what it stands on, -> its value
+RunIdentity = Mapping[str, Any]  # what a run is: a key of the configuration, or of what it stands on, -> its value
 LISTED, WIDTH = 5, 100  # differences that an error tells, and characters of a value
-ANEW = "give another folder, or writer.existing: replace to begin anew"
+START_OVER = "give another folder, or writer.existing: replace to begin anew"
 
 
 class RunFolder:
@@ -38,7 +51,7 @@ class RunFolder:
 
     # What the first of the processes does, before any of them answers
 
-    def begin(self, facts: Facts, processes: int, machine: str = "") -> tuple[int, set[str]]:
+    def begin(self, facts: RunIdentity, processes: int, machine: str = "") -> tuple[int, set[str]]:
         """Lock it, and return the attempt's number and the ids that have their answers from earlier ones.
 
         `machine` is told in run.json; no answer depends on it.
@@ -58,12 +71,12 @@ class RunFolder:
             self.leave()
             raise
 
-    def _begin(self, facts: Facts, processes: int, machine: str) -> tuple[int, set[str]]:
+    def _begin(self, facts: RunIdentity, processes: int, machine: str) -> tuple[int, set[str]]:
         self._await_orphans()
         told, shards = self._told(), self._shards()
         attempt = max([0, *(one["attempt"] for one in told["attempts"]), *(number for number, _ in shards)]) + 1
         if self.existing != "replace" and not told["attempts"] and self.predictions.exists():
-            raise UsageError(f"{self.path} holds predictions, but no run.json that says of what: {ANEW}")
+            raise UsageError(f"{self.path} holds predictions, but no run.json that says of what: {START_OVER}")
         known = {} if self.existing == "replace" else self._answered(told)
         if not known:  # earlier attempts, if there were some, came to nothing
             told |= {"first": attempt, "merged": None}
@@ -88,20 +101,20 @@ class RunFolder:
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             if self.existing == "replace":
                 return {"run": {}, "hash": None, "first": 1, "merged": None, "attempts": []}
-            raise UsageError(f"{self.manifest} does not say what run it is of ({error}): {ANEW}") from error
+            raise UsageError(f"{self.manifest} does not say what run it is of ({error}): {START_OVER}") from error
         return told
 
     def _tell(self, told: Mapping[str, Any]) -> None:
-        with writing(self.manifest):
-            replace_whole(self.manifest, [json.dumps(told, ensure_ascii=False, indent=1).encode() + b"\n"])
+        with report_write_errors(self.manifest):
+            write_atomic(self.manifest, [json.dumps(told, ensure_ascii=False, indent=1).encode() + b"\n"])
 
-    def _refuse_another(self, told: Mapping[str, Any], facts: Facts) -> None:
+    def _refuse_another(self, told: Mapping[str, Any], facts: RunIdentity) -> None:
         there, here = told["run"], json.loads(json.dumps(facts))
         keys = [key for key in dict.fromkeys((*there, *here)) if there.get(key) != here.get(key)]
         if keys:
             lines = [f"  {key}: {_brief(there.get(key))} there, {_brief(here.get(key))} here" for key in keys[:LISTED]]
             more = [f"  and {len(keys) - LISTED} more"] if len(keys) > LISTED else []
-            cure = f"{ANEW}, or writer.existing: mix to go on all the same"
+            cure = f"{START_OVER}, or writer.existing: mix to go on all the same"
             raise UsageError("\n".join([f"{self.path} holds another run:", *lines, *more, cure]))
 
     def _shards(self) -> list[tuple[int, Path]]:
@@ -111,23 +124,23 @@ class RunFolder:
 
     def _await_orphans(self) -> None:
         """Wait for processes of an attempt whose first process is gone: they notice it, and leave."""
-        until = time.monotonic() + 4 * SILENT * PULSE
+        until = time.monotonic() + 4 * STALE_BEATS * HEARTBEAT_S
         for _, path in self._shards():
             lock = path.with_suffix(".lock")
-            while lock.exists() and held(lock):
+            while lock.exists() and is_locked(lock):
                 if time.monotonic() > until:
-                    raise UsageError(f"{author(path)} of an earlier attempt is still at work in {self.path}: end it")
-                time.sleep(PULSE / 10)
+                    raise UsageError(f"{writer_of(path)} of an earlier attempt is still at work in {self.path}: end it")
+                time.sleep(HEARTBEAT_S / 10)
 
     # What is there
 
-    def _answered(self, told: Mapping[str, Any]) -> dict[str, Place]:
+    def _answered(self, told: Mapping[str, Any]) -> dict[str, RowLocation]:
         """Return where the rows of each sample stand: those with an answer before others, then the latest."""
         sources = [self.predictions] if told["merged"] and self.predictions.exists() else []
         sources += [path for attempt, path in self._shards() if attempt >= told["first"]]
-        found: dict[str, Place] = {}
+        found: dict[str, RowLocation] = {}
         for source in sources:
-            for identity, place in places(source):
+            for identity, place in row_locations(source):
                 if identity not in found or found[identity].failed or not place.failed:
                     found[identity] = place
         return found
@@ -136,20 +149,20 @@ class RunFolder:
 
     def await_others(self, attempt: int, processes: int, stopped: Callable[[], bool]) -> None:
         """Wait until every process has answered its samples. UnfinishedError if one is gone, or if `stopped`."""
-        left = {path: Watch(path.with_suffix(".lock")) for path in self._attempt(attempt, processes)}
+        left = {path: HeartbeatMonitor(path.with_suffix(".lock")) for path in self._attempt(attempt, processes)}
         while True:
-            left = {path: watch for path, watch in left.items() if not finished(path)}
+            left = {path: watch for path, watch in left.items() if not is_finished(path)}
             if not left:
                 return
-            lost = [path for path, watch in left.items() if watch.gone() and not finished(path)]
+            lost = [path for path, watch in left.items() if watch.gone() and not is_finished(path)]
             if lost:
-                raise UnfinishedError(f"{', '.join(map(author, lost))} of this run is gone")
+                raise UnfinishedError(f"{', '.join(map(writer_of, lost))} of this run is gone")
             if stopped():
                 raise UnfinishedError("it was asked to stop")
-            time.sleep(PULSE / 20)
+            time.sleep(HEARTBEAT_S / 20)
 
     def _attempt(self, attempt: int, processes: int) -> list[Path]:
-        return [shard(self.parts, attempt, process) for process in range(processes)]
+        return [shard_path(self.parts, attempt, process) for process in range(processes)]
 
     def merge(self, order: Sequence[str]) -> None:
         """Write predictions.jsonl in the order of these ids. UnfinishedError where one has no rows."""
@@ -161,8 +174,8 @@ class RunFolder:
                 f"{len(missing)} of {len(order)} samples were not asked, {missing[0]!r} first: if trainer."
                 "limit_predict_batches left them out, give data.limit instead"
             )
-        with writing(self.predictions):
-            replace_whole(self.predictions, (_line(row) for identity in order for row in found[identity].rows()))
+        with report_write_errors(self.predictions):
+            write_atomic(self.predictions, (_line(row) for identity in order for row in found[identity].rows()))
         told["merged"] = _now()
         self._tell(told)
         for _, path in self._shards():

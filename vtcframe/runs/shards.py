@@ -22,8 +22,8 @@ from vtcframe.errors import UnfinishedError, UsageError
 
 NAME = re.compile(r"(\d{4,})-(\d{5,})\.jsonl")  # attempt, process
 END = {"end": True}
-PULSE = 5.0  # seconds between a process's signs of life
-SILENT, LOST = 3, 60  # pulses without one until it is gone: if its lock is free, or whatever its lock says
+HEARTBEAT_S = 5.0  # seconds between a process's signs of life
+STALE_BEATS, DEAD_BEATS = 3, 60  # pulses without one until it is gone: if its lock is free, or whatever its lock says
 
 
 class Lock:
@@ -47,7 +47,7 @@ class Lock:
         return True
 
     def _beat(self) -> None:
-        while not self._over.wait(PULSE):
+        while not self._over.wait(HEARTBEAT_S):
             with suppress(OSError):  # a full disk, say, is told by those who write
                 os.utime(self.path)
 
@@ -57,7 +57,7 @@ class Lock:
         self._lock.release(force=True)
 
 
-def held(path: Path) -> bool | None:
+def is_locked(path: Path) -> bool | None:
     """Tell whether a process has a lock, as far as this machine is told; None where there are no locks.
 
     Being asked moves the file's time on.
@@ -73,7 +73,7 @@ def held(path: Path) -> bool | None:
     return False
 
 
-class Watch:
+class HeartbeatMonitor:
     """Tells whether the process that has a lock is gone."""
 
     def __init__(self, path: Path) -> None:
@@ -84,18 +84,18 @@ class Watch:
         moved = self.path.stat().st_mtime_ns
         if moved != self._time:
             self._time, self._since = moved, time.monotonic()
-        silence = (time.monotonic() - self._since) / PULSE
-        if silence > LOST:
+        silence = (time.monotonic() - self._since) / HEARTBEAT_S
+        if silence > DEAD_BEATS:
             return True
-        if silence <= SILENT:
+        if silence <= STALE_BEATS:
             return False
-        free = held(self.path) is False
+        free = is_locked(self.path) is False
         self._time = self.path.stat().st_mtime_ns  # asking was no sign of life
         return free
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[None]:
+def report_write_errors(path: Path) -> Iterator[None]:
     """Turn what keeps a file from being written into UnfinishedError, naming it."""
     try:
         yield
@@ -107,9 +107,9 @@ class Shard:
     """One that is being written. UnfinishedError where it cannot be; what it holds already is kept."""
 
     def __init__(self, folder: Path, attempt: int, process: int) -> None:
-        self.path = shard(folder, attempt, process)
+        self.path = shard_path(folder, attempt, process)
         self._lock = Lock(self.path.with_suffix(".lock"))
-        with writing(self.path):
+        with report_write_errors(self.path):
             self._lock.take()
             self._file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o666)
         self._append([{"host": socket.gethostname(), "pid": os.getpid()}])
@@ -120,7 +120,7 @@ class Shard:
 
     def _append(self, values: Sequence[Any]) -> None:
         left = b"".join(json.dumps(value, ensure_ascii=False).encode() + b"\n" for value in values)
-        with writing(self.path):
+        with report_write_errors(self.path):
             while left:  # the system may take a part only
                 left = left[os.write(self._file, left) :]
             os.fsync(self._file)
@@ -135,13 +135,13 @@ class Shard:
             self._lock.give()
 
 
-def shard(folder: Path, attempt: int, process: int) -> Path:
+def shard_path(folder: Path, attempt: int, process: int) -> Path:
     """Return where a process's shard lies."""
     return folder / f"{attempt:04d}-{process:05d}.jsonl"
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class RowLocation:
     """Where a sample's rows stand: one line of a shard, or their own lines of a merged file."""
 
     path: Path
@@ -157,12 +157,12 @@ class Place:
         return [row for line in lines for row in _listed(json.loads(line))]
 
 
-def places(path: Path) -> Iterator[tuple[str, Place]]:
+def row_locations(path: Path) -> Iterator[tuple[str, RowLocation]]:
     """Yield id and place of each sample of a shard or merged file, a torn last line left out.
 
     UsageError, naming file, line and cure, for what cannot be read or was not written by a run.
     """
-    last: tuple[str, Place] | None = None
+    last: tuple[str, RowLocation] | None = None
     try:
         with path.open("rb") as file:
             offset = 0
@@ -182,7 +182,7 @@ def places(path: Path) -> Iterator[tuple[str, Place]]:
                     failed |= last[1].failed
                 elif last is not None:
                     yield last
-                last = None if identity is None else (identity, Place(path, start, offset - start, failed))
+                last = None if identity is None else (identity, RowLocation(path, start, offset - start, failed))
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror or error}") from error
     if last is not None:
@@ -196,7 +196,7 @@ def _listed(value: Any) -> list[dict[str, Any]]:
     return [] if value == END or value.keys() == {"host", "pid"} else [value]
 
 
-def finished(path: Path) -> bool:
+def is_finished(path: Path) -> bool:
     """Tell whether a shard's process has answered all that it was to."""
     with path.open("rb") as file:
         end = json.dumps(END).encode() + b"\n"
@@ -204,7 +204,7 @@ def finished(path: Path) -> bool:
         return file.read() == end
 
 
-def author(path: Path) -> str:
+def writer_of(path: Path) -> str:
     """Return who writes a shard, in words."""
     process = int(NAME.fullmatch(path.name)[2])  # pyright: ignore[reportOptionalSubscript] (shards are named so)
     try:

@@ -4,13 +4,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING
 
-from vtcframe.data.results import Row, Score, columns, means, runs, seconds
+from vtcframe.data.results import Prediction, Score, columns, mean_scores, runs, seconds
 
 if TYPE_CHECKING:
     from vtcframe.data.benchmarks.base import Benchmark
 
 
-def table(rows: Iterable[Row], benchmark: "Benchmark | None" = None) -> str:
+def table(rows: Iterable[Prediction], benchmark: "Benchmark | None" = None) -> str:
     """Lay out mean visual tokens, seconds and scores, a line for each method and budget. Failures do not count.
 
     "tokens" are those left in the end; "a layer" those that a layer of the language model reads, mean over its layers,
@@ -41,11 +41,11 @@ def table(rows: Iterable[Row], benchmark: "Benchmark | None" = None) -> str:
     return "\n".join(_aligned(line, widths) for line in lines)
 
 
-def _scores(rows: Sequence[Row], benchmark: "Benchmark | None") -> Mapping[str, Score]:
-    return means(columns(rows), lambda row: row.correct) if benchmark is None else benchmark.score(rows)
+def _scores(rows: Sequence[Prediction], benchmark: "Benchmark | None") -> Mapping[str, Score]:
+    return mean_scores(columns(rows), lambda row: row.correct) if benchmark is None else benchmark.score(rows)
 
 
-def _costs(rows: Sequence[Row], told: bool) -> list[str]:
+def _costs(rows: Sequence[Prediction], told: bool) -> list[str]:
     """Return the means of tokens and seconds, and of what layers read and caches hold where that is `told`."""
     mean = seconds(rows)
     cells = [f"{fmean(row.visual_tokens or 0 for row in rows):.1f}", "-" if mean is None else f"{mean:.4f}"]

@@ -9,18 +9,18 @@ from lightning import Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 from PIL import Image
 
-from vtcframe.atomic import whole
-from vtcframe.core.contracts import called
+from vtcframe.atomic import atomic_path
+from vtcframe.core.contracts import call_component
 from vtcframe.data.benchmarks.base import Benchmark
 from vtcframe.data.datamodule import Batch, Questions
-from vtcframe.data.results import Row, runs
+from vtcframe.data.results import Prediction, runs
 from vtcframe.drawing import file_name, sheet
 from vtcframe.errors import UnfinishedError, UsageError
 from vtcframe.machine import hardware
 from vtcframe.runs.exports import check, export
 from vtcframe.runs.predictor import Predictor
 from vtcframe.runs.run_folder import Existing, RunFolder
-from vtcframe.runs.shards import Shard, Watch, shard, writing
+from vtcframe.runs.shards import Shard, HeartbeatMonitor, shard_path, report_write_errors
 from vtcframe.runs.table import table
 
 NOTE = "seconds: a sample's share of its batch, encoding included, without the first batch where there are more"
@@ -86,13 +86,13 @@ class Writer(BasePredictionWriter):
         self._drawn = {sample.id for sample in data.samples[: self.pictures]}
         pl_module.viewed = lambda sample: self.masks or sample.id in self._drawn
         self._shard = Shard(self.folder.parts, self.attempt, trainer.global_rank)
-        self._first = Watch(shard(self.folder.parts, self.attempt, 0).with_suffix(".lock"))
+        self._first = HeartbeatMonitor(shard_path(self.folder.parts, self.attempt, 0).with_suffix(".lock"))
 
     def write_on_batch_end(
         self,
         trainer: Trainer,
         pl_module: Any,
-        prediction: Sequence[Row],
+        prediction: Sequence[Prediction],
         batch_indices: Sequence[int] | None,
         batch: Batch,
         batch_idx: int,
@@ -112,10 +112,10 @@ class Writer(BasePredictionWriter):
         if trainer.global_rank and self._first.gone():
             raise UnfinishedError("the first process of this run is gone")
 
-    def _draw(self, pictures: Sequence[Image.Image], rows: Sequence[Row]) -> None:
+    def _draw(self, pictures: Sequence[Image.Image], rows: Sequence[Prediction]) -> None:
         path = self.folder.path / "pictures" / file_name(rows[0].id, ".png")
         path.parent.mkdir(exist_ok=True)
-        with whole(path) as part:
+        with atomic_path(path) as part:
             sheet(pictures, rows).save(part, format="PNG")
 
     def teardown(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
@@ -136,9 +136,9 @@ class Writer(BasePredictionWriter):
         self.folder.leave()
 
     def _tell(self, data: Questions) -> None:
-        rows = [Row(**{**row, "views": None}) for row in self.folder.rows()]
+        rows = [Prediction(**{**row, "views": None}) for row in self.folder.rows()]
         self.failed = list(dict.fromkeys(row.id for row in rows if row.error is not None))
-        print(table(rows) if data.benchmark is None else called(data.benchmark, table, rows, data.benchmark))
+        print(table(rows) if data.benchmark is None else call_component(data.benchmark, table, rows, data.benchmark))
         print(NOTE)
         path = self.folder.predictions
         written = [path, *(export(form, self.folder.rows(), path) for form in self.exports)]
@@ -147,14 +147,14 @@ class Writer(BasePredictionWriter):
         drawn = f", {len(self._drawn)} sheets to {self.folder.path}/pictures" if self._drawn else ""
         print(f"written to {', '.join(map(str, written))}{drawn}")
 
-    def _submit(self, rows: Sequence[Row], benchmark: Benchmark) -> list[Path]:
+    def _submit(self, rows: Sequence[Prediction], benchmark: Benchmark) -> list[Path]:
         """Write each run's answers, empty ones where it failed, as the benchmark's own tool or server takes them."""
         nowhere = [row for row in rows if row.method is None]
-        with writing(self.folder.path / "official"):
+        with report_write_errors(self.folder.path / "official"):
             return [
                 path
                 for (method, budget), own in runs(rows, failed=True).items()
-                for path in called(
+                for path in call_component(
                     benchmark,
                     benchmark.export,
                     [*own, *nowhere],

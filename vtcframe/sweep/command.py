@@ -9,11 +9,11 @@ from pathlib import Path
 
 import yaml
 
-from vtcframe.atomic import replace_whole
+from vtcframe.atomic import write_atomic
 from vtcframe.errors import UnfinishedError, UsageError
 from vtcframe.report.command import check_extra, write
 from vtcframe.runs.baselines import CONFIGURATION
-from vtcframe.runs.shards import PULSE, held
+from vtcframe.runs.shards import HEARTBEAT_S, is_locked
 from vtcframe.sweep.config import asked
 from vtcframe.sweep.plan import Planned, finished, plan
 
@@ -68,7 +68,7 @@ def run(planned: Planned) -> int:
     if planned.config is not None:
         try:
             planned.folder.mkdir(parents=True, exist_ok=True)
-            replace_whole(file, [yaml.safe_dump(planned.config, sort_keys=False, allow_unicode=True).encode()])
+            write_atomic(file, [yaml.safe_dump(planned.config, sort_keys=False, allow_unicode=True).encode()])
         except OSError as error:
             raise UsageError(f"cannot write {file}: {error.strerror or error}") from error
     _await(planned.folder)
@@ -97,7 +97,7 @@ def predict(config: Path) -> int:
 def _await(folder: Path) -> None:
     """Wait while a process of a sweep that was killed is still at work there."""
     lock = folder / "parts" / "lock"
-    if lock.exists() and held(lock):
+    if lock.exists() and is_locked(lock):
         print(f"{folder} is being run by another process: waiting for it", flush=True)
-        while lock.exists() and held(lock):
-            time.sleep(PULSE / 10)
+        while lock.exists() and is_locked(lock):
+            time.sleep(HEARTBEAT_S / 10)

@@ -10,8 +10,8 @@ from torch.nn.utils.rnn import pad_sequence
 from vtcframe.adapters.arrangement import Picture
 from vtcframe.adapters.base import Modality
 from vtcframe.adapters.tower import Tower, TowerAdapter
-from vtcframe.hooks.kernel_call import Segments
-from vtcframe.hooks.readers import Groups
+from vtcframe.hooks.kernel_call import PackedSequences
+from vtcframe.hooks.readers import PatchGroups
 from vtcframe_backbones.llava import Llava
 
 
@@ -34,9 +34,11 @@ class Mistral3(TowerAdapter):
         if layer != -1:
             raise ValueError(f"vision_feature_layer {layer!r} is not what {self.family} on Pixtral reads: use -1")
         attention = [block.get_submodule("attention") for block in module.transformer.layers]
-        pool, order = Groups(self.merge**2), self._order(inputs)
+        pool, order = PatchGroups(self.merge**2), self._order(inputs)
         lengths = (self._sizes(inputs) // module.patch_size).prod(1).tolist()
-        return Tower(module, attention, [len(attention)], pool=pool, packed=True, segments=Segments(lengths, order))
+        return Tower(
+            module, attention, [len(attention)], pool=pool, packed=True, segments=PackedSequences(lengths, order)
+        )
 
     def features(self, modality: Modality, inputs: Mapping[str, Any], tower: Tower) -> Any:
         """Encode images."""

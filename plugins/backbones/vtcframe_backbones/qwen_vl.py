@@ -9,9 +9,9 @@ from transformers.vision_utils import get_vision_window_index
 
 from vtcframe.adapters.arrangement import Picture
 from vtcframe.adapters.base import Modality
-from vtcframe.adapters.prompt import Prompt, by_column, own_mask
+from vtcframe.adapters.prompt import Prompt, align_columns, prompt_mask
 from vtcframe.adapters.tower import Tower, TowerAdapter
-from vtcframe.hooks.readers import Groups
+from vtcframe.hooks.readers import PatchGroups
 
 
 class Qwen2Vl(TowerAdapter):
@@ -51,7 +51,9 @@ class Qwen2Vl(TowerAdapter):
         """Return the vision tower: one packed sequence of patches, the four of a token behind one another."""
         module = self.model.base_model.visual
         attention = [block.get_submodule("attn") for block in module.blocks]
-        return Tower(module, attention, [len(attention)], pool=Groups(self._merge**2), packed=True, whole=self.whole())
+        return Tower(
+            module, attention, [len(attention)], pool=PatchGroups(self._merge**2), packed=True, whole=self.whole()
+        )
 
     def whole(self) -> list[int] | None:
         """Return the blocks whose attention spans a whole picture, or None for all."""
@@ -89,12 +91,12 @@ class Qwen2Vl(TowerAdapter):
             raise ValueError(
                 "inputs hold no mm_token_type_ids, by which M-RoPE is laid out: its processor returns them"
             )
-        real, names = own_mask(inputs), ("image_grid_thw", "video_grid_thw", "second_per_grid_ts")
+        real, names = prompt_mask(inputs), ("image_grid_thw", "video_grid_thw", "second_per_grid_ts")
         more = {name: torch.as_tensor(inputs[name]).cpu() for name in names if inputs.get(name) is not None}
         axes, _ = self.model.base_model.get_rope_index(
             inputs["input_ids"].cpu(), mm_token_type_ids=types.cpu(), attention_mask=real.long(), **more
         )
-        return torch.cat([super().positions(inputs, prompt), by_column(axes, real)])
+        return torch.cat([super().positions(inputs, prompt), align_columns(axes, real)])
 
     def portraits(self, modality: Modality, inputs: Mapping[str, Any]) -> Sequence[Tensor]:
         """Return the images, or the mean of the frames of each temporal slice, put together from their patches."""

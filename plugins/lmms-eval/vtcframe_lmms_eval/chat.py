@@ -10,21 +10,21 @@ from transformers.image_utils import load_image
 from transformers.video_utils import load_video
 
 from vtcframe.data.decode import ENCODED, load_sample, spaced
-from vtcframe.data.processor import FPS, fed
+from vtcframe.data.processor import FPS, batch_inputs
 from vtcframe.data.sample import Sample
 
 Metadata = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Film:
+class VideoClip:
     """The frames of a video that are shown, and what processors want to know of the whole."""
 
     frames: Sequence[Image.Image]
     metadata: Metadata
 
     @classmethod
-    def of(cls, source: Any, wanted: int, start: float | None = None, end: float | None = None) -> "Film":
+    def of(cls, source: Any, wanted: int, start: float | None = None, end: float | None = None) -> "VideoClip":
         """Show at most `wanted` frames, evenly spaced, of a file, a folder of frames, or frames in a list.
 
         `start` and `end` are seconds of a file. ValueError for what cannot be read.
@@ -43,7 +43,7 @@ class Film:
         return cls(frames, {"fps": FPS, "total_num_frames": len(frames), "frames_indices": list(range(len(frames)))})
 
     @classmethod
-    def _decoded(cls, path: str, wanted: int, start: float | None, end: float | None) -> "Film":
+    def _decoded(cls, path: str, wanted: int, start: float | None, end: float | None) -> "VideoClip":
         def indices(metadata: Any, **_: Any) -> list[int]:
             if not (count := metadata.total_num_frames):
                 raise ValueError(f"{path} does not say how many frames it has: write it anew (ffmpeg -i ... it.mp4)")
@@ -62,7 +62,7 @@ class Chat:
 
     turns: Sequence[Mapping[str, Any]]
     pictures: Sequence[Image.Image]
-    films: Sequence[Film]
+    films: Sequence[VideoClip]
 
     @classmethod
     def of(cls, messages: Sequence[Any], frames: int, system: str | None = None) -> "Chat":
@@ -82,7 +82,7 @@ class Chat:
                     case "image":
                         pictures.append(load_image(content.url))
                     case "video":
-                        films.append(_film(content, frames))
+                        films.append(_video_clip(content, frames))
                     case other:
                         raise ValueError(f"{other} cannot be shown to a model of pictures and text")
         return cls(turns, pictures, films)
@@ -107,18 +107,20 @@ class Chat:
         )
 
 
-def _film(content: Any, frames: int) -> Film:
+def _video_clip(content: Any, frames: int) -> VideoClip:
     """Decode what stands for a video: where it is, or that with its seconds."""
     source, start, end = content.url, content.start_time, content.end_time
     if isinstance(source, Mapping):
         start, end = source.get("video_start", start), source.get("video_end", end)
         source = source.get("path") or source.get("url")
-    return Film.of(source, frames, start, end)
+    return VideoClip.of(source, frames, start, end)
 
 
-def asked(processor: Any, chats: Sequence[Chat]) -> Any:
+def chat_inputs(processor: Any, chats: Sequence[Chat]) -> Any:
     """Return what the processor makes of conversations. ValueError for videos where it takes none."""
     films = [film for chat in chats for film in chat.films]
     prompts = [chat.prompt(processor) for chat in chats]
     pictures = [chat.pictures for chat in chats]
-    return fed(processor, prompts, pictures, [film.frames for film in films], [film.metadata for film in films])
+    return batch_inputs(
+        processor, prompts, pictures, [film.frames for film in films], [film.metadata for film in films]
+    )

@@ -28,8 +28,8 @@ from vtcframe.adapters.base import adapter_for
 from vtcframe.assets import bundled
 from vtcframe.errors import UsageError
 from vtcframe.inference.checkpoint import device_for
-from vtcframe.inference.session import Passage, check_open, check_options, encode, prune
-from vtcframe_lmms_eval.chat import Chat, asked
+from vtcframe.inference.session import PrunedGeneration, check_sites, check_options, encode, prune
+from vtcframe_lmms_eval.chat import Chat, chat_inputs
 from vtcframe_lmms_eval.settings import Settings
 
 DEFAULTS = {"max_new_tokens": 1024}  # where a task says nothing
@@ -131,7 +131,7 @@ class VtcFrame(lmms):
         try:
             self.adapter: Any = adapter_for(self._model, self.processor)
             if self.plan is not None:
-                check_open(self.adapter, self.plan)
+                check_sites(self.adapter, self.plan)
             self._batch([question])
         except Exception as error:  # of processors, models and components alike
             under = "" if self.plan is None else f" under {self.plan}"
@@ -224,14 +224,14 @@ class VtcFrame(lmms):
     ) -> list[GenerationResult]:
         """Answer conversations that all show something, or all do not: these untouched. Add to `sums`."""
         start = time.perf_counter()
-        inputs = dict(asked(self.processor, chats).to(self._device, self._model.dtype))
+        inputs = dict(chat_inputs(self.processor, chats).to(self._device, self._model.dtype))
         layout = passage = None
         if chats[0].visual:
             arrangement = replace(self.adapter.arrange(inputs, ids), questions=tuple(chat.question for chat in chats))
             layout = arrangement.layout
             if self.plan is not None and not self.plan.covers(layout):
                 evidence, left = encode(self.adapter, inputs, arrangement, self.plan, self.plan.needs)
-                passage = Passage(self.adapter, inputs, self.plan, evidence, *prune(self.plan, evidence, left))
+                passage = PrunedGeneration(self.adapter, inputs, self.plan, evidence, *prune(self.plan, evidence, left))
         given = inputs if passage is None else passage.given
         read, width = given["attention_mask"].sum(1).tolist(), given["input_ids"].shape[1]  # generate changes them
         with passage or nullcontext():

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from vtcframe.data.files import natural
-from vtcframe.data.results import Row, Score, columns, means
+from vtcframe.data.files import natural_key
+from vtcframe.data.results import Prediction, Score, columns, mean_scores
 from vtcframe.data.sample import Sample
 from vtcframe.errors import UsageError
 
@@ -31,18 +31,18 @@ class Benchmark(ABC):
         UsageError, naming file and question, for what is no such thing and for an id that comes twice.
         """
 
-    def grade(self, row: Row) -> float | None:
+    def grade(self, row: Prediction) -> float | None:
         """How right an answer is, 0..1; None where that cannot be known."""
         return row.correct
 
-    def score(self, rows: Sequence[Row]) -> dict[str, Score]:
+    def score(self, rows: Sequence[Prediction]) -> dict[str, Score]:
         """Column -> score of what one method answered at one budget; the figure that papers report comes last.
 
         That is the mean grade by type of question and of "all", unless the benchmark has other rules.
         """
-        return means(columns(rows), self.grade)
+        return mean_scores(columns(rows), self.grade)
 
-    def export(self, rows: Sequence[Row], folder: Path) -> list[Path]:
+    def export(self, rows: Sequence[Prediction], folder: Path) -> list[Path]:
         """Write the answers of one method at one budget as the official tool or server takes them; return the files.
 
         Nothing, where there is none. A row without a prediction is written with an empty answer.
@@ -58,7 +58,7 @@ class ImageFolder(Benchmark):
 
     def read(self, path: Path, images: Path | None) -> list[Sample]:
         known = {ending for ending, form in Image.registered_extensions().items() if form in Image.OPEN}
-        found = sorted((file for file in path.rglob("*") if file.suffix.lower() in known), key=natural)
+        found = sorted((file for file in path.rglob("*") if file.suffix.lower() in known), key=natural_key)
         if not found:
             raise UsageError(f"there are no pictures in the folder {path}")
         return [Sample(file.relative_to(path).as_posix(), self.question, (file,)) for file in found]

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from vtcframe.data.benchmarks.base import LETTER, Benchmark
 from vtcframe.data.files import at, by_id, collect, field, numbered, read_json, read_table, write
 from vtcframe.data.formats import InText
-from vtcframe.data.results import Row, Score, columns, mean, means, parts
+from vtcframe.data.results import Prediction, Score, columns, mean_score, mean_scores, parts
 from vtcframe.data.sample import Sample
 from vtcframe.errors import UsageError
 
@@ -49,20 +49,20 @@ def chosen(text: str, options: Sequence[str]) -> str | None:
 class _Choices(Benchmark):
     """What they share: `meta` has the options, and a column tells how many answers could not be read."""
 
-    def chosen(self, row: Row) -> str | None:
+    def chosen(self, row: Prediction) -> str | None:
         return chosen(row.prediction or "", row.meta["options"])
 
-    def grade(self, row: Row) -> float | None:
+    def grade(self, row: Prediction) -> float | None:
         return None if row.answer is None else self.chosen(row) == row.answer
 
-    def score(self, rows: Sequence[Row]) -> dict[str, Score]:
+    def score(self, rows: Sequence[Prediction]) -> dict[str, Score]:
         split = columns(rows)
         every = split.pop("all")
-        return means(split, self.grade) | self.unread(rows) | means({"all": every}, self.grade)
+        return mean_scores(split, self.grade) | self.unread(rows) | mean_scores({"all": every}, self.grade)
 
-    def unread(self, rows: Sequence[Row]) -> dict[str, Score]:
+    def unread(self, rows: Sequence[Prediction]) -> dict[str, Score]:
         """Return the column of answers that give no letter, as a fraction."""
-        return {"unread": mean([self.chosen(row) is None for row in rows])}
+        return {"unread": mean_score([self.chosen(row) is None for row in rows])}
 
 
 @dataclass(frozen=True)
@@ -102,19 +102,19 @@ class ScienceQa(_Choices):
         picture = folder / identity / field(record, "image", str)
         return Sample(identity, text, (picture,), LETTERS[right], SUBJECTS[subject], meta=meta)
 
-    def chosen(self, row: Row) -> str | None:
+    def chosen(self, row: Prediction) -> str | None:
         text = (row.prediction or "").replace("\n", ". ")
         forms = r"\s*([A-E])\s*", r"([A-E])\. .*", r".*?The answer is ([A-E])\..*", r".*?The answer is ([A-E]).*"
         found = next((match for form in forms if (match := re.fullmatch(form, text, re.DOTALL))), None)
         return found[1] if found and found[1] in SCIENCE_LETTERS[: len(row.meta["options"])] else None
 
-    def score(self, rows: Sequence[Row]) -> dict[str, Score]:
+    def score(self, rows: Sequence[Prediction]) -> dict[str, Score]:
         subjects = parts(rows, lambda row: row.type)
         split = {name: subjects.get(name, []) for name in SUBJECTS.values()}
         split["TXT"] = [row for row in rows if row.meta["hint"]]
         split["G1-6"] = [row for row in rows if row.meta["grade"] <= 6]
         split["G7-12"] = [row for row in rows if row.meta["grade"] > 6]
-        return means(split, self.grade) | self.unread(rows) | means({"IMG": rows}, self.grade)
+        return mean_scores(split, self.grade) | self.unread(rows) | mean_scores({"IMG": rows}, self.grade)
 
 
 @dataclass(frozen=True)
@@ -212,23 +212,23 @@ class MmBench(_Choices):
         }
         return Sample(str(index), text, (InText(picture, f"{place}, column image"),), right, category, meta=meta)
 
-    def score(self, rows: Sequence[Row]) -> dict[str, Score]:
+    def score(self, rows: Sequence[Prediction]) -> dict[str, Score]:
         groups = parts(rows, lambda row: row.meta["group"])
         verdicts = {group: self._whole(own) for group, own in groups.items()}
         firsts = [own[0] for own in groups.values()]
         split = parts(firsts, lambda row: row.type) | parts(firsts, lambda row: row.meta["l2"])
 
-        def verdict(first: Row) -> float | None:
+        def verdict(first: Prediction) -> float | None:
             return verdicts[first.meta["group"]]
 
-        return means(split, verdict) | self.unread(rows) | means({"all": firsts}, verdict)
+        return mean_scores(split, verdict) | self.unread(rows) | mean_scores({"all": firsts}, verdict)
 
-    def _whole(self, own: Sequence[Row]) -> float | None:
+    def _whole(self, own: Sequence[Prediction]) -> float | None:
         """Grade the rotations of one question."""
         grades = [self.grade(row) for row in own]
         return None if None in grades else len(own) == own[0].meta["rounds"] and all(grades)
 
-    def export(self, rows: Sequence[Row], folder: Path) -> list[Path]:
+    def export(self, rows: Sequence[Prediction], folder: Path) -> list[Path]:
         width = max(len(row.meta["options"]) for row in rows)
         out = io.StringIO()
         table = csv.writer(out, delimiter="\t", lineterminator="\n")

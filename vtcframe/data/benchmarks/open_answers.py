@@ -10,7 +10,7 @@ from typing import Any
 
 from vtcframe.data.benchmarks.base import SHORT, Benchmark
 from vtcframe.data.files import at, by_id, collect, field, numbered, read_json, write
-from vtcframe.data.results import Row, Score, columns, means
+from vtcframe.data.results import Prediction, Score, columns, mean_scores
 from vtcframe.data.sample import Sample
 from vtcframe.errors import UsageError
 
@@ -101,7 +101,7 @@ class VqaV2(Benchmark):
         first, kind = field(told, "multiple_choice_answer", str), field(told, "answer_type", str)
         return Sample(str(number), question, (picture,), first, kind, meta=_references(answers))
 
-    def grade(self, row: Row) -> float | None:
+    def grade(self, row: Prediction) -> float | None:
         if (references := row.meta.get("answers")) is None:
             return None
         said = evalai_words(row.prediction or "")
@@ -110,7 +110,7 @@ class VqaV2(Benchmark):
             said, references = vqa_words(said), [vqa_words(one) for one in references]
         return agreement(said, references)
 
-    def export(self, rows: Sequence[Row], folder: Path) -> list[Path]:
+    def export(self, rows: Sequence[Prediction], folder: Path) -> list[Path]:
         answers = [{"question_id": int(row.id), "answer": evalai_words(row.prediction or "")} for row in rows]
         return [write(folder / "vqav2.json", json.dumps(answers))]
 
@@ -151,12 +151,12 @@ class TextVqa(Benchmark):
         identity = str(field(record, "question_id", int))
         return Sample(identity, question + self.prompt, (folder / f"{picture}.jpg",), meta=_references(answers))
 
-    def grade(self, row: Row) -> float | None:
+    def grade(self, row: Prediction) -> float | None:
         if (references := row.meta.get("answers")) is None:
             return None
         return agreement(evalai_words(row.prediction or ""), [evalai_words(one) for one in references])
 
-    def export(self, rows: Sequence[Row], folder: Path) -> list[Path]:
+    def export(self, rows: Sequence[Prediction], folder: Path) -> list[Path]:
         answers = [{"question_id": int(row.id), "answer": row.prediction or ""} for row in rows]
         return [write(folder / "textvqa.json", json.dumps(answers))]
 
@@ -195,18 +195,18 @@ class Gqa(Benchmark):
         kind = field(record["types"], "structural", str) if "types" in record else None
         return Sample(identity, question + self.prompt, (folder / f"{picture}.jpg",), answer, kind)
 
-    def grade(self, row: Row) -> float | None:
+    def grade(self, row: Prediction) -> float | None:
         return None if row.answer is None else _converted(row) == row.answer
 
-    def score(self, rows: Sequence[Row]) -> dict[str, Score]:
+    def score(self, rows: Sequence[Prediction]) -> dict[str, Score]:
         split = columns(rows)
         every = split.pop("all")
         if split:
             split["binary"] = [row for row in every if row.type != "query"]
             split["open"] = [row for row in every if row.type == "query"]
-        return means({**split, "all": every}, self.grade)
+        return mean_scores({**split, "all": every}, self.grade)
 
-    def export(self, rows: Sequence[Row], folder: Path) -> list[Path]:
+    def export(self, rows: Sequence[Prediction], folder: Path) -> list[Path]:
         answers = [{"questionId": row.id, "prediction": _converted(row)} for row in rows]
         return [write(folder / "gqa.json", json.dumps(answers))]
 
@@ -215,7 +215,7 @@ def _balanced(record: Any) -> bool:
     return not isinstance(record, dict) or record.get("isBalanced", True)
 
 
-def _converted(row: Row) -> str:
+def _converted(row: Prediction) -> str:
     return (row.prediction or "").rstrip(".").lower()
 
 
@@ -237,9 +237,9 @@ class MmVet(Benchmark):
         picture, question = field(record, "imagename", str), field(record, "question", str)
         return Sample(identity, question + self.prompt, (folder / picture,), field(record, "answer", str))
 
-    def score(self, rows: Sequence[Row]) -> dict[str, Score]:
+    def score(self, rows: Sequence[Prediction]) -> dict[str, Score]:
         return {"all": Score(len(rows), None)}
 
-    def export(self, rows: Sequence[Row], folder: Path) -> list[Path]:
+    def export(self, rows: Sequence[Prediction], folder: Path) -> list[Path]:
         answers = {row.id: row.prediction or "" for row in rows}
         return [write(folder / "mm-vet.json", json.dumps(answers, ensure_ascii=False, indent=2))]

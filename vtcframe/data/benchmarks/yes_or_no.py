@@ -16,7 +16,7 @@ from torchmetrics.functional.classification import (
 
 from vtcframe.data.benchmarks.base import SHORT, Benchmark
 from vtcframe.data.files import collect, field, read_jsonl, read_text, write
-from vtcframe.data.results import Row, Score, mean, parts
+from vtcframe.data.results import Prediction, Score, mean_score, parts
 from vtcframe.data.sample import Sample
 from vtcframe.errors import UsageError
 
@@ -55,10 +55,10 @@ class Pope(Benchmark):
             raise UsageError(f"the label must be yes or no, got {label!r}")
         return Sample(f"{way}/{number}", question + self.prompt, (folder / image,), label, way)
 
-    def grade(self, row: Row) -> float | None:
+    def grade(self, row: Prediction) -> float | None:
         return (row.answer == "yes") == says_yes(row.prediction or "")
 
-    def score(self, rows: Sequence[Row]) -> dict[str, Score]:
+    def score(self, rows: Sequence[Prediction]) -> dict[str, Score]:
         scores: dict[str, Score] = {}
         ways = parts(rows, lambda row: row.type)
         for way, own in ways.items():
@@ -72,7 +72,7 @@ class Pope(Benchmark):
                 "yes": said.float().mean(),
             }
             scores |= {f"{way} {name}": Score(len(own), float(figure)) for name, figure in figures.items()}
-        return scores | {"F1": Score(len(rows), mean([scores[f"{way} F1"].value for way in ways]).value)}
+        return scores | {"F1": Score(len(rows), mean_score([scores[f"{way} F1"].value for way in ways]).value)}
 
 
 def says_yes(text: str) -> bool:
@@ -109,11 +109,11 @@ class Mme(Benchmark):
         meta = {"picture": picture.name, "question": question}
         return Sample(f"{category}/{picture.stem}/{number}", asked, (picture,), answer.strip(), category, meta=meta)
 
-    def grade(self, row: Row) -> float | None:
+    def grade(self, row: Prediction) -> float | None:
         said = (row.prediction or "").lower()[:4]
         return (row.answer or "").lower() == ("yes" if "yes" in said else "no" if "no" in said else "other")
 
-    def score(self, rows: Sequence[Row]) -> dict[str, Score]:
+    def score(self, rows: Sequence[Prediction]) -> dict[str, Score]:
         scores: dict[str, Score] = {}
         for category, own in parts(rows, lambda row: row.type).items():
             right = [self.grade(row) for row in own]
@@ -121,11 +121,11 @@ class Mme(Benchmark):
             for row, grade in zip(own, right, strict=True):
                 pictures.setdefault(row.meta["picture"], []).append(grade)
             both = fmean(grades == [True, True] for grades in pictures.values())
-            scores[category] = Score(len(own), 100 * ((mean(right).value or 0) + both))
+            scores[category] = Score(len(own), 100 * ((mean_score(right).value or 0) + both))
         sums = {"cognition": COGNITION, "perception": PERCEPTION}
         return scores | {name: _sum([scores[one] for one in own if one in scores]) for name, own in sums.items()}
 
-    def export(self, rows: Sequence[Row], folder: Path) -> list[Path]:
+    def export(self, rows: Sequence[Prediction], folder: Path) -> list[Path]:
         written = []
         for category, own in parts(rows, lambda row: row.type).items():
             lines = ["\t".join(_told(row)) + "\n" for row in own]
@@ -151,5 +151,5 @@ def _sum(scores: Sequence[Score]) -> Score:
     return Score(sum(one.questions for one in scores), sum(one.value or 0 for one in scores) if scores else None)
 
 
-def _told(row: Row) -> list[str]:
+def _told(row: Prediction) -> list[str]:
     return [row.meta["picture"], row.meta["question"], row.answer or "", " ".join((row.prediction or "").split())]

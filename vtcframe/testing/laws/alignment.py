@@ -12,7 +12,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from vtcframe.adapters.base import adapter_for
 from vtcframe.core.evidence import Evidence
 from vtcframe.core.layout import Layout
-from vtcframe.data.processor import shown
+from vtcframe.data.processor import visible_region
 from vtcframe.testing.laws.adapters import inputs_for
 
 BRIGHT, FAINT = (255, 230, 200), 0.1
@@ -29,7 +29,7 @@ def check_aligned(
     `picks` tokens of each view are lit, corners among them. `reach` is for packings that resample.
     """
     height, width = size
-    box = shown(processor, size, video=bool(frames))
+    box = visible_region(processor, size, video=bool(frames))
     with silent_attention():
         plain = _observed(model, processor, [_gradient(height, width)] * max(frames, 1), frames)
         layout = plain.layout

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vtcframe.core.budget import Budget
-from vtcframe.core.contracts import called, needs_of, told
+from vtcframe.core.contracts import call_component, needs_of, describe_type
 from vtcframe.core.evidence import Evidence
 from vtcframe.core.needs import Need
 from vtcframe.core.pruned import Pruned
@@ -165,7 +165,7 @@ def check_pruner(pruner: Pruner, budgets: Iterable[Budget | None] = (Budget(20),
 
 
 def _check_pruned(source: object, pruned: Any, total: Tensor | None) -> None:
-    _hold(isinstance(pruned, Pruned), f"{source} returned {told(pruned)}, not a Pruned")
+    _hold(isinstance(pruned, Pruned), f"{source} returned {describe_type(pruned)}, not a Pruned")
     layout, real = pruned.layout, pruned.place >= 0
     count = real.sum(1)
     _hold(pruned.scores.dtype == torch.float32, f"{source}: scores are {pruned.scores.dtype}, not float32")
@@ -236,7 +236,7 @@ def _noise(evidence: Evidence, salt: int, padding: float) -> Tensor:
 
 def _asked(part: Any, kind: type[Component]) -> tuple[Need, ...]:
     """Return the needs of what is to be checked."""
-    _hold(isinstance(part, kind), f"check an object that extends vtcframe.{kind.__name__}, not {told(part)}")
+    _hold(isinstance(part, kind), f"check an object that extends vtcframe.{kind.__name__}, not {describe_type(part)}")
     plain = is_dataclass(part) or not getattr(part, "__dict__", None)
     _hold(plain, f"{type(part).__name__} has fields but is no dataclass: write @dataclass(frozen=True) above it")
     try:
@@ -247,13 +247,13 @@ def _asked(part: Any, kind: type[Component]) -> tuple[Need, ...]:
 
 def _called(part: Any, function: Callable[..., Any], *given: Any) -> Any:
     try:
-        return called(part, function, *given)
+        return call_component(part, function, *given)
     except ComponentError as error:
         raise AssertionError(str(error)) from error
 
 
 def _tensor(part: Any, made: Any) -> Tensor:
-    _hold(isinstance(made, Tensor), f"{part} returned {told(made)}, not a tensor")
+    _hold(isinstance(made, Tensor), f"{part} returned {describe_type(made)}, not a tensor")
     return made
 
 

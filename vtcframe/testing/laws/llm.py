@@ -14,7 +14,7 @@ from vtcframe.core.budget import Budget
 from vtcframe.core.stages import Plan, Stage, planned
 from vtcframe.hooks.llm import LlmStages
 from vtcframe.inference.compressed import compress
-from vtcframe.inference.session import Passage, check_open, encode, prune
+from vtcframe.inference.session import PrunedGeneration, check_sites, encode, prune
 from vtcframe.testing.laws.adapters import CLOSE, GREEDY, check_restored, inputs_for
 from vtcframe.testing.tiny_models.llava_families import SAMPLES, Sample
 
@@ -34,7 +34,7 @@ def check_llm_stages(
     inputs = inputs_for(model, processor, samples, side)
     model.generate(**inputs, max_new_tokens=1)  # transformers installs hooks of its own in a first forward
     adapter, plan = adapter_for(model, processor), planned(stages)
-    check_open(adapter, plan)
+    check_sites(adapter, plan)
     with check_restored(model):
         _check_keep_all(adapter, inputs, plan, options)
         _check_removed_is_masked(adapter, inputs, plan, options, close)
@@ -42,10 +42,10 @@ def check_llm_stages(
         _check_raising(adapter, inputs, plan)
 
 
-def passage_of(adapter: Adapter, inputs: Mapping[str, Any], plan: Plan) -> Passage:
+def passage_of(adapter: Adapter, inputs: Mapping[str, Any], plan: Plan) -> PrunedGeneration:
     """Encode a batch and prune it before the language model."""
     evidence, left = encode(adapter, inputs, adapter.arrange(inputs), plan, plan.needs)
-    return Passage(adapter, inputs, plan, evidence, *prune(plan, evidence, left))
+    return PrunedGeneration(adapter, inputs, plan, evidence, *prune(plan, evidence, left))
 
 
 def _check_keep_all(adapter: Adapter, inputs: Mapping[str, Any], plan: Plan, options: Mapping[str, Any]) -> None:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from vtcframe.core.evidence import Evidence
 from vtcframe.core.layout import Layout
-from vtcframe.core.needs import Keys, Need, Rows, Text
+from vtcframe.core.needs import AttentionKeys, Need, AttentionRows, TextTokens
 
 POISON = 1e4  # what lies at padding: a missing mask passes on zeros
 Samples = Mapping[int, Sequence[tuple[int, int]]]  # a sample's key -> (rows, columns) of each of its views
@@ -56,9 +56,9 @@ def make_evidence(needs: Iterable[Need] = (), samples: Samples = SAMPLES, channe
 def _made(need: Need, layout: Layout, channels: int) -> Tensor:
     sizes = {"V": len(layout.sample), "N": layout.column.shape[1], "P": len(layout.key), "H": 4, "T": 6, "C": channels}
     sizes["L"] = len(getattr(need, "layers", (0,)))
-    if isinstance(need, Rows) and need.heads != "split":
+    if isinstance(need, AttentionRows) and need.heads != "split":
         sizes["H"] = 1
-    if isinstance(need, Text) and isinstance(need.what, Keys):
+    if isinstance(need, TextTokens) and isinstance(need.what, AttentionKeys):
         sizes["C"] = 4 * channels
     return _fill([sizes[axis] for axis in need.axes], need.axes, str(need), layout)
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from vtcframe import Coverage, Even, Mean, Method, Mixed, Pipeline
-from vtcframe.core.method import Facts
+from vtcframe.core.method import MethodCard
 
 from vtcframe_consensus.scorers import Consensus
 
@@ -12,7 +12,7 @@ from vtcframe_consensus.scorers import Consensus
 class ConsensusPruner(Method):
     """`agreed` of the budget to what three blocks agree on, the rest to what stands for all other tokens."""
 
-    facts = Facts("", "least [CLS] attention of three blocks", "top-k, then coverage", "gone", "ours")
+    facts = MethodCard("", "least [CLS] attention of three blocks", "top-k, then coverage", "gone", "ours")
     agreed: float = 0.75
 
     def pipeline(self) -> Pipeline:

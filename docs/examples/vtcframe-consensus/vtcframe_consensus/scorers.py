@@ -1,6 +1,6 @@
 from dataclasses import dataclass
 
-from vtcframe import Rows, Scorer
+from vtcframe import AttentionRows, Scorer
 
 
 @dataclass(frozen=True)
@@ -9,7 +9,7 @@ class Consensus(Scorer):
 
     @property
     def needs(self):
-        return (Rows("cls", (-3, -2, -1)),)
+        return (AttentionRows("cls", (-3, -2, -1)),)
 
     def __call__(self, evidence):
         return evidence[self.needs[0]].mean(2).amin(0, keepdim=True)  # [L, V, H, N] -> [1, V, N]

@@ -13,16 +13,16 @@ from vtcframe.adapters.auxiliary_encoders import only_call
 from vtcframe.adapters.base import Adapter
 from vtcframe.adapters.prompt import Prompt
 from vtcframe.core.evidence import Evidence
-from vtcframe.core.needs import ClassToken, Features, Keys, Need, Rows
+from vtcframe.core.needs import ClassToken, HiddenStates, AttentionKeys, Need, AttentionRows
 from vtcframe.core.pruned import Pruned
 from vtcframe.core.stages import Stage
-from vtcframe.core.token_merging import Midway
-from vtcframe.hooks.encoder import Inside, rows_of
-from vtcframe.hooks.encoder_blocks import cure, reader_of
+from vtcframe.core.token_merging import EncoderEvidence
+from vtcframe.hooks.encoder import EncoderStages, rows_of
+from vtcframe.hooks.encoder_blocks import missing_evidence_hint, reader_of
 from vtcframe.hooks.readers import KeyStates, Reader
 from vtcframe.hooks.tap import Tap
-from vtcframe.ops.compose import everything
-from vtcframe.ops.gather import located
+from vtcframe.ops.compose import keep_all
+from vtcframe.ops.gather import find_columns
 from vtcframe_backbones.encoders.vit import Vit
 
 
@@ -96,7 +96,7 @@ class Encoder(Adapter):
         for need, (layers, reader) in asked.items():
             if isinstance(need, ClassToken):
                 found[need] = hidden[:, 0]
-            elif isinstance(need, Features):
+            elif isinstance(need, HiddenStates):
                 found[need] = patches
             else:
                 modules = [self.vit.blocks[layer].get_submodule("attn") for layer in layers]
@@ -112,15 +112,15 @@ class Encoder(Adapter):
         pixels, k = inputs["pixel_values"], self.vit.prefix
         layout = rows_of(arrangement.layout, torch.arange(len(pixels)), pixels.device)
         blocks = [self.vit.halves(block) for block in self.vit.blocks]
-        inside = Inside(blocks, k, layout, stages, needs, feeding=self.site, has_class=self.vit.has_class)
+        inside = EncoderStages(blocks, k, layout, stages, needs, feeding=self.site, has_class=self.vit.has_class)
         with inside:
             self.vit.begin(pixels, self.site, inside.deepest)
         evidence = inside.evidence()
-        evidence = evidence.after(everything(evidence))
+        evidence = evidence.after(keep_all(evidence))
         if arrangement.structural is not None:
             prefix = inside.hidden[:, :k].flatten(0, 1)
             evidence = replace(evidence, structural=replace(arrangement.structural, tokens=prefix))
-        place = located(evidence.layout.column, layout)
+        place = find_columns(evidence.layout.column, layout)
         left = Pruned(evidence.tokens, place, inside.scores(layout), layout)
         return replace(evidence, project=nn.Identity()), left
 
@@ -141,8 +141,8 @@ class Encoder(Adapter):
             )
         k, padding = self.vit.prefix, pruned.place < 0
         hidden, size = pruned.tokens.masked_fill(padding[..., None], 0), None
-        if isinstance(evidence, Midway) and evidence.size is not None:
-            size = evidence.size.gather(1, located(pruned.column, evidence.layout).clamp(min=0))
+        if isinstance(evidence, EncoderEvidence) and evidence.size is not None:
+            size = evidence.size.gather(1, find_columns(pruned.column, evidence.layout).clamp(min=0))
         if evidence.structural is not None:
             hidden = torch.cat([evidence.structural.tokens.view(len(hidden), k, -1).to(hidden), hidden], 1)
             padding = torch.nn.functional.pad(padding, (k, 0))
@@ -180,11 +180,11 @@ class Encoder(Adapter):
     def _readers(self, need: Need) -> tuple[list[int], Reader]:
         """Return the blocks that serve a need, in the order asked for, and what reads them."""
         kind, k = type(self.vit.module).__name__, self.vit.prefix
-        if need == Features() or (isinstance(need, ClassToken) and self.vit.has_class):
+        if need == HiddenStates() or (isinstance(need, ClassToken) and self.vit.has_class):
             return [], KeyStates()
         reader = reader_of(need, k, None, self.vit.has_class)
-        if reader is None or not isinstance(need, Rows | Keys):
-            raise ValueError(f"{type(self).__name__} cannot gather {need} from {kind}{cure(need)}")
+        if reader is None or not isinstance(need, AttentionRows | AttentionKeys):
+            raise ValueError(f"{type(self).__name__} cannot gather {need} from {kind}{missing_evidence_hint(need)}")
         count = self.site if need.of == "feeding" else len(self.vit.blocks)
         if not all(-count <= layer < count for layer in need.layers):
             raise ValueError(f"{need} asks for a block beyond the {count} ({need.of}) of {kind}")

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from vtcframe.core.budget import Budget
 from vtcframe.core.stages import Pruner, plan_for
 from vtcframe.inference.session import encode, prune
-from vtcframe_backbones.encoders.open_clip import OpenClip
+from vtcframe_backbones.encoders.open_clip import AuxiliaryOpenClip
 from vtcframe_backbones.encoders.timm import Timm
 
 
@@ -24,7 +24,7 @@ def extract(
         seen = torch.nn.functional.normalize(extract(model, pixels, VtcCls(), ratio=0.5), dim=-1)
         answer = (seen @ words.T).argmax(1)
     """
-    kind = next((kind for kind in (Timm, OpenClip) if kind.matches(model)), None)
+    kind = next((kind for kind in (Timm, AuxiliaryOpenClip) if kind.matches(model)), None)
     if kind is None:
         raise ValueError(f"{type(model).__name__} is neither a model of timm nor of open_clip")
     budget = None if tokens is None and ratio is None else Budget(tokens, ratio)

@@ -5,17 +5,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vtcframe.hooks.encoder_blocks import Halves, by_heads
+from vtcframe.hooks.encoder_blocks import SplitBlock, by_heads
 from vtcframe_backbones.encoders.base import Encoder
 from vtcframe_backbones.encoders.timm import TimmVit
-from vtcframe_backbones.encoders.vit import Vit, _is
+from vtcframe_backbones.encoders.vit import Vit, is_instance
 
 
 class OpenClipVit(Vit):
     """VisionTransformer of open_clip, pooling and projection included."""
 
     def __init__(self, module: Any) -> None:
-        if not _is(module, "open_clip.transformer", "VisionTransformer"):
+        if not is_instance(module, "open_clip.transformer", "VisionTransformer"):
             raise ValueError(
                 f"open_clip's {type(module).__name__} cannot be pruned: only ViTs have a sequence of tokens"
             )
@@ -37,7 +37,7 @@ class OpenClipVit(Vit):
         )
         return torch.cat([seen["image_intermediates_prefix"][0], seen["image_intermediates"][0]], 1)
 
-    def halves(self, block: Any) -> Halves:
+    def halves(self, block: Any) -> SplitBlock:
         return _OpenClipHalves(self, block)
 
     def mask(self, bias: Tensor, block: Any) -> Tensor:
@@ -49,7 +49,7 @@ class OpenClipVit(Vit):
         return pooled if self.module.proj is None else pooled @ self.module.proj
 
 
-class _OpenClipHalves(Halves):
+class _OpenClipHalves(SplitBlock):
     def __init__(self, vit: Vit, block: Any) -> None:
         super().__init__(block, block.attn)
         self.vit = vit
@@ -87,13 +87,13 @@ class OpenClipTrunk(TimmVit):
         return self.head(super().pooled(hidden))
 
 
-class OpenClip(Encoder):
+class AuxiliaryOpenClip(Encoder):
     """The image tower of an open_clip model; `features` are those of `encode_image`."""
 
     @classmethod
     def matches(cls, model: nn.Module) -> bool:
         """Take every model of open_clip: what cannot be pruned gets its reason."""
-        return _is(model, "open_clip") and hasattr(model, "visual")
+        return is_instance(model, "open_clip") and hasattr(model, "visual")
 
     @staticmethod
     def part(model: Any) -> Vit:

@@ -5,9 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vtcframe.hooks.encoder_blocks import Halves, by_heads
+from vtcframe.hooks.encoder_blocks import SplitBlock, by_heads
 from vtcframe_backbones.encoders.base import Encoder
-from vtcframe_backbones.encoders.vit import Vit, _is
+from vtcframe_backbones.encoders.vit import Vit, is_instance
 
 
 class TimmVit(Vit):
@@ -15,7 +15,7 @@ class TimmVit(Vit):
 
     def __init__(self, module: Any) -> None:
         kind = type(module).__name__
-        if not _is(module, "timm.models.vision_transformer", "VisionTransformer"):
+        if not is_instance(module, "timm.models.vision_transformer", "VisionTransformer"):
             raise ValueError(
                 f"timm's {kind} cannot be pruned: only VisionTransformer has one sequence of tokens, read block "
                 "by block with full attention, and no windows, convolutions or rotary positions"
@@ -40,8 +40,8 @@ class TimmVit(Vit):
         )[0]
         return torch.cat([seen[1], seen[0]], 1) if self.prefix else seen
 
-    def halves(self, block: Any) -> Halves:
-        if not _is(block, "timm.models.vision_transformer", "Block") or not hasattr(block, "norm1"):
+    def halves(self, block: Any) -> SplitBlock:
+        if not is_instance(block, "timm.models.vision_transformer", "Block") or not hasattr(block, "norm1"):
             raise ValueError(
                 f"a {type(block).__name__} cannot be pruned inside: only timm's Block has attention and MLP one after "
                 "the other, each behind its norm. Use stages at 'projector'"
@@ -55,7 +55,7 @@ class TimmVit(Vit):
         return self.module.forward_head(self.module.norm(hidden))
 
 
-class _TimmHalves(Halves):
+class _TimmHalves(SplitBlock):
     def __init__(self, vit: Vit, block: Any) -> None:
         super().__init__(block, block.attn)
         self.vit = vit
@@ -81,7 +81,7 @@ class Timm(Encoder):
     @classmethod
     def matches(cls, model: nn.Module) -> bool:
         """Take every model of timm: what cannot be pruned gets its reason."""
-        return _is(model, "timm.models")
+        return is_instance(model, "timm.models")
 
     @staticmethod
     def part(model: Any) -> Vit:

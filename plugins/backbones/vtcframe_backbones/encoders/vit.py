@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from vtcframe.hooks.encoder_blocks import Halves
+from vtcframe.hooks.encoder_blocks import SplitBlock
 
 
 class Vit(ABC):
@@ -27,7 +27,7 @@ class Vit(ABC):
         """[B, 3, h, w] -> hidden states behind `site` blocks; `deepest` >= site of them are run."""
 
     @abstractmethod
-    def halves(self, block: Any) -> Halves:
+    def halves(self, block: Any) -> SplitBlock:
         """Return a block as stages inside it take it. ValueError where nothing lies between attention and MLP."""
 
     @abstractmethod
@@ -39,7 +39,7 @@ class Vit(ABC):
         """Hidden states behind the last block -> [B, D], by the model's own norm, pooling and head."""
 
 
-def _is(model: nn.Module, package: str, name: str | None = None) -> bool:
+def is_instance(model: nn.Module, package: str, name: str | None = None) -> bool:
     """Tell whether a class of `package` made the model, without importing that package."""
     return any(
         (kind.__module__ + ".").startswith(package + ".") and name in (None, kind.__name__)
