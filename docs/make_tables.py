@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vtcframe import Adapter, AttentionRows, adapter_for
-from vtcframe.core.method import MethodCard, Method
+from vtcframe.core.method import Method, MethodCard
 from vtcframe.registry import KINDS, Entry, entries
 from vtcframe.testing import BACKBONES, make_inputs, samples_of
 
@@ -82,7 +82,7 @@ def table(columns: Iterable[str], lines: Iterable[Iterable[str]]) -> Iterator[st
 
 def facts(method: type[Method]) -> MethodCard:
     """Return what a method says of itself, or that it does not."""
-    return getattr(method, "facts", MethodCard("", "not told", "not told", "not told", "not told"))
+    return getattr(method, "card", MethodCard("", "not told", "not told", "not told", "not told"))
 
 
 def paper(method: type[Method], told: str) -> str:
@@ -121,7 +121,7 @@ def look(family: str) -> tuple[Adapter, list[str]]:
         "yes" if "video" in samples else "no",
         " and ".join({"one": "pictures", "video": "videos"}[name] for name in structural) or "none",
         "M-RoPE" if hasattr(model.base_model, "get_rope_index") else "1-D",
-        "no" if adapter.closed else "yes",
+        "no" if adapter.no_encoder_stages_because else "yes",
     ]
 
 

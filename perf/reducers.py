@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vtcframe.hooks.kernel_call import KernelCall
-from vtcframe.hooks.readers import MeanQuery, ReceivedAttention, QueryRow
+from vtcframe.hooks.readers import MeanQuery, QueryRow, ReceivedAttention
 from vtcframe.machine import machine
 from vtcframe.profiling.timing import coverage, estimate, head, line, ratio, rounds
 

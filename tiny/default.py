@@ -108,7 +108,7 @@ def registered() -> dict[str, list[Pruner]]:
         if issubclass(method, Method) and method not in (RandomPruner, UniformPruner, ClsCoverage):
             own = {f.name: f.default for f in fields(method)}  # pyright: ignore[reportArgumentType] (they are dataclasses)
             if MISSING not in own.values():
-                shallow = method.facts.site == "projector" and own.get("layer", 0) > SHALLOW
+                shallow = method.card.site == "projector" and own.get("layer", 0) > SHALLOW
                 one = method(**({"layer": SHALLOW} if shallow else {}))
                 made |= {str(one): [one]} if _at_projector(one) else {}
     return made

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from vtcframe.adapters.arrangement import Arrangement
-from vtcframe.adapters.auxiliary_encoders import resampled, auxiliary_encoder
+from vtcframe.adapters.auxiliary_encoders import auxiliary_encoder, resampled
 from vtcframe.adapters.prompt import Prompt
-from vtcframe.core.needs import Need, AttentionRows, Similarity
+from vtcframe.core.needs import AttentionRows, Need, Similarity
 
 if TYPE_CHECKING:
     from vtcframe.adapters.tower import TowerAdapter
@@ -29,11 +29,11 @@ def gather_auxiliary(
     """
     layout = arrangement.layout
     if isinstance(need, AttentionRows):
-        if need.query != "cls" or need.of != "feeding" or need.over != "mean":
+        if need.query != "cls" or need.blocks != "feeding" or need.reduce != "mean":
             raise ValueError(f"{need}: a witness shows Rows('cls', layers, tower='timm:...') only")
         pictures, of = _original_images(need, adapter, inputs, arrangement)
         seen = auxiliary_encoder(need.tower, pictures[0].device)
-        maps = seen.rows(pictures, need.layers, need.logits, need.heads)  # [L, I, H, r, c]
+        maps = seen.rows(pictures, need.layers, need.pre_softmax, need.heads)  # [L, I, H, r, c]
         read = resampled(maps.transpose(1, 2).contiguous(), of, layout.centre)  # [L, H, V, N]
         return read.transpose(1, 2).masked_fill(~layout.valid.to(read.device)[:, None], 0).contiguous()
     assert isinstance(need, Similarity)
@@ -75,9 +75,9 @@ def _original_images(
     """Return the pictures, [3, h, w] in 0..1, one for each image or frame, and [V] which of them a view shows."""
     processor = _processor(need, adapter)
     pictures: list[Tensor] = []
-    for modality in adapter.present(inputs):
+    for modality in adapter.modalities_in(inputs):
         made = processor.image_processor if modality == "image" else processor.video_processor
-        pictures += [_undone(made, pixels) for pixels in adapter.portraits(modality, inputs)]
+        pictures += [_undone(made, pixels) for pixels in adapter.original_images(modality, inputs)]
     layout, back = arrangement.layout, arrangement.origin.argsort()
     keys = torch.stack([layout.sample, layout.image, layout.frame], 1)[back]  # in the order of the towers
     _, of = keys.unique_consecutive(dim=0, return_inverse=True)

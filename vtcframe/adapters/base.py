@@ -45,8 +45,10 @@ class Encoded(BaseModelOutputWithPooling):
 class Adapter(ABC):
     """Knows one family of backbones."""
 
-    reads: ClassVar[tuple[str, ...]]  # the inputs that describe pictures; splice takes them over
-    follows: ClassVar[tuple[str, ...]] = ()  # those of them [P, L] that stay beside the ids, shortened with them
+    consumes: ClassVar[tuple[str, ...]]  # the inputs that describe pictures; splice takes them over
+    per_token_inputs: ClassVar[
+        tuple[str, ...]
+    ] = ()  # those of them [P, L] that stay beside the ids, shortened with them
     modalities: ClassVar[tuple[Modality, ...]] = ("image",)  # each with a placeholder of its own, in packed order
     stacked: ClassVar[tuple[Modality, ...]] = ()  # of those, the ones whose features the model takes as one tensor
 
@@ -134,9 +136,9 @@ class Adapter(ABC):
         `result["input_ids"].shape[1]`. Make a new dict for every call: `generate` changes what it is given.
         ValueError for "compact" positions of a model with M-RoPE, whose positions are places in a picture.
         """
-        return self.spliced(inputs, evidence, pruned, positions)[0]
+        return self.splice_with_columns(inputs, evidence, pruned, positions)[0]
 
-    def spliced(
+    def splice_with_columns(
         self,
         inputs: Mapping[str, Any],
         evidence: Evidence,
@@ -166,10 +168,10 @@ class Adapter(ABC):
         real = prompt_mask(inputs)
         follow = {
             name: align_columns(inputs[name].cpu(), real).gather(1, order).masked_fill(padding, 0).to(device)
-            for name in self.follows
+            for name in self.per_token_inputs
             if inputs.get(name) is not None
         }
-        passed = {k: v for k, v in inputs.items() if k not in self.reads}
+        passed = {k: v for k, v in inputs.items() if k not in self.consumes}
         made = {
             "input_ids": prompt.ids.gather(1, order).masked_fill(padding, self._padding()).to(device),
             # always: position gaps without one read as packed sequences

@@ -19,7 +19,7 @@ def probe(adapter: Any, inputs: Mapping[str, Any], evidence: Evidence, needs: It
     """Gather needs of the language model for the tokens of `evidence`, by its first layers, run on all of them."""
     needs = tuple(needs)
     check_needs(needs, len(adapter.llm_layers()))
-    spliced, column = adapter.spliced(inputs, evidence, keep_all(evidence))
+    spliced, column = adapter.splice_with_columns(inputs, evidence, keep_all(evidence))
     acted = LlmStages(adapter.decoder(), evidence, column, (), needs, adapter.blocks(spliced))
     acted._probing = True
     with acted, suppress(_EnoughError):

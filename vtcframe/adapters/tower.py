@@ -15,17 +15,17 @@ from torch import Tensor, nn
 from transformers.utils.output_capturing import maybe_install_capturing_hooks
 
 from vtcframe.adapters.arrangement import Arrangement, Picture, checksums, owners, sample_keys
-from vtcframe.adapters.auxiliary_evidence import is_auxiliary, gather_auxiliary
+from vtcframe.adapters.auxiliary_evidence import gather_auxiliary, is_auxiliary
 from vtcframe.adapters.base import Adapter, Modality
 from vtcframe.adapters.llm_evidence import probe
 from vtcframe.core.evidence import Evidence
-from vtcframe.core.needs import ClassToken, HiddenStates, AttentionKeys, Need, AttentionRows, Similarity, in_llm
+from vtcframe.core.needs import AttentionKeys, AttentionRows, ClassToken, HiddenStates, Need, Similarity, in_llm
 from vtcframe.core.pruned import Pruned
 from vtcframe.core.stages import Stage
 from vtcframe.hooks.encoder import EncoderStages, rows_of, stacked
 from vtcframe.hooks.encoder_blocks import SplitBlock, by_heads, missing_evidence_hint, reader_of
 from vtcframe.hooks.kernel_call import PackedSequences
-from vtcframe.hooks.readers import Reader, QueryRow
+from vtcframe.hooks.readers import QueryRow, Reader
 from vtcframe.hooks.tap import Tap
 from vtcframe.ops.compose import keep_all
 from vtcframe.ops.gather import find_columns
@@ -58,7 +58,9 @@ class TowerAdapter(Adapter):
     family: ClassVar[str]  # model_type of the configuration
     pixels: ClassVar[Mapping[Modality, str]] = {"image": "pixel_values"}  # the input that holds a modality's pixels
     # why stages inside the encoder cannot be run; "" where `opened` tells what the towers make of what is left
-    closed: ClassVar[str] = "the model's packing needs the whole grid of patches that the encoder was given"
+    no_encoder_stages_because: ClassVar[str] = (
+        "the model's packing needs the whole grid of patches that the encoder was given"
+    )
 
     @classmethod
     def matches(cls, model: nn.Module) -> bool:
@@ -89,7 +91,7 @@ class TowerAdapter(Adapter):
         """[rows, patches, C] -> [rows, T, C'], the patches of a token behind one another in C'."""
         return hidden
 
-    def portraits(self, modality: Modality, inputs: Mapping[str, Any]) -> Sequence[Tensor]:
+    def original_images(self, modality: Modality, inputs: Mapping[str, Any]) -> Sequence[Tensor]:
         """Return [3, h, w], as the processor normalised it, of each image or frame whole: what a witness is shown."""
         raise ValueError(f"{type(self).__name__} cannot show its pictures to a witness")
 
@@ -97,13 +99,15 @@ class TowerAdapter(Adapter):
         """[..., C'] what the projector reads -> [..., D] tokens, before any packing that resamples."""
         return self.model.base_model.multi_modal_projector(features)
 
-    def given(self, modality: Modality, inputs: Mapping[str, Any]) -> Any:
+    def pixels_of(self, modality: Modality, inputs: Mapping[str, Any]) -> Any:
         """Return the pixels of a modality, None where there are none."""
         return inputs.get(self.pixels[modality])
 
-    def present(self, inputs: Mapping[str, Any]) -> list[Modality]:
+    def modalities_in(self, inputs: Mapping[str, Any]) -> list[Modality]:
         """Return the modalities that the inputs hold pixels of, in packed order. ValueError where there are none."""
-        found: list[Modality] = [modality for modality in self.modalities if self.given(modality, inputs) is not None]
+        found: list[Modality] = [
+            modality for modality in self.modalities if self.pixels_of(modality, inputs) is not None
+        ]
         if not found:
             names = " or ".join(self.pixels.values())
             raise ValueError(f"inputs hold no {names}, so there is nothing to prune: call the model itself")
@@ -111,7 +115,7 @@ class TowerAdapter(Adapter):
 
     def arrange(self, inputs: Mapping[str, Any], ids: Sequence[object] = ()) -> Arrangement:
         """Tell where the visual tokens sit (see Adapter.arrange)."""
-        present, prompt = self.present(inputs), self.prompt(inputs)
+        present, prompt = self.modalities_in(inputs), self.prompt(inputs)
         pictures = [self.pictures(m, inputs) if m in present else [] for m in self.modalities]
         for modality, own in zip(self.modalities, pictures, strict=True):
             if empty := [i for i, picture in enumerate(own) if not len(picture.box)]:
@@ -121,7 +125,7 @@ class TowerAdapter(Adapter):
         sums = []
         for modality, own in zip(self.modalities, pictures, strict=True):
             if own and not ids:
-                sums += checksums(self.given(modality, inputs), [picture.rows for picture in own])
+                sums += checksums(self.pixels_of(modality, inputs), [picture.rows for picture in own])
         return Arrangement.of(prompt, pictures, owner, sample_keys(prompt, ids, torch.cat(owner), sums))
 
     @torch.no_grad()
@@ -134,7 +138,7 @@ class TowerAdapter(Adapter):
         ]:
             needs = [*dict.fromkeys([*needs, HiddenStates()])]
         found: dict[Need, list[Tensor]] = {need: [] for need in needs}
-        for modality in self.present(inputs):
+        for modality in self.modalities_in(inputs):
             tower = self.tower(modality, inputs)
             asked = {need: self._readers(need, tower) for need in needs}
             readers: dict[nn.Module, list[Reader]] = {}
@@ -169,12 +173,12 @@ class TowerAdapter(Adapter):
         asked = [need for need in needs if in_llm(need)]
         return probe(self, inputs, evidence, asked) if asked else {}
 
-    def opened(self, modality: Modality, encoded: Any, tower: Tower) -> tuple[Tensor, Tensor]:
+    def ungrid(self, modality: Modality, encoded: Any, tower: Tower) -> tuple[Tensor, Tensor]:
         """[rows x structural tokens, D] and [rows, T, D]: the packed features as their rows were encoded."""
-        raise ValueError(f"{type(self).__name__} cannot be pruned inside its encoder: {self.closed}")
+        raise ValueError(f"{type(self).__name__} cannot be pruned inside its encoder: {self.no_encoder_stages_because}")
 
     @torch.no_grad()
-    def within(
+    def encode_with_stages(
         self, inputs: Mapping[str, Any], arrangement: Arrangement, needs: Iterable[Need], stages: Sequence[Stage]
     ) -> tuple[Evidence, Pruned]:
         """Encode the pictures with `stages` inside the encoder.
@@ -182,7 +186,7 @@ class TowerAdapter(Adapter):
         Return evidence of what is left, with `needs`, and the same as `Pruned` by the layout of the arrangement.
         """
         layout, order = arrangement.layout, arrangement.origin.argsort()
-        device, needs, present = inputs["input_ids"].device, tuple(needs), self.present(inputs)
+        device, needs, present = inputs["input_ids"].device, tuple(needs), self.modalities_in(inputs)
         rows = [sum(len(picture.box) for picture in self.pictures(modality, inputs)) for modality in present]
         every = order.split(rows)
         if len(every) > 1 and (shared := set.intersection(*(set(layout.sample[views].tolist()) for views in every))):
@@ -205,7 +209,7 @@ class TowerAdapter(Adapter):
             inside = EncoderStages(blocks, tower.classes, own, stages, seen, feeding=tower.read[0])
             with inside, first_blocks(tower, inside.deepest):
                 encoded = self.features(modality, inputs, tower)
-            extra, tokens = self.opened(modality, encoded, tower)
+            extra, tokens = self.ungrid(modality, encoded, tower)
             parts.append(inside.evidence(tokens))
             scores.append(inside.scores(own))
             structural.append(extra)
@@ -252,24 +256,24 @@ class TowerAdapter(Adapter):
                 return []
             case ClassToken() if tower.classes:
                 return []
-            case AttentionRows(query="head", layers=(-1,), tower="vision", over="mean") if tower.head is not None:
-                return [(tower.head, QueryRow(0, need.logits, need.heads, tower.classes, tower.pool))]
+            case AttentionRows(query="head", layers=(-1,), tower="vision", reduce="mean") if tower.head is not None:
+                return [(tower.head, QueryRow(0, need.pre_softmax, need.heads, tower.classes, tower.pool))]
         reader = reader_of(need, tower.classes, tower.pool, bool(tower.classes))
         if reader is None or not isinstance(need, AttentionRows | AttentionKeys):
             raise ValueError(
                 f"{type(self).__name__} cannot gather {need} from {type(tower.module).__name__}{missing_evidence_hint(need)}"
             )
-        modules = tower.feeding if need.of == "feeding" else list(tower.attention)
+        modules = tower.feeding if need.blocks == "feeding" else list(tower.attention)
         if not all(-len(modules) <= layer < len(modules) for layer in need.layers):
             raise ValueError(
-                f"{need} asks for a block beyond the {len(modules)} ({need.of}) of {type(tower.module).__name__}"
+                f"{need} asks for a block beyond the {len(modules)} ({need.blocks}) of {type(tower.module).__name__}"
             )
         modules = [modules[layer] for layer in need.layers]
         spanning = [tower.attention[i] for i in tower.whole or ()]
         if tower.whole is not None and isinstance(need, AttentionRows) and not all(m in spanning for m in modules):
             raise ValueError(
                 f"{need} asks for a block of {type(tower.module).__name__} that attends within windows only, where "
-                "weights of different windows do not compare: use of='feeding', which counts the others"
+                "weights of different windows do not compare: use blocks='feeding', which counts the others"
             )
         return [(module, reader) for module in modules]
 
@@ -280,16 +284,16 @@ class PreNorm(SplitBlock):
     def __init__(self, block: nn.Module) -> None:
         super().__init__(block, block.get_submodule("self_attn"))
 
-    def attend(self, hidden: Tensor, bias: Tensor | None) -> Tensor:
+    def attention(self, hidden: Tensor, bias: Tensor | None) -> Tensor:
         if bias is not None:
             bias = (bias > -torch.inf).long() if self.flash else bias[:, None, None].to(hidden.dtype)
-        return hidden + self.attention(self.block.layer_norm1(hidden), attention_mask=bias)[0]
+        return hidden + self.attention_module(self.block.layer_norm1(hidden), attention_mask=bias)[0]
 
-    def spread(self, hidden: Tensor, paid: Tensor) -> Tensor:
-        values = self.attention.v_proj(self.block.layer_norm1(hidden))
-        return hidden + self.attention.out_proj(by_heads(values, paid))
+    def apply_attention(self, hidden: Tensor, paid: Tensor) -> Tensor:
+        values = self.attention_module.v_proj(self.block.layer_norm1(hidden))
+        return hidden + self.attention_module.out_proj(by_heads(values, paid))
 
-    def feed(self, hidden: Tensor) -> Tensor:
+    def mlp(self, hidden: Tensor) -> Tensor:
         return hidden + self.block.mlp(self.block.layer_norm2(hidden))
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vtcframe.core.evidence import Evidence
 from vtcframe.core.layout import Layout
-from vtcframe.core.needs import Need, AttentionRows, ClsProxy
+from vtcframe.core.needs import AttentionRows, ClsProxy, Need
 from vtcframe.core.verbs import Allocator
 from vtcframe.ops.quotas import apportion
 from vtcframe.ops.views import outlier_tokens, overview_of, tokens_within

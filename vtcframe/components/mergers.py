@@ -11,11 +11,11 @@ from torch import Tensor
 
 from vtcframe.core.evidence import Evidence
 from vtcframe.core.layout import Layout
-from vtcframe.core.needs import ClassToken, HiddenStates, AttentionKeys, Need
+from vtcframe.core.needs import AttentionKeys, ClassToken, HiddenStates, Need
 from vtcframe.core.pruned import Pruned
 from vtcframe.core.verbs import Merger
-from vtcframe.ops.gather import best_match, first_tokens, kept_places, real_tokens, gather_tokens
-from vtcframe.ops.similarity import cosine, inner_product, group_sums
+from vtcframe.ops.gather import best_match, first_tokens, gather_tokens, kept_places, real_tokens
+from vtcframe.ops.similarity import cosine, group_sums, inner_product
 from vtcframe.ops.views import outlier_tokens
 
 
@@ -148,7 +148,7 @@ class Absorb(Merger):
 
     @property
     def needs(self) -> tuple[Need, ...]:
-        return (HiddenStates(), AttentionKeys((-1,), of="tower"))
+        return (HiddenStates(), AttentionKeys((-1,), blocks="tower"))
 
     def slots(self, quota: Tensor, layout: Layout) -> Tensor:
         return one_where_dropped(quota, layout) * self.summary

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from vtcframe.core.evidence import Evidence
-from vtcframe.core.needs import TextQuery, AttentionKeys, Need, AttentionRows, Similarity, ClsProxy
+from vtcframe.core.needs import AttentionKeys, AttentionRows, ClsProxy, Need, Similarity, TextQuery
 from vtcframe.core.verbs import Scorer
 from vtcframe.ops.hashing import mix_hash
 from vtcframe.ops.views import first_frames
@@ -18,8 +18,8 @@ class ClsAttention(Scorer):
     """[L, V, N]: attention that [CLS] pays to each token, one map a block, mean over heads.
 
     VTC-CLS (arXiv 2412.05819): the `last` blocks; `layers` names blocks instead, as Rows does. Softmax runs over all
-    keys, [CLS] itself included, and is not normalised again. `of="feeding"` counts only blocks that feed the
-    projector; scores published of the block that LLaVA leaves unused say `of="tower"`. `logits` are those before the
+    keys, [CLS] itself included, and is not normalised again. `blocks="feeding"` counts only blocks that feed the
+    projector; scores published of the block that LLaVA leaves unused say `blocks="tower"`. `logits` are those before the
     softmax (GlobalCom2), `heads="joined"` reads all heads as one of full width (PruMerge). For towers without a class
     token `query` names what stands in for it: "mean", "received" or "head", or "proxy", which is [CLS] where there is
     one and "mean" where there is none (see Rows). Proxies are shares of the attention within a picture: those of large
@@ -29,8 +29,8 @@ class ClsAttention(Scorer):
     last: int = 3
     query: ClsProxy = "cls"
     layers: tuple[int, ...] | None = None  # instead of the `last`
-    of: Literal["feeding", "tower"] = "feeding"
-    logits: bool = False
+    blocks: Literal["feeding", "tower"] = "feeding"
+    pre_softmax: bool = False
     heads: Literal["split", "joined"] = "split"
 
     def __post_init__(self) -> None:
@@ -38,8 +38,8 @@ class ClsAttention(Scorer):
             raise ValueError(f"last counts blocks and must be at least 1, got {self.last}")
         if self.query not in get_args(ClsProxy):
             raise ValueError(f"query must be one of {', '.join(map(repr, get_args(ClsProxy)))}, got {self.query!r}")
-        if self.of not in ("feeding", "tower"):
-            raise ValueError(f"of must be 'feeding' or 'tower', got {self.of!r}")
+        if self.blocks not in ("feeding", "tower"):
+            raise ValueError(f"blocks must be 'feeding' or 'tower', got {self.blocks!r}")
         if self.heads not in ("split", "joined"):
             raise ValueError(f"heads must be 'split' or 'joined', got {self.heads!r}")
         if self.layers is not None:
@@ -50,7 +50,7 @@ class ClsAttention(Scorer):
     @property
     def needs(self) -> tuple[Need, ...]:
         layers = tuple(range(-self.last, 0)) if self.layers is None else self.layers
-        return (AttentionRows(self.query, layers, of=self.of, logits=self.logits, heads=self.heads),)
+        return (AttentionRows(self.query, layers, blocks=self.blocks, pre_softmax=self.pre_softmax, heads=self.heads),)
 
     def __call__(self, evidence: Evidence) -> Tensor:
         return evidence[self.needs[0]].mean(2)
@@ -70,16 +70,16 @@ class TextAttention(Scorer):
     layer: int = -1
     queries: TextQuery = "last"
     heads: Literal["mean", "max"] | int = "mean"
-    over: Literal["mean", "max"] = "mean"
-    relative: bool = False
+    reduce: Literal["mean", "max"] = "mean"
+    divide_by_rope_prior: bool = False
 
     def __post_init__(self) -> None:
         if self.queries not in get_args(TextQuery):
             raise ValueError(
                 f"queries must be one of {', '.join(map(repr, get_args(TextQuery)))}, got {self.queries!r}"
             )
-        if self.over not in ("mean", "max"):
-            raise ValueError(f"over must be 'mean' or 'max', got {self.over!r}")
+        if self.reduce not in ("mean", "max"):
+            raise ValueError(f"reduce must be 'mean' or 'max', got {self.reduce!r}")
         count = isinstance(self.heads, int) and not isinstance(self.heads, bool) and self.heads >= 1
         if self.heads not in ("mean", "max") and not count:
             raise ValueError(f"heads must be 'mean', 'max' or how many of them, got {self.heads!r}")
@@ -89,7 +89,12 @@ class TextAttention(Scorer):
         heads = "mean" if self.heads == "mean" else "split"
         return (
             AttentionRows(
-                self.queries, (self.layer,), tower="llm", heads=heads, over=self.over, relative=self.relative
+                self.queries,
+                (self.layer,),
+                tower="llm",
+                heads=heads,
+                reduce=self.reduce,
+                divide_by_rope_prior=self.divide_by_rope_prior,
             ),
         )
 

@@ -9,9 +9,9 @@ from torch import Tensor
 from vtcframe.components.scorers import Random
 from vtcframe.core.evidence import Evidence
 from vtcframe.core.layout import Layout
-from vtcframe.core.needs import AttentionKeys, Need, AttentionRows, ClsProxy
+from vtcframe.core.needs import AttentionKeys, AttentionRows, ClsProxy, Need
 from vtcframe.core.verbs import Selector
-from vtcframe.ops.gather import rank_within, highest
+from vtcframe.ops.gather import highest, rank_within
 from vtcframe.ops.quotas import check_share, part_of
 from vtcframe.ops.similarity import unit_vectors
 from vtcframe.ops.views import outlier_tokens

@@ -15,7 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from vtcframe.core.evidence_file import parse_need, describe_need
+from vtcframe.core.evidence_file import describe_need, parse_need
 from vtcframe.core.layout import Layout, Structural, reading_order
 from vtcframe.core.needs import Need
 from vtcframe.core.pruned import Pruned

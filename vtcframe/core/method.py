@@ -31,7 +31,7 @@ class Method(Pruner):
     Override `pipeline`; override `stages` too where it acts at another site or at several.
     """
 
-    facts: ClassVar[MethodCard]
+    card: ClassVar[MethodCard]
 
     def pipeline(self) -> Pipeline:
         """Return the parts it is made of."""

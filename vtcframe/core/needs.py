@@ -29,8 +29,8 @@ class AttentionRows:
     token and "mean" where there is none. A token made of several patches gets their mean. Of a witness there is "cls"
     only, read bilinearly where the tokens' centres lie.
 
-    `of="feeding"` counts only the blocks whose output reaches the projector: LLaVA reads `hidden_states[-2]`, so its
-    last block is no part of it. Methods that publish scores of that unused block say `of="tower"`. Blocks that attend
+    `blocks="feeding"` counts only the blocks whose output reaches the projector: LLaVA reads `hidden_states[-2]`, so its
+    last block is no part of it. Methods that publish scores of that unused block say `blocks="tower"`. Blocks that attend
     within windows (Qwen2.5-VL) are not counted either: their weights do not compare across a picture.
 
     Of the language model, where causality shows a token to those behind it only: "last" is the prompt's last token,
@@ -46,11 +46,11 @@ class AttentionRows:
     query: Query
     layers: tuple[int, ...]
     tower: Tower = "vision"
-    of: Literal["feeding", "tower"] = "feeding"
-    logits: bool = False  # before the softmax
+    blocks: Literal["feeding", "tower"] = "feeding"
+    pre_softmax: bool = False  # before the softmax
     heads: Literal["split", "mean", "joined"] = "split"  # "mean" before `over`; "joined" as one head of full width
-    over: Literal["mean", "max"] = "mean"  # how several query rows become one
-    relative: bool = False
+    reduce: Literal["mean", "max"] = "mean"  # how several query rows become one
+    divide_by_rope_prior: bool = False
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class AttentionKeys:
     axes: ClassVar[str] = "LVHNC"
     layers: tuple[int, ...]
     tower: Tower = "vision"
-    of: Literal["feeding", "tower"] = "feeding"
+    blocks: Literal["feeding", "tower"] = "feeding"
 
 
 @dataclass(frozen=True)

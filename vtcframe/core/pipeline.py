@@ -12,15 +12,15 @@ from torch import Tensor
 from vtcframe.core.budget import Budget
 from vtcframe.core.contracts import (
     call_component,
-    component_error,
     check_mask,
-    needs_of,
-    provider,
-    check_quotas,
     check_pruned,
+    check_quotas,
     check_scores,
     check_slots,
+    component_error,
     describe_type,
+    needs_of,
+    provider,
 )
 from vtcframe.core.evidence import Evidence
 from vtcframe.core.layout import Layout

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from vtcframe.core.budget import Budget
-from vtcframe.core.contracts import call_component, component_error, needs_of, check_pruned, describe_type
+from vtcframe.core.contracts import call_component, check_pruned, component_error, describe_type, needs_of
 from vtcframe.core.evidence import Evidence
 from vtcframe.core.layout import Layout
 from vtcframe.core.needs import Need, in_llm

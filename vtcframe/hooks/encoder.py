@@ -16,22 +16,22 @@ from torch.nn.functional import pad
 from vtcframe.core.evidence import Evidence
 from vtcframe.core.layout import Layout
 from vtcframe.core.needs import (
-    EncoderNeed,
-    AttentionReceived,
-    ClassToken,
-    HiddenStates,
     AttentionKeys,
-    Need,
+    AttentionReceived,
     AttentionRows,
+    ClassToken,
+    EncoderNeed,
+    HiddenStates,
+    Need,
 )
 from vtcframe.core.pruned import Pruned
 from vtcframe.core.stages import Stage
-from vtcframe.core.token_merging import Merged, EncoderEvidence, TokenMerger, MergeTime, fuse_attention, sizes
+from vtcframe.core.token_merging import EncoderEvidence, Merged, MergeTime, TokenMerger, fuse_attention, sizes
 from vtcframe.hooks.encoder_blocks import (
-    SplitBlock,
     AllQueries,
     BlockReading,
     FullAttention,
+    SplitBlock,
     missing_evidence_hint,
     reader_of,
 )
@@ -105,9 +105,9 @@ class EncoderStages:
         when = _when(stage)
         readings = [reading for reading in self._wanted if reading.block == k]
         readers = [*(reading.reader for reading in readings), *([FullAttention()] if when == "fused" else [])]
-        with Tap({half.attention: readers} if readers else {}) as tap:
-            paid = half.attend(hidden, self._bias)
-        seen: dict[Any, Tensor] = {reading: tap[half.attention, reading.reader][-1] for reading in readings}
+        with Tap({half.attention_module: readers} if readers else {}) as tap:
+            paid = half.attention(hidden, self._bias)
+        seen: dict[Any, Tensor] = {reading: tap[half.attention_module, reading.reader][-1] for reading in readings}
         self._now = replace(self._now, found={**self._now.found, **seen})
         if when in ("before", "fused"):
             count = self._now.layout.count
@@ -116,12 +116,12 @@ class EncoderStages:
                 pass  # what was computed holds
             elif when == "fused":
                 assert isinstance(pruned, Merged), f"{stage} fuses attention and returned no Merged"
-                paid = half.spread(
-                    hidden, fuse_attention(tap[half.attention, FullAttention()][-1], pruned, self.classes)
+                paid = half.apply_attention(
+                    hidden, fuse_attention(tap[half.attention_module, FullAttention()][-1], pruned, self.classes)
                 )
             else:
-                paid = half.attend(hidden, self._bias)
-        hidden = half.feed(self._prune(k, paid)[0] if when == "amid" else paid)
+                paid = half.attention(hidden, self._bias)
+        hidden = half.mlp(self._prune(k, paid)[0] if when == "amid" else paid)
         if when == "after":
             hidden = self._prune(k, hidden)[0]
         if k + 1 == self.feeding:
@@ -167,10 +167,10 @@ class EncoderStages:
         if reader is None or not isinstance(need, AttentionRows | AttentionKeys):
             told = "" if isinstance(need, AttentionReceived) else missing_evidence_hint(need)
             raise ValueError(f"{need} cannot be gathered of an encoder that is pruned inside{told}")
-        count = (feeding or run) if need.of == "feeding" else len(self.blocks)
+        count = (feeding or run) if need.blocks == "feeding" else len(self.blocks)
         layers = [layer + count if layer < 0 else layer for layer in need.layers]
         if not all(0 <= layer < run for layer in layers):
-            raise ValueError(f"{need} asks for a block beyond the {run} that are run by then: leave of='feeding'")
+            raise ValueError(f"{need} asks for a block beyond the {run} that are run by then: leave blocks='feeding'")
         return [BlockReading(layer, reader, "VHNC" if isinstance(need, AttentionKeys) else "VHN") for layer in layers]
 
     def _found(self, need: EncoderNeed, run: int, hidden: Tensor, feeding: int | None = None) -> Tensor:

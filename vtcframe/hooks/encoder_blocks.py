@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from vtcframe.core.needs import ClassToken, AttentionKeys, Need, AttentionRows
+from vtcframe.core.needs import AttentionKeys, AttentionRows, ClassToken, Need
 from vtcframe.hooks.kernel_call import KernelCall
-from vtcframe.hooks.readers import KeyStates, MeanQuery, Reader, ReceivedAttention, QueryRow
+from vtcframe.hooks.readers import KeyStates, MeanQuery, QueryRow, Reader, ReceivedAttention
 
 
 class SplitBlock(ABC):
@@ -17,24 +17,24 @@ class SplitBlock(ABC):
 
     def __init__(self, block: nn.Module, attention: nn.Module) -> None:
         self.block: Any = block
-        self.attention: Any = attention
+        self.attention_module: Any = attention
 
     @abstractmethod
-    def attend(self, hidden: Tensor, bias: Tensor | None) -> Tensor:
+    def attention(self, hidden: Tensor, bias: Tensor | None) -> Tensor:
         """[B, T, C] -> [B, T, C] behind attention; `bias` [B, T] is added to the logits of keys, -inf hides one."""
 
     @abstractmethod
-    def spread(self, hidden: Tensor, paid: Tensor) -> Tensor:
+    def apply_attention(self, hidden: Tensor, paid: Tensor) -> Tensor:
         """Do as `attend`, by attention [B, H, T, T] that is given."""
 
     @abstractmethod
-    def feed(self, hidden: Tensor) -> Tensor:
+    def mlp(self, hidden: Tensor) -> Tensor:
         """[B, T, C] -> [B, T, C] behind the MLP."""
 
     @property
     def flash(self) -> bool:
         """Whether the kernel takes no bias, only which keys are padding."""
-        return "flash" in (getattr(getattr(self.attention, "config", None), "_attn_implementation", None) or "")
+        return "flash" in (getattr(getattr(self.attention_module, "config", None), "_attn_implementation", None) or "")
 
 
 def by_heads(values: Tensor, paid: Tensor) -> Tensor:
@@ -48,12 +48,12 @@ def reader_of(
 ) -> Reader | None:
     """Return what an attention module of an encoder is read by for a need, or None where it cannot serve it."""
     match need:
-        case AttentionRows(query="cls" | "proxy", tower="vision", over="mean") if has_class:
-            return QueryRow(0, need.logits, need.heads, skip, pool)
-        case AttentionRows(query="mean" | "proxy", tower="vision", over="mean"):
-            return MeanQuery(need.logits, need.heads, skip, pool)
+        case AttentionRows(query="cls" | "proxy", tower="vision", reduce="mean") if has_class:
+            return QueryRow(0, need.pre_softmax, need.heads, skip, pool)
+        case AttentionRows(query="mean" | "proxy", tower="vision", reduce="mean"):
+            return MeanQuery(need.pre_softmax, need.heads, skip, pool)
         case AttentionRows(
-            query="received", tower="vision", over="mean", logits=False, heads=("split" | "mean") as heads
+            query="received", tower="vision", reduce="mean", pre_softmax=False, heads=("split" | "mean") as heads
         ):
             return ReceivedAttention(heads, skip, pool)
         case AttentionKeys(tower="vision"):
@@ -88,7 +88,7 @@ class FullAttention:
 
     def __call__(self, call: KernelCall) -> Tensor:
         paid = call.query.float() * call.scaling @ call.key.float().transpose(-1, -2)
-        hidden = call.hidden(slice(None))
+        hidden = call.additive_mask(slice(None))
         return (paid if hidden is None else paid + hidden).softmax(-1)
 
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from vtcframe.core.needs import AttentionPageRank
-from vtcframe.hooks.kernel_call import MAX_ELEMENTS, KernelCall, float_keys, attention_logits
+from vtcframe.hooks.kernel_call import MAX_ELEMENTS, KernelCall, attention_logits, float_keys
 
 
 def page_rank(call: KernelCall, need: AttentionPageRank) -> Tensor:
@@ -17,7 +17,7 @@ def page_rank(call: KernelCall, need: AttentionPageRank) -> Tensor:
     count, length = call.query.shape[2], call.key.shape[2]
     if count != length:
         raise ValueError(f"a walk needs the whole prompt in one call, got {count} queries of {length} tokens")
-    there = call.present()
+    there = call.is_token()
     if there is None:
         there = torch.ones(1, length, dtype=torch.bool, device=call.key.device)
     share = there.float() / there.sum(1, keepdim=True).clamp(min=1)
@@ -29,7 +29,7 @@ def page_rank(call: KernelCall, need: AttentionPageRank) -> Tensor:
         for start in range(0, count, rows):
             some = slice(start, start + rows)
             paid = attention_logits(call.query[:, :, some], key, call.scaling)
-            if (hidden := call.hidden(some)) is not None:
+            if (hidden := call.additive_mask(some)) is not None:
                 paid = paid + hidden
             paid = (paid / need.temperature).softmax(-1).masked_fill(~there[:, None, some, None], 0)
             onward += (walk[:, :, None, some] @ paid)[:, :, 0]

@@ -27,7 +27,7 @@ class KernelCall:
     causal: bool  # the kernel masks what comes after a query by itself
     window: int | None  # and what lies that many places or more before it
 
-    def hidden(self, rows: slice | Tensor) -> Tensor | None:
+    def additive_mask(self, rows: slice | Tensor) -> Tensor | None:
         """Additive mask [B or 1, 1 or H, rows, K] of some query rows, float32; None if they see every key."""
         count, length, device = self.query.shape[2], self.key.shape[2], self.key.device
         if self.mask is not None and self.mask.ndim == 4:
@@ -48,7 +48,7 @@ class KernelCall:
             seen = seen & self.mask[:, None, None, -length:].bool().to(device)
         return torch.zeros(seen.shape, device=device, dtype=torch.float32).masked_fill(~seen, _LOWEST)
 
-    def present(self) -> Tensor | None:
+    def is_token(self) -> Tensor | None:
         """[B or 1, K] bool: which keys are tokens and not padding; None if all are.
 
         A token sees itself. Where not every key has its query here (a cache), some query must see it.
@@ -62,9 +62,9 @@ class KernelCall:
         own = mask.diagonal(dim1=2, dim2=3) if mask.shape[2] == length else mask.amax(2)
         return (own if own.dtype == torch.bool else own > MASKED_LOGIT).any(1).to(self.key.device)
 
-    def asking(self) -> Tensor | None:
+    def is_query(self) -> Tensor | None:
         """[B or 1, Q] bool: which queries are of tokens and not of padding; None if all are."""
-        count, present = self.query.shape[2], self.present()
+        count, present = self.query.shape[2], self.is_token()
         own = self.causal or count == self.key.shape[2]  # else they are no tokens of this sequence
         return None if present is None or not own else present[:, -count:]
 

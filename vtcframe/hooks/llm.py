@@ -21,7 +21,7 @@ from vtcframe.core.needs import HiddenStates, Need, TextTokens, in_llm
 from vtcframe.core.stages import Stage
 from vtcframe.hooks.kernel import intercept_attention
 from vtcframe.hooks.kernel_call import calls_of
-from vtcframe.hooks.llm_needs import layer_of, inner_need, split_by_layer
+from vtcframe.hooks.llm_needs import inner_need, layer_of, split_by_layer
 from vtcframe.hooks.llm_segment import Segment, layer_kind, layer_mask
 from vtcframe.hooks.text_readers import rate_text, read_need
 from vtcframe.ops.compose import compose_prunings, keep_all
@@ -100,7 +100,7 @@ class LlmStages:
         return self._found(need, len(self.layers))
 
     @property
-    def visual(self) -> Tensor:
+    def tokens_per_layer(self) -> Tensor:
         """[P, layers] visual tokens that each layer reads, structural ones not counted."""
         totals = [segment.visual.layout.total(segment.visual.layout.count) for segment in self.segments]
         return torch.stack([totals[self._of(i)] for i in range(len(self.layers))], 1)

@@ -5,13 +5,13 @@ from dataclasses import replace
 from typing import Any, cast
 
 from vtcframe.core.needs import (
-    TextQuery,
-    HiddenStates,
-    AttentionPageRank,
     AttentionKeys,
+    AttentionPageRank,
+    AttentionRows,
+    HiddenStates,
     Need,
     ProbeAttention,
-    AttentionRows,
+    TextQuery,
     TextTokens,
     in_llm,
 )
@@ -49,9 +49,9 @@ def check_needs(needs: Iterable[Need], depth: int, at: int | None = None) -> Non
         if isinstance(told, AttentionRows) and told.query not in TextQuery.__args__:
             raise ValueError(f"{need}: the language model is asked by {', '.join(map(repr, TextQuery.__args__))}")
         if isinstance(told, AttentionRows | AttentionKeys) and (
-            told.of != "feeding" or getattr(told, "heads", "") == "joined"
+            told.blocks != "feeding" or getattr(told, "heads", "") == "joined"
         ):
-            raise ValueError(f"{need}: of='tower' and heads='joined' are said of vision towers only")
+            raise ValueError(f"{need}: blocks='tower' and heads='joined' are said of vision towers only")
         parts = split_by_layer(need, depth if at is None else at)
         if isinstance(need, TextTokens) and len(parts) != 1:
             raise ValueError(f"{need} is to be of one layer")

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from vtcframe.core.needs import ProbeAttention
-from vtcframe.hooks.kernel_call import MAX_ELEMENTS, MASKED_LOGIT, KernelCall, float_keys, attention_logits
+from vtcframe.hooks.kernel_call import MASKED_LOGIT, MAX_ELEMENTS, KernelCall, attention_logits, float_keys
 from vtcframe.ops.hashing import mix_hash
 
 
@@ -54,7 +54,7 @@ def sum_attention(call: KernelCall, rows: Tensor) -> tuple[Tensor, Tensor]:
     )
     for some in rows.split(max(1, MAX_ELEMENTS // max(heads * length, 1))):
         paid = attention_logits(call.query[:, :, some], key, call.scaling)
-        hidden = call.hidden(some)
+        hidden = call.additive_mask(some)
         if hidden is None:
             seen = seen + len(some)
         else:

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from vtcframe.hooks.kernel_call import _LOWEST, MAX_ELEMENTS, KernelCall, Heads, float_keys, attention_logits
+from vtcframe.hooks.kernel_call import _LOWEST, MAX_ELEMENTS, Heads, KernelCall, attention_logits, float_keys
 
 Reader = Callable[[KernelCall], Tensor]
 
@@ -34,12 +34,12 @@ class QueryRow:
     """[B, H, T] float32: attention of one query row, softmax over all keys, autocast off.
 
     `heads="mean"` averages the heads to [B, 1, T]; "joined" takes all heads as one of full width, scaled by its own
-    width, also [B, 1, T]. `logits` leaves the softmax out. At the end the `skip` class tokens in front are left out,
+    width, also [B, 1, T]. `pre_softmax` leaves the softmax out. At the end the `skip` class tokens in front are left out,
     and `pool` averages patches to tokens.
     """
 
     index: int = 0
-    logits: bool = False
+    pre_softmax: bool = False
     heads: Heads = "split"
     skip: int = 0
     pool: Pool | None = None
@@ -48,9 +48,9 @@ class QueryRow:
         row = self.index % call.query.shape[2]
         rows = slice(row, row + 1)
         paid = attention_logits(call.query[:, :, rows], float_keys(call.key), call.scaling, self.heads)
-        if (hidden := call.hidden(rows)) is not None:
+        if (hidden := call.additive_mask(rows)) is not None:
             paid = paid + hidden
-        return finish((paid if self.logits else paid.softmax(-1))[:, :, 0], self.heads, self.skip, self.pool)
+        return finish((paid if self.pre_softmax else paid.softmax(-1))[:, :, 0], self.heads, self.skip, self.pool)
 
 
 @dataclass(frozen=True)
@@ -60,16 +60,16 @@ class MeanQuery:
     The pseudo [CLS] of FastVID (arXiv 2503.11187) for towers without one. `pool` averages the keys of patches to keys
     of tokens first, and the softmax runs over tokens. Class tokens (the first `skip`) and padding neither ask nor
     answer. The mean query has no place of its own: it sees all patches, whatever causality, window and biases of the
-    mask say of single queries. `logits` and `heads` are those of `Row`.
+    mask say of single queries. `pre_softmax` and `heads` are those of `Row`.
     """
 
-    logits: bool = False
+    pre_softmax: bool = False
     heads: Heads = "split"
     skip: int = 0
     pool: Pool | None = None
 
     def __call__(self, call: KernelCall) -> Tensor:
-        first, asking, present = call.first(self.skip), call.asking(), call.present()
+        first, asking, present = call.first(self.skip), call.is_query(), call.is_token()
         query, key = call.query[:, :, first:].float(), call.key[:, :, self.skip :].float()
         if asking is None:
             query = query.mean(2, keepdim=True)
@@ -86,7 +86,7 @@ class MeanQuery:
                 key = self.pool(key) / share.where(share > 0, 1)
             hidden = (share == 0).transpose(2, 3)
             paid = attention_logits(query, float_keys(key), call.scaling, self.heads).masked_fill(hidden, _LOWEST)
-        return finish((paid if self.logits else paid.softmax(-1))[:, :, 0], self.heads)
+        return finish((paid if self.pre_softmax else paid.softmax(-1))[:, :, 0], self.heads)
 
 
 @dataclass(frozen=True)
@@ -110,12 +110,12 @@ class ReceivedAttention:
         return finish(torch.cat(parts), self.heads, self.skip, self.pool)
 
     def _received(self, call: KernelCall, rows: int) -> Tensor:
-        first, count, asking, key = call.first(self.skip), call.query.shape[2], call.asking(), float_keys(call.key)
+        first, count, asking, key = call.first(self.skip), call.query.shape[2], call.is_query(), float_keys(call.key)
         total = torch.zeros(*call.query.shape[:2], key.shape[2], device=key.device, dtype=torch.float32)
         for start in range(first, count, rows):
             some = slice(start, start + rows)
             paid = attention_logits(call.query[:, :, some], key, call.scaling)
-            if (hidden := call.hidden(some)) is not None:
+            if (hidden := call.additive_mask(some)) is not None:
                 paid += hidden
             paid = paid.softmax(-1)
             if asking is not None:

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vtcframe.core.needs import AttentionPageRank, AttentionKeys, ProbeAttention, AttentionRows
+from vtcframe.core.needs import AttentionKeys, AttentionPageRank, AttentionRows, ProbeAttention
 from vtcframe.hooks.flow import page_rank
-from vtcframe.hooks.kernel_call import MAX_ELEMENTS, KernelCall, float_keys, attention_logits
+from vtcframe.hooks.kernel_call import MAX_ELEMENTS, KernelCall, attention_logits, float_keys
 from vtcframe.hooks.probed import probe_attention
 
 
@@ -59,27 +59,27 @@ def read_text_rows(call: KernelCall, need: AttentionRows, sequences: PromptToken
     start = start.to(call.key.device)
     key, heads = float_keys(call.key), 1 if need.heads == "mean" else call.query.shape[1]
     out = torch.zeros(len(key), heads, length, device=key.device, dtype=torch.float32)
-    out = out - torch.inf if need.over == "max" else out
+    out = out - torch.inf if need.reduce == "max" else out
     asked = torch.zeros(len(key), length, device=key.device, dtype=torch.float32)
     rows = max(1, min(MAX_ELEMENTS // (call.query.shape[0] * call.query.shape[1] * length), count // 2))
     for at in range(first, count, rows):
         some = slice(at, min(at + rows, count))
         one = attention_logits(call.query[:, :, some], key, call.scaling)
-        if (hidden := call.hidden(some)) is not None:
+        if (hidden := call.additive_mask(some)) is not None:
             one = one + hidden
-        one = one if need.logits else one.softmax(-1)
-        if need.relative:
+        one = one if need.pre_softmax else one.softmax(-1)
+        if need.divide_by_rope_prior:
             one = one / _prior(sequences.rotary, some, call.query.shape[3])
         one = one.mean(1, keepdim=True) if need.heads == "mean" else one
         asks = torch.arange(some.start, some.stop, device=key.device)[:, None] >= start[:, None]  # [P, R, L]
         if rated is not None:
             asks = asks & rated[:, some, None]
-        if need.over == "max":
+        if need.reduce == "max":
             out = out.maximum(one.masked_fill(~asks[:, None], -torch.inf).amax(2))
         else:
             out = out + one.masked_fill(~asks[:, None], 0).sum(2)
             asked = asked + asks.sum(1)
-    if need.over == "max":
+    if need.reduce == "max":
         return out.where(out > -torch.inf, 0)
     return out / asked.clamp(min=1)[:, None]
 

@@ -16,9 +16,9 @@ from vtcframe.core.budget import Budget
 from vtcframe.core.layout import Layout
 from vtcframe.core.pruned import Pruned
 from vtcframe.core.stages import Plan, Pruner, Stage, plan_for, planned
-from vtcframe.inference.generate_call import bind_arguments, CallerPrompt, infer_mask, refuse_options
+from vtcframe.inference.generate_call import CallerPrompt, bind_arguments, infer_mask, refuse_options
 from vtcframe.inference.kv_cache import kv_bytes
-from vtcframe.inference.session import PrunedGeneration, check_sites, check_options, encode, prune
+from vtcframe.inference.session import PrunedGeneration, check_options, check_sites, encode, prune
 
 OWN = "model", "plan", "adapter", "last"  # the attributes of a Compressed that are not its model's
 
@@ -37,11 +37,11 @@ class Result:
 
     layout: Layout  # of the views before anything was dropped
     pruned: Pruned | None  # None where the budget covers every token: nothing was judged, the model ran untouched
-    before: Tensor  # [P]
-    after: Tensor  # [P]
+    tokens_before: Tensor  # [P]
+    tokens_after: Tensor  # [P]
     structural_before: Tensor  # [P]
     structural_after: Tensor  # [P]
-    visual: Tensor  # [P, layers] what each layer of the language model reads of them
+    tokens_per_layer: Tensor  # [P, layers] what each layer of the language model reads of them
     kv_bytes: Tensor  # [P] of the prompt's keys and values, text and all, as the cache holds them while it answers
     kv_bytes_before: Tensor  # [P] the same unpruned
     # wall time: "observe" (stages inside the encoder are in it), "prune", "splice", "generate" (those inside the
@@ -67,7 +67,7 @@ class Result:
 
         What a budget really costs: that of stages inside the language model is read by the layers behind only.
         """
-        return self.visual.float().mean(1)
+        return self.tokens_per_layer.float().mean(1)
 
 
 def compress(
@@ -168,7 +168,7 @@ class Compressed:
         refuse_options(options)
         if self.plan.llm:
             check_options(options, self.model.generation_config)
-        inputs = {name: options.pop(name, None) for name in self.adapter.reads}
+        inputs = {name: options.pop(name, None) for name in self.adapter.consumes}
         inputs = {name: given for name, given in inputs.items() if given is not None}
         inputs.setdefault("attention_mask", infer_mask(inputs, self.model))
         prompt = self.adapter.prompt(inputs)
@@ -198,13 +198,17 @@ class Compressed:
         watch.lap("prune")
         passage = PrunedGeneration(self.adapter, inputs, self.plan, evidence, pruned, known)
         watch.lap("splice")
-        caller = CallerPrompt(inputs["input_ids"], passage.given["input_ids"].shape[1])
+        caller = CallerPrompt(inputs["input_ids"], passage.generate_kwargs["input_ids"].shape[1])
         with passage:
-            out = self.model.generate(**passage.given, **caller.translated(options, self.model.generation_config))
+            out = self.model.generate(
+                **passage.generate_kwargs, **caller.translated(options, self.model.generation_config)
+            )
         watch.lap("generate")
         pruned, read = passage.pruned, passage.stages
         counts = layout.untouched, pruned.total, structural, read.structural
-        self.last = Result(layout, pruned, *counts, read.visual, kv_bytes(decoder, read.held), before, watch.seconds)
+        self.last = Result(
+            layout, pruned, *counts, read.tokens_per_layer, kv_bytes(decoder, read.held), before, watch.seconds
+        )
         return caller.restored(out)
 
 

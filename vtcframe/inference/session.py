@@ -16,7 +16,7 @@ from vtcframe.ops.compose import compose_prunings, keep_all
 
 def check_sites(adapter: Any, plan: Plan) -> None:
     """ValueError where a plan has stages that an adapter's encoder or language model has no place for."""
-    reason = getattr(adapter, "closed", "it has no encoder whose blocks are known")
+    reason = getattr(adapter, "no_encoder_stages_because", "it has no encoder whose blocks are known")
     if plan.encoder and reason:
         raise ValueError(
             f"{type(adapter).__name__} cannot be pruned at {plan.encoder[0].at}: {reason}. Use stages at 'projector'"
@@ -29,7 +29,7 @@ def encode(
 ) -> tuple[Evidence, Pruned | None]:
     """Encode with a plan's stages inside the encoder: evidence of what is left, and the same by the first layout."""
     if plan.encoder:
-        return adapter.within(inputs, arrangement, needs, plan.encoder)
+        return adapter.encode_with_stages(inputs, arrangement, needs, plan.encoder)
     return adapter.encode(inputs, arrangement, needs), None
 
 
@@ -57,8 +57,8 @@ class PrunedGeneration:
         self, adapter: Any, inputs: Mapping[str, Any], plan: Plan, evidence: Evidence, read: Pruned, known: Evidence
     ) -> None:
         self._read = read
-        self.given, column = adapter.spliced(inputs, evidence, read, plan.positions)
-        self.stages = LlmStages(adapter.decoder(), known, column, plan.llm, (), adapter.blocks(self.given))
+        self.generate_kwargs, column = adapter.splice_with_columns(inputs, evidence, read, plan.positions)
+        self.stages = LlmStages(adapter.decoder(), known, column, plan.llm, (), adapter.blocks(self.generate_kwargs))
 
     def __enter__(self) -> "PrunedGeneration":
         self.stages.__enter__()

@@ -11,13 +11,13 @@ from vtcframe.components.selectors import TopK
 from vtcframe.core.budget import Budget
 from vtcframe.core.evidence import Evidence
 from vtcframe.core.layout import Layout
-from vtcframe.core.method import MethodCard, Method
+from vtcframe.core.method import Method, MethodCard
 from vtcframe.core.needs import AttentionPageRank, Need
 from vtcframe.core.pipeline import Pipeline
 from vtcframe.core.pruned import Pruned
 from vtcframe.core.stages import Positions, Pruner, Stage
 from vtcframe.core.verbs import Allocator, Scorer
-from vtcframe.ops.gather import kept_places, scatter, gather_tokens
+from vtcframe.ops.gather import gather_tokens, kept_places, scatter
 from vtcframe.ops.similarity import cosine, group_sums
 
 
@@ -140,7 +140,7 @@ class Aim(Method):
     batch's first sample only. Here all text stays.
     """
 
-    facts = MethodCard(
+    card = MethodCard(
         "arXiv 2412.03248",
         "cosine of tokens, then where a walk along the LLM's attention ends",
         "bipartite matching, then top-k",

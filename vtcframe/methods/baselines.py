@@ -7,7 +7,7 @@ from vtcframe.components.ensemblers import Mean
 from vtcframe.components.mergers import CellMean
 from vtcframe.components.scorers import Random
 from vtcframe.components.selectors import Grid, TopK
-from vtcframe.core.method import MethodCard, Method
+from vtcframe.core.method import Method, MethodCard
 from vtcframe.core.pipeline import Pipeline
 
 
@@ -15,7 +15,7 @@ from vtcframe.core.pipeline import Pipeline
 class RandomPruner(Method):
     """Baseline: tokens drawn uniformly without replacement, the same for a sample in any batch."""
 
-    facts = MethodCard("", "none", "at random", "gone", "no public code")
+    card = MethodCard("", "none", "at random", "gone", "no public code")
     seed: int = 0
 
     def pipeline(self) -> Pipeline:
@@ -26,7 +26,7 @@ class RandomPruner(Method):
 class UniformPruner(Method):
     """Baseline: an even spatial grid."""
 
-    facts = MethodCard("", "none", "even grid", "gone", "no public code")
+    card = MethodCard("", "none", "even grid", "gone", "no public code")
 
     def pipeline(self) -> Pipeline:
         return Pipeline((), Mean(), Even(), Grid())
@@ -36,7 +36,7 @@ class UniformPruner(Method):
 class Pool(Method):
     """Baseline: average pooling to the budget, each token of an even grid the mean of those nearest to it."""
 
-    facts = MethodCard("", "none", "even grid", "averaged into the nearest on the grid", "no public code")
+    card = MethodCard("", "none", "even grid", "averaged into the nearest on the grid", "no public code")
 
     def pipeline(self) -> Pipeline:
         return Pipeline((), Mean(), Even(), Grid(), CellMean())

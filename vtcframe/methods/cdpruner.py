@@ -6,7 +6,7 @@ from vtcframe.components.allocators import Even
 from vtcframe.components.diverse_selectors import Dpp
 from vtcframe.components.ensemblers import Weighted
 from vtcframe.components.scorers import QuestionSimilarity
-from vtcframe.core.method import MethodCard, Method
+from vtcframe.core.method import Method, MethodCard
 from vtcframe.core.pipeline import Pipeline
 
 
@@ -19,7 +19,7 @@ class CdPruner(Method):
     says whose similarity is read (see Similarity).
     """
 
-    facts = MethodCard("arXiv 2506.10967", "dissimilarity to the question", "DPP, greedy", "gone", "exact", text=True)
+    card = MethodCard("arXiv 2506.10967", "dissimilarity to the question", "DPP, greedy", "gone", "exact", text=True)
     model: str = "clip"
 
     def pipeline(self) -> Pipeline:

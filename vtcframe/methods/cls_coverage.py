@@ -6,7 +6,7 @@ from vtcframe.components.allocators import Even
 from vtcframe.components.diverse_selectors import Coverage, Mixed
 from vtcframe.components.ensemblers import Mean
 from vtcframe.components.scorers import ClsAttention
-from vtcframe.core.method import MethodCard, Method
+from vtcframe.core.method import Method, MethodCard
 from vtcframe.core.needs import ClsProxy
 from vtcframe.core.pipeline import Pipeline
 
@@ -30,7 +30,7 @@ class ClsCoverage(Method):
     model, or with a stand-in for [CLS]. All cosines of a view are held: N x N numbers.
     """
 
-    facts = MethodCard("", "[CLS] attention, mean over the last blocks", "top-k, then coverage", "gone", "ours")
+    card = MethodCard("", "[CLS] attention, mean over the last blocks", "top-k, then coverage", "gone", "ours")
     last: int = 3
     important: float = 0.5
     query: ClsProxy = "proxy"

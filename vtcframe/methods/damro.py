@@ -6,7 +6,7 @@ from vtcframe.components.allocators import Even
 from vtcframe.components.ensemblers import Mean
 from vtcframe.components.scorers import ClsAttention
 from vtcframe.components.selectors import TopK
-from vtcframe.core.method import MethodCard, Method
+from vtcframe.core.method import Method, MethodCard
 from vtcframe.core.pipeline import Pipeline
 
 
@@ -18,7 +18,7 @@ class DamroOutliers(Method):
     where the code has them by score. The contrast itself is decoding and not part of it.
     """
 
-    facts = MethodCard("arXiv 2410.04514", "[CLS] attention, heads joined", "top-k", "gone", "exact")
+    card = MethodCard("arXiv 2410.04514", "[CLS] attention, heads joined", "top-k", "gone", "exact")
 
     def pipeline(self) -> Pipeline:
         return Pipeline((ClsAttention(1, heads="joined"),), Mean(), Even(), TopK())

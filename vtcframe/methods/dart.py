@@ -10,12 +10,12 @@ from vtcframe.components.ensemblers import Mean
 from vtcframe.components.scorers import KeyNorm
 from vtcframe.core.budget import Budget
 from vtcframe.core.evidence import Evidence
-from vtcframe.core.method import MethodCard, Method
-from vtcframe.core.needs import HiddenStates, AttentionKeys, Need, TextTokens
+from vtcframe.core.method import Method, MethodCard
+from vtcframe.core.needs import AttentionKeys, HiddenStates, Need, TextTokens
 from vtcframe.core.pipeline import Pipeline
 from vtcframe.core.stages import Stage
 from vtcframe.core.verbs import Selector
-from vtcframe.ops.gather import highest, kept_places, gather_tokens
+from vtcframe.ops.gather import gather_tokens, highest, kept_places
 from vtcframe.ops.similarity import unit_vectors
 
 KEYS, STATES = AttentionKeys((-1,), "llm"), HiddenStates(-1, "llm")  # of the layer before the stage
@@ -89,7 +89,7 @@ class Dart(Method):
     in the order of a Python set, ours by the length of their keys, visual ones first; batches work.
     """
 
-    facts = MethodCard(
+    card = MethodCard(
         "arXiv 2502.11494",
         "length of the LLM's keys, cosine of its states",
         "least like the pivots",

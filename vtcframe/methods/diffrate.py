@@ -8,7 +8,7 @@ from vtcframe.components.allocators import Even
 from vtcframe.core.budget import Budget
 from vtcframe.core.evidence import Evidence
 from vtcframe.core.method import MethodCard
-from vtcframe.core.needs import Need, AttentionRows, ClsProxy
+from vtcframe.core.needs import AttentionRows, ClsProxy, Need
 from vtcframe.core.stages import Stage
 from vtcframe.core.token_merging import Merged, TokenMerger, merge, sizes
 from vtcframe.methods._base import EncoderMethod
@@ -32,7 +32,7 @@ class DiffRate(EncoderMethod):
     `query` names what stands in for a missing [CLS]. A merged token takes the place of the one that others joined.
     """
 
-    facts = MethodCard(
+    card = MethodCard(
         "arXiv 2305.17997",
         "[CLS] attention of the block, similarity",
         "top-k in every block, at given rates",

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from vtcframe.components.allocators import Even
 from vtcframe.components.diverse_selectors import MaxMin
 from vtcframe.components.ensemblers import Mean
-from vtcframe.core.method import MethodCard, Method
+from vtcframe.core.method import Method, MethodCard
 from vtcframe.core.pipeline import Pipeline
 
 
@@ -16,7 +16,7 @@ class DivPrune(Method):
     Its code takes the newlines of LLaVA-NeXT for candidates; here they stay with their rows.
     """
 
-    facts = MethodCard("arXiv 2503.02175", "none", "max-min distance of tokens", "gone", "exact")
+    card = MethodCard("arXiv 2503.02175", "none", "max-min distance of tokens", "gone", "exact")
 
     def pipeline(self) -> Pipeline:
         return Pipeline((), Mean(), Even(), MaxMin(), across="sample")

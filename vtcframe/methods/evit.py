@@ -52,7 +52,7 @@ class EVit(EncoderMethod):
     read in raster order here. `query` names what stands in for a missing [CLS]; that is no part of the paper.
     """
 
-    facts = MethodCard(
+    card = MethodCard(
         "arXiv 2202.07800", "[CLS] attention of the block", "top-k", "fused, weighted by attention", "exact", "encoder"
     )
     blocks: tuple[int, ...] = (3, 6, 9)

@@ -21,7 +21,7 @@ class FasterVlm(ClsScored):
     a missing [CLS] (see ClsAttention); that is no part of the paper.
     """
 
-    facts = MethodCard("arXiv 2412.01818", "[CLS] attention of one block", "top-k", "gone", "exact")
+    card = MethodCard("arXiv 2412.01818", "[CLS] attention of one block", "top-k", "gone", "exact")
     query: ClsProxy = "cls"
 
     def pipeline(self) -> Pipeline:

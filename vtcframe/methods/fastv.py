@@ -24,7 +24,7 @@ class FastV(SingleLlmStage):
     every token generated; the last one hands one layer's cache to all later ones. All rank by sample 0 of a batch.
     """
 
-    facts = MethodCard(
+    card = MethodCard(
         "arXiv 2403.06764", "attention of the prompt's last token", "top-k", "gone", "exact", "llm", text=True
     )
     layer: int = 2

@@ -9,8 +9,8 @@ from vtcframe.components.allocators import Even
 from vtcframe.components.scorers import ClsAttention
 from vtcframe.core.evidence import Evidence
 from vtcframe.core.method import MethodCard
-from vtcframe.core.needs import HiddenStates, Need, ClsProxy
-from vtcframe.methods._frames import FrameMerging, check_shares, clean_tokens, view_means, segment_bounds
+from vtcframe.core.needs import ClsProxy, HiddenStates, Need
+from vtcframe.methods._frames import FrameMerging, check_shares, clean_tokens, segment_bounds, view_means
 from vtcframe.ops.density_peaks import density_peaks
 from vtcframe.ops.gather import highest
 from vtcframe.ops.similarity import unit_vectors
@@ -29,7 +29,7 @@ class FastVid(FrameMerging):
     anchor frame has no room, the tokens go by attention. Within a frame, order is raster.
     """
 
-    facts = MethodCard(
+    card = MethodCard(
         "arXiv 2503.11187",
         "attention of [CLS] or its proxy",
         "top-k and density peaks",

@@ -22,7 +22,7 @@ class GlobalCom2(ClsScored):
     ClsAttention).
     """
 
-    facts = MethodCard(
+    card = MethodCard(
         "arXiv 2501.05179",
         "[CLS] logits of the last block, a crop's and the overview's",
         "top-k",
@@ -33,5 +33,5 @@ class GlobalCom2(ClsScored):
     query: ClsProxy = "cls"
 
     def pipeline(self) -> Pipeline:
-        scorer = ClsAttention(1, self.query, of="tower", logits=True)
+        scorer = ClsAttention(1, self.query, blocks="tower", pre_softmax=True)
         return Pipeline((scorer,), OverviewFusion(), OverviewGuided(self.tau), TopK())

@@ -22,7 +22,7 @@ class HiRed(ClsScored):
     chosen and cut off afterwards), this does not. `query` names what stands in for a missing [CLS] (see ClsAttention).
     """
 
-    facts = MethodCard(
+    card = MethodCard(
         "arXiv 2408.10945",
         "[CLS] attention of one block",
         "top-k",

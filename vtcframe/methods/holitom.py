@@ -13,14 +13,14 @@ from vtcframe.components.selectors import TopK
 from vtcframe.core.budget import Budget
 from vtcframe.core.evidence import Evidence
 from vtcframe.core.layout import Layout
-from vtcframe.core.method import MethodCard, Method
-from vtcframe.core.needs import Need, ClsProxy
+from vtcframe.core.method import Method, MethodCard
+from vtcframe.core.needs import ClsProxy, Need
 from vtcframe.core.pipeline import Pipeline
 from vtcframe.core.pruned import Pruned
 from vtcframe.core.stages import Stage
 from vtcframe.core.verbs import Merger
-from vtcframe.methods._frames import check_shares, segment_bounds, StaticPlaces
-from vtcframe.ops.gather import highest, kept_places, real_tokens, gather_tokens
+from vtcframe.methods._frames import StaticPlaces, check_shares, segment_bounds
+from vtcframe.ops.gather import gather_tokens, highest, kept_places, real_tokens
 from vtcframe.ops.similarity import cosine, group_sums, unit_vectors
 from vtcframe.ops.views import first_frames
 
@@ -35,7 +35,7 @@ class HoliTomOuter(StaticPlaces):
     stage inside the language model, and the branch that merges changing tokens too, which fails in the code and is off.
     """
 
-    facts = MethodCard(
+    card = MethodCard(
         "arXiv 2505.21334",
         "attention received",
         "top-k and density peaks",
@@ -128,7 +128,7 @@ class HoliTom(Method):
     that goes r, which at a half is the same.)
     """
 
-    facts = MethodCard(
+    card = MethodCard(
         "arXiv 2505.21334",
         "attention received, then the last text token's",
         "top-k and density peaks, then top-k",

@@ -11,14 +11,14 @@ from vtcframe.core.evidence import Evidence
 from vtcframe.core.method import MethodCard
 from vtcframe.core.needs import AttentionReceived, Need
 from vtcframe.core.stages import Stage
-from vtcframe.core.token_merging import Merged, Pooling, TokenMerger, MergeTime, merge, sizes
+from vtcframe.core.token_merging import Merged, MergeTime, Pooling, TokenMerger, merge, sizes
 from vtcframe.methods._base import EncoderMethod
 from vtcframe.methods._matching import (
     TINY,
-    count_class_tokens,
-    merge_count,
     MatchHalf,
+    count_class_tokens,
     match_halves,
+    merge_count,
     token_index,
     unchanged,
     verify_schedule,
@@ -46,7 +46,7 @@ class Mctf(EncoderMethod):
     The whole attention matrix is made in the blocks of "fused", so it saves the less the larger the picture.
     """
 
-    facts = MethodCard(
+    card = MethodCard(
         "arXiv 2403.10030",
         "similarity, attention received and size",
         "bipartite matching in both directions",

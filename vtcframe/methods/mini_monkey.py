@@ -13,7 +13,7 @@ from vtcframe.components.ensemblers import Mean
 from vtcframe.components.scorers import TextAttention
 from vtcframe.components.selectors import TopK
 from vtcframe.core.evidence import Evidence
-from vtcframe.core.method import MethodCard, Method
+from vtcframe.core.method import Method, MethodCard
 from vtcframe.core.pipeline import Pipeline
 from vtcframe.core.verbs import Allocator
 from vtcframe.ops.quotas import apportion
@@ -64,7 +64,7 @@ class MiniMonkeyScm(Method):
     positions="compact" of a Stage. Its crops of a second, coarser scale stay; here there is one scale.
     """
 
-    facts = MethodCard(
+    card = MethodCard(
         "arXiv 2408.02034",
         "attention of all that follows, in an early layer of the LLM",
         "top-k of a picture's crops",

@@ -12,8 +12,8 @@ from vtcframe.components.scorers import ClsAttention, TextAttention
 from vtcframe.components.selectors import TopK
 from vtcframe.core.budget import Budget
 from vtcframe.core.evidence import Evidence
-from vtcframe.core.method import MethodCard, Method
-from vtcframe.core.needs import Need, ClsProxy
+from vtcframe.core.method import Method, MethodCard
+from vtcframe.core.needs import ClsProxy, Need
 from vtcframe.core.pipeline import Pipeline
 from vtcframe.core.pruned import Pruned
 from vtcframe.core.stages import Positions, Pruner, Stage
@@ -114,10 +114,10 @@ class TextPeak(Scorer):
 
     @property
     def needs(self) -> tuple[Need, ...]:
-        return TextAttention(self.layer, "text", over="max").needs
+        return TextAttention(self.layer, "text", reduce="max").needs
 
     def __call__(self, evidence: Evidence) -> Tensor:
-        return TextAttention(self.layer, "text", over="max")(evidence).float() / self.peak
+        return TextAttention(self.layer, "text", reduce="max")(evidence).float() / self.peak
 
 
 @dataclass(frozen=True)
@@ -139,11 +139,11 @@ class ClsKeySet(Scorer):
 
     @property
     def needs(self) -> tuple[Need, ...]:
-        return ClsAttention(1, self.query, of="tower").needs
+        return ClsAttention(1, self.query, blocks="tower").needs
 
     def __call__(self, evidence: Evidence) -> Tensor:
         layout = evidence.layout
-        paid = ClsAttention(1, self.query, of="tower")(evidence)[0].float()
+        paid = ClsAttention(1, self.query, blocks="tower")(evidence)[0].float()
         scores = paid.masked_fill(~layout.valid, -torch.inf)
         wanted = (layout.untouched.double() * self.part).ceil().long()
         key = highest(scores, Joint()(scores, wanted, evidence).minimum(layout.count))
@@ -187,7 +187,7 @@ class MustDrop(Method):
     stands in for a missing [CLS]. None of these is part of the paper.
     """
 
-    facts = MethodCard(
+    card = MethodCard(
         "arXiv 2411.10803",
         "similarity in windows, attention of all text, [CLS] attention",
         "thresholds",

@@ -23,7 +23,7 @@ from vtcframe.ops.views import outlier_tokens
 
 
 def _of_tower(query: ClsProxy) -> ClsAttention:
-    return ClsAttention(1, query, of="tower", heads="joined")
+    return ClsAttention(1, query, blocks="tower", heads="joined")
 
 
 @dataclass(frozen=True, repr=False)
@@ -35,7 +35,7 @@ class PruMerge(ClsScored):
     here every view has its own. `query` names what stands in for a missing [CLS] (see ClsAttention).
     """
 
-    facts = MethodCard(
+    card = MethodCard(
         "arXiv 2403.15388",
         "[CLS] attention of the last block, heads joined",
         "outliers",
@@ -58,7 +58,7 @@ class PruMergePlus(ClsScored):
     a budget a quarter is chosen by score, the rest evenly (its code has no budget).
     """
 
-    facts = MethodCard(
+    card = MethodCard(
         "arXiv 2403.15388",
         "[CLS] attention of the last block, heads joined",
         "outliers and an even sample",

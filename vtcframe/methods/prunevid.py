@@ -12,11 +12,11 @@ from vtcframe.components.scorers import TextAttention
 from vtcframe.components.selectors import TopK
 from vtcframe.core.budget import Budget
 from vtcframe.core.layout import Layout
-from vtcframe.core.method import MethodCard, Method
+from vtcframe.core.method import Method, MethodCard
 from vtcframe.core.pipeline import Pipeline
 from vtcframe.core.stages import Stage
-from vtcframe.methods._frames import check_shares, view_means, segment_bounds, StaticPlaces
-from vtcframe.ops.density_peaks import nearest_peak, density_peaks
+from vtcframe.methods._frames import StaticPlaces, check_shares, segment_bounds, view_means
+from vtcframe.ops.density_peaks import density_peaks, nearest_peak
 from vtcframe.ops.similarity import unit_vectors
 from vtcframe.ops.views import first_frames
 
@@ -33,7 +33,7 @@ class PruneVidOuter(StaticPlaces):
     clustered, to meet the budget. Left out: the stage inside the language model.
     """
 
-    facts = MethodCard("arXiv 2412.16117", "none", "density peaks", "averaged in", "exact")
+    card = MethodCard("arXiv 2412.16117", "none", "density peaks", "averaged in", "exact")
     tau: float = 0.8
     clusters: float = 0.25
 
@@ -87,7 +87,7 @@ class PruneVid(Method):
     code those of the caches are numbered anew.
     """
 
-    facts = MethodCard(
+    card = MethodCard(
         "arXiv 2412.16117",
         "attention of any text token in any head",
         "density peaks, then top-k in each frame",

@@ -10,7 +10,7 @@ from vtcframe.components.scorers import TextAttention
 from vtcframe.components.selectors import TopK
 from vtcframe.core.budget import Budget
 from vtcframe.core.evidence import Evidence
-from vtcframe.core.method import MethodCard, Method
+from vtcframe.core.method import Method, MethodCard
 from vtcframe.core.pipeline import Pipeline
 from vtcframe.core.stages import Positions, Stage
 from vtcframe.core.verbs import Allocator
@@ -30,7 +30,7 @@ class PyramidDrop(Method):
     have. It fails for grouped queries, and takes all pictures of a prompt for its first one.
     """
 
-    facts = MethodCard(
+    card = MethodCard(
         "arXiv 2410.17247",
         "attention of the prompt's last token in the next layer",
         "top-k at several layers",

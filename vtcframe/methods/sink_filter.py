@@ -23,7 +23,7 @@ class SinkFilter(SingleLlmStage):
     nothing but hands the sinks' attention to other tokens, which is not done here.
     """
 
-    facts = MethodCard(
+    card = MethodCard(
         "arXiv 2503.03321",
         "attention of the prompt's last token, sinks last",
         "top-k",

@@ -13,14 +13,14 @@ from vtcframe.components.selectors import TopK
 from vtcframe.core.budget import Budget
 from vtcframe.core.evidence import Evidence
 from vtcframe.core.layout import Layout
-from vtcframe.core.method import MethodCard, Method
+from vtcframe.core.method import Method, MethodCard
 from vtcframe.core.needs import Need
 from vtcframe.core.pipeline import Pipeline
 from vtcframe.core.pruned import Pruned
 from vtcframe.core.stages import Positions, Pruner, Stage
 from vtcframe.core.verbs import Merger
 from vtcframe.ops.density_peaks import density_peaks
-from vtcframe.ops.gather import highest, kept_places, real_tokens, gather_tokens
+from vtcframe.ops.gather import gather_tokens, highest, kept_places, real_tokens
 from vtcframe.ops.similarity import group_sums
 
 PICTURE = 576  # tokens of the pictures that the published numbers are for
@@ -122,7 +122,7 @@ class SparseVlm(Method):
     code would drop one. "After layer 2, 6, 15" in the code is before 3, 7, 16 of `layers` here.
     """
 
-    facts = MethodCard(
+    card = MethodCard(
         "arXiv 2410.04417",
         "attention of text tokens like the picture",
         "top-k in three layers",
@@ -147,7 +147,7 @@ class SparseVlm(Method):
 
     def stages(self, budget: Budget | None) -> tuple[Stage, ...]:
         first = self.version == 1.5
-        rated = TextAttention(-1, "rated", "mean" if first else self.heads, relative=not first)
+        rated = TextAttention(-1, "rated", "mean" if first else self.heads, divide_by_rope_prior=not first)
         pruner: Pruner = Pipeline((rated,), Mean(), Even(), TopK(), across="sample")
         if first and self.recycle:
             pruner = PlusRecycled(pruner, Recycle(self.recycle))

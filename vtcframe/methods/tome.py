@@ -13,8 +13,8 @@ from vtcframe.core.token_merging import Merged, TokenMerger, merge, sizes
 from vtcframe.methods._base import EncoderMethod
 from vtcframe.methods._matching import (
     count_class_tokens,
-    merge_count,
     match_halves,
+    merge_count,
     token_index,
     unchanged,
     verify_schedule,
@@ -36,7 +36,7 @@ class ToMe(EncoderMethod):
     `blocks` are the 23 that feed LLaVA-1.5's projector; an encoder of another depth needs others.
     """
 
-    facts = MethodCard(
+    card = MethodCard(
         "arXiv 2210.09461",
         "similarity of keys",
         "bipartite matching in every block",

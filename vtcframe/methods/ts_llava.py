@@ -11,7 +11,7 @@ from vtcframe.components.allocators import required
 from vtcframe.components.ensemblers import Mean
 from vtcframe.core.evidence import Evidence
 from vtcframe.core.layout import Layout
-from vtcframe.core.method import MethodCard, Method
+from vtcframe.core.method import Method, MethodCard
 from vtcframe.core.pipeline import Pipeline
 from vtcframe.core.verbs import Allocator, Selector
 from vtcframe.ops.gather import highest
@@ -111,7 +111,7 @@ class TsLlava(Method):
     (Z, W, U) are left out.
     """
 
-    facts = MethodCard("arXiv 2411.11066", "none", "a picture whole, the others' tokens evenly spaced", "gone", "exact")
+    card = MethodCard("arXiv 2411.11066", "none", "a picture whole, the others' tokens evenly spaced", "gone", "exact")
     thumbnail: Literal["first", "last"] = "last"
 
     def pipeline(self) -> Pipeline:

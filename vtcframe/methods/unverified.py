@@ -7,7 +7,7 @@ from vtcframe.components.allocators import Even
 from vtcframe.components.ensemblers import Mean
 from vtcframe.components.scorers import ClsAttention
 from vtcframe.components.selectors import OutliersThenDraw, TopK, WholeRows
-from vtcframe.core.method import MethodCard, Method
+from vtcframe.core.method import Method, MethodCard
 from vtcframe.core.needs import ClsProxy
 from vtcframe.core.pipeline import Pipeline
 
@@ -20,7 +20,7 @@ class FoPru(Method):
     ours (the last block that feeds the projector, all patches' queries, its best tokens).
     """
 
-    facts = MethodCard("arXiv 2411.14164", "attention received", "top-k or whole rows", "gone", "no public code")
+    card = MethodCard("arXiv 2411.14164", "attention received", "top-k or whole rows", "gone", "no public code")
     keep: Literal["rank", "row"] = "rank"
     query: ClsProxy = "received"
 
@@ -41,7 +41,7 @@ class TokenCorrelation(Method):
     finds the number of tokens by itself; here it is budgeted.
     """
 
-    facts = MethodCard(
+    card = MethodCard(
         "arXiv 2407.14439", "[CLS] attention, keys", "outliers, then drawn at random", "gone", "no public code"
     )
     layer: int = 5

@@ -10,7 +10,7 @@ from vtcframe.components.ensemblers import Mean
 from vtcframe.components.scorers import Uniqueness
 from vtcframe.components.selectors import TopK
 from vtcframe.core.evidence import Evidence
-from vtcframe.core.method import MethodCard, Method
+from vtcframe.core.method import Method, MethodCard
 from vtcframe.core.pipeline import Pipeline
 from vtcframe.core.verbs import Allocator
 from vtcframe.ops.quotas import apportion
@@ -45,7 +45,7 @@ class VidCom2(Method):
     Its code switches itself off for batches; here a sample's frames are judged among themselves.
     """
 
-    facts = MethodCard("arXiv 2505.14454", "distance to the means of video and frame", "top-k", "gone", "exact")
+    card = MethodCard("arXiv 2505.14454", "distance to the means of video and frame", "top-k", "gone", "exact")
 
     def pipeline(self) -> Pipeline:
         return Pipeline((Uniqueness(),), Mean(), ByUniqueness(), TopK())

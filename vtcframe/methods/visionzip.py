@@ -22,7 +22,7 @@ class VisionZip(ClsScored):
     keeps stays together. With a stand-in for [CLS] (see ClsAttention) no class token is kept.
     """
 
-    facts = MethodCard(
+    card = MethodCard(
         "arXiv 2412.04467",
         "[CLS] attention of one block",
         "top-k",

@@ -6,7 +6,7 @@ from vtcframe.components.allocators import Even
 from vtcframe.components.diverse_selectors import Deduplicate
 from vtcframe.components.ensemblers import Mean
 from vtcframe.components.scorers import ClsAttention
-from vtcframe.core.method import MethodCard, Method
+from vtcframe.core.method import Method, MethodCard
 from vtcframe.core.needs import ClsProxy
 from vtcframe.core.pipeline import Pipeline
 
@@ -19,9 +19,7 @@ class VisPruner(Method):
     number; see Deduplicate. For towers without [CLS] it takes query="received".
     """
 
-    facts = MethodCard(
-        "arXiv 2412.01818", "[CLS] attention of one block", "top-k, then de-duplication", "gone", "exact"
-    )
+    card = MethodCard("arXiv 2412.01818", "[CLS] attention of one block", "top-k, then de-duplication", "gone", "exact")
     important: float = 0.5
     query: ClsProxy = "cls"
 

@@ -6,8 +6,8 @@ import torch
 
 from vtcframe.core.budget import Budget
 from vtcframe.core.evidence import Evidence
-from vtcframe.core.method import MethodCard, Method
-from vtcframe.core.needs import Need, AttentionRows
+from vtcframe.core.method import Method, MethodCard
+from vtcframe.core.needs import AttentionRows, Need
 from vtcframe.core.pipeline import gather
 from vtcframe.core.pruned import Pruned
 from vtcframe.core.stages import Pruner, Stage
@@ -24,7 +24,7 @@ class VisualExit(Method):
     reads the text's hidden states; both rules here are ours. Tokens keep their positions.
     """
 
-    facts = MethodCard(
+    card = MethodCard(
         "arXiv 2411.19628",
         "none, or attention of the prompt's last token to all visual ones",
         "all or none of a sample",

@@ -12,7 +12,7 @@ from vtcframe.components.scorers import ClsAttention, TextAttention
 from vtcframe.components.selectors import LocalGlobal, TopK
 from vtcframe.core.budget import Budget
 from vtcframe.core.layout import Layout
-from vtcframe.core.method import MethodCard, Method
+from vtcframe.core.method import Method, MethodCard
 from vtcframe.core.needs import ClsProxy
 from vtcframe.core.pipeline import Pipeline
 from vtcframe.core.stages import Positions, Stage
@@ -41,7 +41,7 @@ class VScan(Method):
     rotary positions (ours have them), and takes the options that VScanEncoder names.
     """
 
-    facts = MethodCard(
+    card = MethodCard(
         "arXiv 2505.22654",
         "[CLS] attention, then the last text token's",
         "top-k in windows, then of all, then again",
@@ -85,7 +85,7 @@ class VScanEncoder(Method):
     attention), and for Qwen2.5-VL takes window=4, layer=0, query="received", each="ceil" (see LocalGlobal).
     """
 
-    facts = MethodCard(
+    card = MethodCard(
         "arXiv 2505.22654", "[CLS] attention, shallow and deep", "top-k in windows, then of all", "averaged in", "exact"
     )
     window: int = 6

@@ -22,7 +22,7 @@ class VtcCls(ClsScored):
     ClsAttention); that is no part of the paper.
     """
 
-    facts = MethodCard("arXiv 2412.05819", "[CLS] attention, mean over the last blocks", "top-k", "gone", "exact")
+    card = MethodCard("arXiv 2412.05819", "[CLS] attention, mean over the last blocks", "top-k", "gone", "exact")
     last: int = 3
     query: ClsProxy = "cls"
 

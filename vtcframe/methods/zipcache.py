@@ -20,7 +20,7 @@ class ZipCacheSaliency(SingleLlmStage):
     are quantised to fewer bits, for each head by itself. Here it ranks visual tokens, mean over heads.
     """
 
-    facts = MethodCard(
+    card = MethodCard(
         "arXiv 2405.14256",
         "mean attention of recent and random probes that see a token",
         "top-k",

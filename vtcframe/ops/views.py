@@ -45,8 +45,8 @@ def outlier_tokens(scores: Tensor, layout: Layout) -> Tensor:
 def first_frames(layout: Layout) -> Tensor:
     """[V] bool on the CPU: False where a view is the next frame of the video that the view before it is of."""
     step = torch.ones(len(layout.frame), dtype=torch.bool)
-    follows = layout.frame[1:] == layout.frame[:-1] + 1
+    continues = layout.frame[1:] == layout.frame[:-1] + 1
     for part in (layout.sample, layout.image):
-        follows = follows & (part[1:] == part[:-1])
-    step[1:] = ~follows
+        continues = continues & (part[1:] == part[:-1])
+    step[1:] = ~continues
     return step

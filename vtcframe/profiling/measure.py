@@ -92,7 +92,7 @@ def run_steps(model: Any, inputs: Inputs, read: Reading) -> dict[str, list[float
     pruned, known = step("prune", partial(prune, plan, evidence, left))
     passage = step("splice", partial(PrunedGeneration, adapter, inputs, plan, evidence, pruned, known))
     with passage:
-        step("prefill", partial(answer, model.model, passage.given, 1))
+        step("prefill", partial(answer, model.model, passage.generate_kwargs, 1))
     return taken
 
 
@@ -181,16 +181,16 @@ def measure(model: Any, cases: Sequence[Compressed], inputs: Inputs, lengths: Se
         counted_stages(models, inputs),
         strict=True,
     )
-    before = _mean(first.before)
+    before = _mean(first.tokens_before)
     return Batch(
         len(inputs["input_ids"]),
-        Run("unpruned", before, *unpruned, [before] * first.visual.shape[1], _mean(first.kv_bytes_before)),
+        Run("unpruned", before, *unpruned, [before] * first.tokens_per_layer.shape[1], _mean(first.kv_bytes_before)),
         [
             Run(
                 str(case.plan),
-                _mean(result.after),
+                _mean(result.tokens_after),
                 *costs,
-                result.visual.double().mean(0).tolist(),
+                result.tokens_per_layer.double().mean(0).tolist(),
                 _mean(result.kv_bytes),
                 no_oracle(case.plan),
             )
@@ -201,7 +201,7 @@ def measure(model: Any, cases: Sequence[Compressed], inputs: Inputs, lengths: Se
 
 def prompts(inputs: Inputs, result: Any) -> tuple[int, ...]:
     """Return how many tokens each prompt has once it is pruned."""
-    gone = result.before - result.after + result.structural_before - result.structural_after
+    gone = result.tokens_before - result.tokens_after + result.structural_before - result.structural_after
     return tuple((inputs["attention_mask"].sum(1).cpu() - gone).tolist())
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vtcframe.data.benchmarks.base import Benchmark
-from vtcframe.data.results import Prediction, Score, columns, mean_scores, format_budget
+from vtcframe.data.results import Prediction, Score, columns, format_budget, mean_scores
 from vtcframe.errors import UsageError
 from vtcframe.registry import named
 from vtcframe.runs.baselines import CONFIGURATION, DOWNSAMPLE

@@ -30,7 +30,7 @@ from vtcframe.drawing import Picture
 from vtcframe.errors import ComponentError, UsageError
 from vtcframe.inference.checkpoint import Backbone
 from vtcframe.inference.kv_cache import kv_bytes
-from vtcframe.inference.session import PrunedGeneration, check_sites, check_options, encode, prune
+from vtcframe.inference.session import PrunedGeneration, check_options, check_sites, encode, prune
 
 DEFAULTS = {"do_sample": False, "max_new_tokens": 32}
 HALF = {"bf16-true": "bfloat16", "16-true": "float16"}  # the trainer's precision -> the type that weights are loaded in
@@ -312,7 +312,7 @@ class Predictor(LightningModule):
             raise ComponentError(f"what it left cannot be read: {type(error).__name__}: {error}") from error
 
     def _generate(self, inputs: Mapping[str, Any], plan: Plan | None, passage: PrunedGeneration | None) -> list[str]:
-        given = inputs if passage is None else passage.given
+        given = inputs if passage is None else passage.generate_kwargs
         try:
             with passage or nullcontext():
                 out: Tensor = self.model.generate(**given, generation_config=self.options)
@@ -336,7 +336,7 @@ class Predictor(LightningModule):
         prompt, depth, decoder = self.adapter.prompt(inputs), len(self.adapter.llm_layers()), self.adapter.decoder()
         if passage is not None:
             read = passage.stages
-            kept, structural, layers, held = passage.pruned.total, read.structural, read.visual, read.held
+            kept, structural, layers, held = passage.pruned.total, read.structural, read.tokens_per_layer, read.held
         else:
             kept, structural = layout.untouched, prompt.visual.sum(1) - layout.untouched
             layers, held = (x[:, None].expand(-1, depth) for x in (kept, prompt.real.sum(1)))

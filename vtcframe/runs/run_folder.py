@@ -12,18 +12,18 @@ from typing import Any, Literal
 from vtcframe.atomic import write_atomic
 from vtcframe.errors import UnfinishedError, UsageError
 from vtcframe.runs.shards import (
-    NAME,
     HEARTBEAT_S,
+    NAME,
     STALE_BEATS,
+    HeartbeatMonitor,
     Lock,
     RowLocation,
-    HeartbeatMonitor,
-    writer_of,
     is_finished,
     is_locked,
+    report_write_errors,
     row_locations,
     shard_path,
-    report_write_errors,
+    writer_of,
 )
 
 Existing = Literal["resume", "replace", "mix"]

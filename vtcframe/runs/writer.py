@@ -20,7 +20,7 @@ from vtcframe.machine import hardware
 from vtcframe.runs.exports import check, export
 from vtcframe.runs.predictor import Predictor
 from vtcframe.runs.run_folder import Existing, RunFolder
-from vtcframe.runs.shards import Shard, HeartbeatMonitor, shard_path, report_write_errors
+from vtcframe.runs.shards import HeartbeatMonitor, Shard, report_write_errors, shard_path
 from vtcframe.runs.table import table
 
 NOTE = "seconds: a sample's share of its batch, encoding included, without the first batch where there are more"

@@ -24,8 +24,8 @@ class Gemma3(TowerAdapter):
 
     family = "gemma3"
     stacked = ("image",)
-    follows = ("token_type_ids",)
-    reads = ("input_ids", "attention_mask", "position_ids", "pixel_values", "token_type_ids")
+    per_token_inputs = ("token_type_ids",)
+    consumes = ("input_ids", "attention_mask", "position_ids", "pixel_values", "token_type_ids")
 
     def tower(self, modality: Modality, inputs: Mapping[str, Any]) -> Tower:
         """Return the vision tower."""
@@ -63,6 +63,6 @@ class Gemma3(TowerAdapter):
         first = picture & ~torch.nn.functional.pad(picture, (1, 0))[:, :-1]
         return torch.where(picture, first.long().cumsum(1) - 1, -1)
 
-    def portraits(self, modality: Modality, inputs: Mapping[str, Any]) -> Sequence[Tensor]:
+    def original_images(self, modality: Modality, inputs: Mapping[str, Any]) -> Sequence[Tensor]:
         """Return the pictures as the tower sees them."""
         return list(inputs["pixel_values"])

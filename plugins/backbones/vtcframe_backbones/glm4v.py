@@ -20,7 +20,7 @@ class Glm4v(Qwen2Vl):
     family = "glm4v"
     modalities = ("image",)
 
-    def given(self, modality: Modality, inputs: Mapping[str, Any]) -> Any:
+    def pixels_of(self, modality: Modality, inputs: Mapping[str, Any]) -> Any:
         """Return the pixels of the images or the videos. ValueError for a batch of both."""
         return inputs.get(self.pixels[self._kind(inputs)])
 

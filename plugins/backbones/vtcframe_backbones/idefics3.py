@@ -24,9 +24,9 @@ class Idefics3(TowerAdapter):
     """
 
     family = "idefics3"
-    reads = ("input_ids", "attention_mask", "position_ids", "pixel_values", "pixel_attention_mask")
+    consumes = ("input_ids", "attention_mask", "position_ids", "pixel_values", "pixel_attention_mask")
 
-    def given(self, modality: Modality, inputs: Mapping[str, Any]) -> Any:
+    def pixels_of(self, modality: Modality, inputs: Mapping[str, Any]) -> Any:
         """[tiles, 3, height, width] without those of zeros, which fill samples up."""
         if (pixels := inputs.get("pixel_values")) is None:
             return None
@@ -62,7 +62,7 @@ class Idefics3(TowerAdapter):
 
     def pictures(self, modality: Modality, inputs: Mapping[str, Any]) -> list[Picture]:
         """Group tiles into pictures by the tags before them in the prompts: a picture ends with a thumbnail."""
-        vision, tiles, prompt = self.model.config.vision_config, self.given(modality, inputs), self.prompt(inputs)
+        vision, tiles, prompt = self.model.config.vision_config, self.pixels_of(modality, inputs), self.prompt(inputs)
         side = vision.image_size // vision.patch_size // self.model.config.scale_factor
         edge = pad(prompt.visual.long(), (1, 1)).diff(dim=1)  # 1 where a run of placeholders begins, -1 behind it
         (sample, begin), (_, end) = ((edge == way).nonzero(as_tuple=True) for way in (1, -1))
@@ -80,10 +80,10 @@ class Idefics3(TowerAdapter):
             for own in looks.split(pad(last, (1, 0), value=-1).diff().tolist())
         ]
 
-    def portraits(self, modality: Modality, inputs: Mapping[str, Any]) -> Sequence[Tensor]:
+    def original_images(self, modality: Modality, inputs: Mapping[str, Any]) -> Sequence[Tensor]:
         """Return the thumbnails."""
         ends = torch.tensor([picture.rows for picture in self.pictures(modality, inputs)]).cumsum(0) - 1
-        tiles = self.given(modality, inputs)
+        tiles = self.pixels_of(modality, inputs)
         return list(tiles[ends.to(tiles.device)])
 
 

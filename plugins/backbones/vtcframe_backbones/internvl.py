@@ -38,7 +38,7 @@ class InternVl(TowerAdapter):
 
     family = "internvl"
     stacked = ("image",)
-    reads = Llava.reads
+    consumes = Llava.consumes
 
     def tower(self, modality: Modality, inputs: Mapping[str, Any]) -> Tower:
         """Return the vision tower."""
@@ -93,14 +93,14 @@ class InternVl(TowerAdapter):
             return [0] * len(begins)
         numbers: list[int] = []
         for run, (p, begin) in enumerate(begins.tolist()):
-            follows = run > 0 and begins[run - 1, 0] == p
-            text = prompt.ids[p, int(ends[run - 1, 1]) if follows else 0 : begin]
+            continues = run > 0 and begins[run - 1, 0] == p
+            text = prompt.ids[p, int(ends[run - 1, 1]) if continues else 0 : begin]
             found = FRAME.search(self.processor.tokenizer.decode(text, skip_special_tokens=True))
             number = int(found[1]) if found else 0
-            numbers.append(number if number == 1 or (follows and number == numbers[-1] + 1) else 0)
+            numbers.append(number if number == 1 or (continues and number == numbers[-1] + 1) else 0)
         return numbers
 
-    def portraits(self, modality: Modality, inputs: Mapping[str, Any]) -> Sequence[Tensor]:
+    def original_images(self, modality: Modality, inputs: Mapping[str, Any]) -> Sequence[Tensor]:
         """Return the thumbnails, or the tile where there is only one."""
         shown, at = [], 0
         for picture in self.pictures(modality, inputs):

@@ -35,8 +35,8 @@ class Llava(TowerAdapter):
     """
 
     family = "llava"
-    closed = ""
-    reads = (
+    no_encoder_stages_because = ""
+    consumes = (
         "input_ids",
         "attention_mask",
         "position_ids",
@@ -80,7 +80,7 @@ class Llava(TowerAdapter):
             **self.geometry(inputs),
         )
 
-    def opened(self, modality: Modality, encoded: Any, tower: Tower) -> tuple[Tensor, Tensor]:
+    def ungrid(self, modality: Modality, encoded: Any, tower: Tower) -> tuple[Tensor, Tensor]:
         """Return no structural tokens and what is left of each picture."""
         tokens = torch.stack(list(encoded.pooler_output))
         return tokens[:, :0].flatten(0, 1), tokens
@@ -93,7 +93,7 @@ class Llava(TowerAdapter):
         """One view a picture."""
         return [Picture.grids((self.side, self.side))] * len(inputs["pixel_values"])
 
-    def portraits(self, modality: Modality, inputs: Mapping[str, Any]) -> Sequence[Tensor]:
+    def original_images(self, modality: Modality, inputs: Mapping[str, Any]) -> Sequence[Tensor]:
         """Return the pictures as the tower sees them."""
         return list(inputs["pixel_values"])
 
@@ -112,7 +112,7 @@ class LlavaNext(Llava):
     """
 
     family = "llava_next"
-    closed = TowerAdapter.closed
+    no_encoder_stages_because = TowerAdapter.no_encoder_stages_because
 
     def geometry(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """Return the sizes by which pictures are un-padded."""
@@ -126,7 +126,7 @@ class LlavaNext(Llava):
         """An overview and tiles; the overview alone where the packing takes no more."""
         return [self.picture(size, n, inputs) for size, n in zip(self._sizes(inputs), self.tiles(inputs), strict=True)]
 
-    def portraits(self, modality: Modality, inputs: Mapping[str, Any]) -> Sequence[Tensor]:
+    def original_images(self, modality: Modality, inputs: Mapping[str, Any]) -> Sequence[Tensor]:
         """Return the overviews."""
         return [tiles[0] for tiles in inputs["pixel_values"]]
 
@@ -187,8 +187,8 @@ class LlavaOnevision(LlavaNext):
     modalities = ("image", "video")
     stacked = ("video",)
     pixels: ClassVar[Mapping[Modality, str]] = {"image": "pixel_values", "video": "pixel_values_videos"}
-    reads = (
-        *Llava.reads,
+    consumes = (
+        *Llava.consumes,
         "pixel_values_videos",
         "batch_num_images",
         "vision_aspect_ratio",
@@ -248,10 +248,10 @@ class LlavaOnevision(LlavaNext):
         order = pad(grids.order, (0, 1), value=-1)  # a newline that serves no token behind them all
         return [replace(grids, order=order, first=order + 1, last=order * 0 - 1)] * videos
 
-    def portraits(self, modality: Modality, inputs: Mapping[str, Any]) -> Sequence[Tensor]:
+    def original_images(self, modality: Modality, inputs: Mapping[str, Any]) -> Sequence[Tensor]:
         """Return the overviews, or the frames."""
         if modality == "image":
-            return super().portraits(modality, inputs)
+            return super().original_images(modality, inputs)
         return list(inputs["pixel_values_videos"].flatten(0, 1))
 
     def pack(self, modality: Modality, inputs: Mapping[str, Any], maps: Tensor) -> Tensor:

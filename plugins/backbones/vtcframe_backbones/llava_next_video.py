@@ -22,7 +22,7 @@ class LlavaNextVideo(LlavaNext):
     family = "llava_next_video"
     modalities = ("image", "video")
     pixels: ClassVar[Mapping[Modality, str]] = {"image": "pixel_values", "video": "pixel_values_videos"}
-    reads = (*Llava.reads, "pixel_values_videos")
+    consumes = (*Llava.consumes, "pixel_values_videos")
 
     def tower(self, modality: Modality, inputs: Mapping[str, Any]) -> Tower:
         """Return the vision tower, the same for images and videos."""
@@ -53,10 +53,10 @@ class LlavaNextVideo(LlavaNext):
         side = self.side // self.model.config.spatial_pool_stride
         return [Picture.grids((side, side), frames)] * videos
 
-    def portraits(self, modality: Modality, inputs: Mapping[str, Any]) -> Sequence[Tensor]:
+    def original_images(self, modality: Modality, inputs: Mapping[str, Any]) -> Sequence[Tensor]:
         """Return the overviews, or the frames."""
         if modality == "image":
-            return super().portraits(modality, inputs)
+            return super().original_images(modality, inputs)
         return list(inputs["pixel_values_videos"].flatten(0, 1))
 
     def pack(self, modality: Modality, inputs: Mapping[str, Any], maps: Tensor) -> Tensor:

@@ -19,13 +19,13 @@ class Mistral3(TowerAdapter):
     """Mistral 3: a view is a picture, a token a square of patches. Breaks behind rows are text, and stay."""
 
     family = "mistral3"
-    reads = Llava.reads
+    consumes = Llava.consumes
 
-    def given(self, modality: Modality, inputs: Mapping[str, Any]) -> Any:
+    def pixels_of(self, modality: Modality, inputs: Mapping[str, Any]) -> Any:
         """[images, values] the pixels of each, zeros behind them: the processor pads pictures to those of the batch."""
         if inputs.get("pixel_values") is None:
             return None
-        return pad_sequence([picture.flatten() for picture in self.portraits(modality, inputs)], batch_first=True)
+        return pad_sequence([picture.flatten() for picture in self.original_images(modality, inputs)], batch_first=True)
 
     def tower(self, modality: Modality, inputs: Mapping[str, Any]) -> Tower:
         """Return the vision tower: one packed sequence of patches."""
@@ -50,7 +50,7 @@ class Mistral3(TowerAdapter):
         sizes = self._sizes(inputs) // (self.model.base_model.vision_tower.patch_size * self.merge)
         return [Picture.grids((rows, columns)) for rows, columns in sizes.tolist()]
 
-    def portraits(self, modality: Modality, inputs: Mapping[str, Any]) -> Sequence[Tensor]:
+    def original_images(self, modality: Modality, inputs: Mapping[str, Any]) -> Sequence[Tensor]:
         """Return the pictures without their padding."""
         sizes = self._sizes(inputs).tolist()
         return [p[:, :h, :w] for p, (h, w) in zip(inputs["pixel_values"], sizes, strict=True)]

@@ -17,14 +17,14 @@ from vtcframe.hooks.readers import PatchGroups
 class Qwen2Vl(TowerAdapter):
     """Qwen2-VL: every block sees the whole picture; a view of a video is a temporal slice, two frames.
 
-    Layers of `Rows` and `Keys` count the blocks that see whole pictures (of="feeding"); where some attend within
+    Layers of `Rows` and `Keys` count the blocks that see whole pictures (blocks="feeding"); where some attend within
     windows only (Qwen2.5-VL), those are not among them.
     """
 
     family = "qwen2_vl"
     modalities = ("image", "video")
     pixels: ClassVar[Mapping[Modality, str]] = {"image": "pixel_values", "video": "pixel_values_videos"}
-    reads = (
+    consumes = (
         "input_ids",
         "attention_mask",
         "position_ids",
@@ -98,9 +98,9 @@ class Qwen2Vl(TowerAdapter):
         )
         return torch.cat([super().positions(inputs, prompt), align_columns(axes, real)])
 
-    def portraits(self, modality: Modality, inputs: Mapping[str, Any]) -> Sequence[Tensor]:
+    def original_images(self, modality: Modality, inputs: Mapping[str, Any]) -> Sequence[Tensor]:
         """Return the images, or the mean of the frames of each temporal slice, put together from their patches."""
-        vision, pixels, m = self.model.config.vision_config, self.given(modality, inputs), self._merge
+        vision, pixels, m = self.model.config.vision_config, self.pixels_of(modality, inputs), self._merge
         edge, grids = vision.patch_size, self._grids(modality, inputs).tolist()
         pictures = []
         for patches, (t, h, w) in zip(pixels.split([t * h * w for t, h, w in grids]), grids, strict=True):

@@ -21,11 +21,11 @@ class VideoLlava(TowerAdapter):
     """
 
     family = "video_llava"
-    closed = ""
+    no_encoder_stages_because = ""
     modalities = ("image", "video")
     stacked = ("image", "video")
     pixels: ClassVar[Mapping[Modality, str]] = {"image": "pixel_values", "video": "pixel_values_videos"}
-    reads = (
+    consumes = (
         "input_ids",
         "attention_mask",
         "position_ids",
@@ -36,9 +36,9 @@ class VideoLlava(TowerAdapter):
         "vision_feature_select_strategy",
     )
 
-    def given(self, modality: Modality, inputs: Mapping[str, Any]) -> Any:
+    def pixels_of(self, modality: Modality, inputs: Mapping[str, Any]) -> Any:
         """Return the pixels; those of images have two names, of which the processor uses the older."""
-        pixels = super().given(modality, inputs)
+        pixels = super().pixels_of(modality, inputs)
         return inputs.get("pixel_values_images") if pixels is None and modality == "image" else pixels
 
     def tower(self, modality: Modality, inputs: Mapping[str, Any]) -> Tower:
@@ -57,16 +57,16 @@ class VideoLlava(TowerAdapter):
         """Encode images or videos."""
         read = list(tower.read) if len(tower.read) > 1 else tower.read[0]
         encode = getattr(self.model.base_model, f"get_{modality}_features")
-        return encode(self.given(modality, inputs), vision_feature_layer=read, return_dict=True)
+        return encode(self.pixels_of(modality, inputs), vision_feature_layer=read, return_dict=True)
 
-    def opened(self, modality: Modality, encoded: Any, tower: Tower) -> tuple[Tensor, Tensor]:
+    def ungrid(self, modality: Modality, encoded: Any, tower: Tower) -> tuple[Tensor, Tensor]:
         """Return the class tokens of frames, and what is left of each image or frame."""
         tokens, classes = encoded.pooler_output, tower.classes if modality == "video" else 0
         return tokens[:, :classes].flatten(0, 1), tokens[:, classes:]
 
     def pictures(self, modality: Modality, inputs: Mapping[str, Any]) -> list[Picture]:
         """One view an image or frame."""
-        vision, pixels = self.model.config.vision_config, self.given(modality, inputs)
+        vision, pixels = self.model.config.vision_config, self.pixels_of(modality, inputs)
         side = vision.image_size // vision.patch_size
         if modality == "image":
             return [Picture.grids((side, side))] * len(pixels)
@@ -79,9 +79,9 @@ class VideoLlava(TowerAdapter):
         )
         return [one] * videos
 
-    def portraits(self, modality: Modality, inputs: Mapping[str, Any]) -> Sequence[Tensor]:
+    def original_images(self, modality: Modality, inputs: Mapping[str, Any]) -> Sequence[Tensor]:
         """Return the images or frames as the towers see them."""
-        pixels = self.given(modality, inputs)
+        pixels = self.pixels_of(modality, inputs)
         return list(pixels if modality == "image" else pixels.flatten(0, 1))
 
     def pack(self, modality: Modality, inputs: Mapping[str, Any], maps: Tensor) -> Tensor:

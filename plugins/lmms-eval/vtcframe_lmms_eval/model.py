@@ -28,7 +28,7 @@ from vtcframe.adapters.base import adapter_for
 from vtcframe.assets import bundled
 from vtcframe.errors import UsageError
 from vtcframe.inference.checkpoint import device_for
-from vtcframe.inference.session import PrunedGeneration, check_sites, check_options, encode, prune
+from vtcframe.inference.session import PrunedGeneration, check_options, check_sites, encode, prune
 from vtcframe_lmms_eval.chat import Chat, chat_inputs
 from vtcframe_lmms_eval.settings import Settings
 
@@ -232,7 +232,7 @@ class VtcFrame(lmms):
             if self.plan is not None and not self.plan.covers(layout):
                 evidence, left = encode(self.adapter, inputs, arrangement, self.plan, self.plan.needs)
                 passage = PrunedGeneration(self.adapter, inputs, self.plan, evidence, *prune(self.plan, evidence, left))
-        given = inputs if passage is None else passage.given
+        given = inputs if passage is None else passage.generate_kwargs
         read, width = given["attention_mask"].sum(1).tolist(), given["input_ids"].shape[1]  # generate changes them
         with passage or nullcontext():
             out: Tensor = self._model.generate(**given, generation_config=config)
@@ -245,7 +245,7 @@ class VtcFrame(lmms):
             sums["without pictures"] += len(chats)
         else:
             after = layout.untouched if passage is None else passage.pruned.total
-            layers = after if passage is None else passage.stages.visual.float().mean(1)
+            layers = after if passage is None else passage.stages.tokens_per_layer.float().mean(1)
             sums["with pictures"] += len(chats)
             for name, counts in {"before": layout.untouched, "after": after, "layer": layers}.items():
                 sums[name] += counts.sum().item()

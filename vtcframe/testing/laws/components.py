@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vtcframe.core.budget import Budget
-from vtcframe.core.contracts import call_component, needs_of, describe_type
+from vtcframe.core.contracts import call_component, describe_type, needs_of
 from vtcframe.core.evidence import Evidence
 from vtcframe.core.needs import Need
 from vtcframe.core.pruned import Pruned

@@ -52,8 +52,8 @@ def _check_keep_all(adapter: Adapter, inputs: Mapping[str, Any], plan: Plan, opt
     """Stages that act and drop nothing change no bit."""
     whole = [replace(stage, budget=Budget(ratio=1.0)) for stage in plan.stages]
     passage = passage_of(adapter, inputs, planned(whole))
-    plain = passage_of(adapter, inputs, planned(whole)).given
-    want, got = _answered(adapter, plain, options), _answered(adapter, passage.given, options, passage)
+    plain = passage_of(adapter, inputs, planned(whole)).generate_kwargs
+    want, got = _answered(adapter, plain, options), _answered(adapter, passage.generate_kwargs, options, passage)
     _hold(torch.equal(got.sequences, want.sequences), "keep all: stages that drop nothing change the answer")
     _hold(all(map(torch.equal, got.logits, want.logits)), "keep all: logits are not bit-equal")
 
@@ -63,10 +63,10 @@ def _check_removed_is_masked(
 ) -> None:
     """The pruned run equals one in which every layer still has all tokens and hides those that have left it."""
     passage = passage_of(adapter, inputs, plan)
-    got = _answered(adapter, passage.given, options, passage)
-    read = passage.stages.visual
+    got = _answered(adapter, passage.generate_kwargs, options, passage)
+    read = passage.stages.tokens_per_layer
     _hold((read[:, -1] < read[:, 0]).any(), "the stages drop nothing of these samples")
-    given = passage_of(adapter, inputs, plan).given
+    given = passage_of(adapter, inputs, plan).generate_kwargs
     want = _answered(adapter, given, options, masked_layers(adapter, passage.stages))
     apart = max((a - b).abs().max().item() for a, b in zip(got.logits, want.logits, strict=True))
     _hold(apart <= close, f"removed = masked: logits are {apart:.1e} apart")
@@ -98,7 +98,10 @@ def _check_alone(
         assert together.pruned is not None
         kept, want = together.pruned.sequence(p)[1], alone.pruned.sequence(0)[1]
         _hold(torch.equal(kept, want), f"sample {p} keeps other tokens in a batch")
-        _hold(torch.equal(together.visual[p], alone.visual[0]), f"sample {p}: layers read other numbers of tokens")
+        _hold(
+            torch.equal(together.tokens_per_layer[p], alone.tokens_per_layer[0]),
+            f"sample {p}: layers read other numbers of tokens",
+        )
         _hold(together.kv_bytes[p] == alone.kv_bytes[0], f"sample {p}: the caches hold another number of bytes")
         mine = answer[p * times : (p + 1) * times, width : width + own.shape[1]]
         _hold(torch.equal(mine, own), f"sample {p} answers otherwise in a batch")
@@ -113,7 +116,7 @@ def _check_raising(adapter: Adapter, inputs: Mapping[str, Any], plan: Plan) -> N
     passage = passage_of(adapter, inputs, plan)
     hook = adapter.llm_layers()[-1].register_forward_pre_hook(fail)
     try:
-        _answered(adapter, passage.given, {}, passage)
+        _answered(adapter, passage.generate_kwargs, {}, passage)
     except RuntimeError as error:
         _hold(str(error) == "on purpose", f"another error hid the first one: {error}")
     else:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from vtcframe.core.evidence import Evidence
 from vtcframe.core.layout import Layout
-from vtcframe.core.needs import AttentionKeys, Need, AttentionRows, TextTokens
+from vtcframe.core.needs import AttentionKeys, AttentionRows, Need, TextTokens
 
 POISON = 1e4  # what lies at padding: a missing mask passes on zeros
 Samples = Mapping[int, Sequence[tuple[int, int]]]  # a sample's key -> (rows, columns) of each of its views

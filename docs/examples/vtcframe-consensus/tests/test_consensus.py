@@ -29,4 +29,4 @@ def test_a_model_answers_with_fewer_tokens():
     compressed = compress(model, ConsensusPruner(agreed=0.5), tokens=4)
     compressed.generate(**make_inputs(processor, SAMPLES["one"]), max_new_tokens=2, do_sample=False)
     assert compressed.last is not None
-    assert compressed.last.after.tolist() == [4]
+    assert compressed.last.tokens_after.tolist() == [4]

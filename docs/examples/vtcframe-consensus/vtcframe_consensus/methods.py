@@ -12,7 +12,7 @@ from vtcframe_consensus.scorers import Consensus
 class ConsensusPruner(Method):
     """`agreed` of the budget to what three blocks agree on, the rest to what stands for all other tokens."""
 
-    facts = MethodCard("", "least [CLS] attention of three blocks", "top-k, then coverage", "gone", "ours")
+    card = MethodCard("", "least [CLS] attention of three blocks", "top-k, then coverage", "gone", "ours")
     agreed: float = 0.75
 
     def pipeline(self) -> Pipeline:

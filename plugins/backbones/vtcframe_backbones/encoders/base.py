@@ -13,7 +13,7 @@ from vtcframe.adapters.auxiliary_encoders import only_call
 from vtcframe.adapters.base import Adapter
 from vtcframe.adapters.prompt import Prompt
 from vtcframe.core.evidence import Evidence
-from vtcframe.core.needs import ClassToken, HiddenStates, AttentionKeys, Need, AttentionRows
+from vtcframe.core.needs import AttentionKeys, AttentionRows, ClassToken, HiddenStates, Need
 from vtcframe.core.pruned import Pruned
 from vtcframe.core.stages import Stage
 from vtcframe.core.token_merging import EncoderEvidence
@@ -34,8 +34,8 @@ class Encoder(Adapter):
     patches.
     """
 
-    reads = ("pixel_values",)
-    closed = ""
+    consumes = ("pixel_values",)
+    no_encoder_stages_because = ""
 
     def __init__(self, model: nn.Module, processor: Any = None, rest: int | None = 1) -> None:
         """With `rest=None` tokens are read behind the last block: for stages inside the encoder alone."""
@@ -105,10 +105,10 @@ class Encoder(Adapter):
         return replace(evidence, project=nn.Identity())
 
     @torch.no_grad()
-    def within(
+    def encode_with_stages(
         self, inputs: Mapping[str, Any], arrangement: Arrangement, needs: Iterable[Need], stages: Sequence[Stage]
     ) -> tuple[Evidence, Pruned]:
-        """Run the blocks before the site with `stages` inside them (see TowerAdapter.within)."""
+        """Run the blocks before the site with `stages` inside them (see TowerAdapter.encode_with_stages)."""
         pixels, k = inputs["pixel_values"], self.vit.prefix
         layout = rows_of(arrangement.layout, torch.arange(len(pixels)), pixels.device)
         blocks = [self.vit.halves(block) for block in self.vit.blocks]
@@ -185,9 +185,9 @@ class Encoder(Adapter):
         reader = reader_of(need, k, None, self.vit.has_class)
         if reader is None or not isinstance(need, AttentionRows | AttentionKeys):
             raise ValueError(f"{type(self).__name__} cannot gather {need} from {kind}{missing_evidence_hint(need)}")
-        count = self.site if need.of == "feeding" else len(self.vit.blocks)
+        count = self.site if need.blocks == "feeding" else len(self.vit.blocks)
         if not all(-count <= layer < count for layer in need.layers):
-            raise ValueError(f"{need} asks for a block beyond the {count} ({need.of}) of {kind}")
+            raise ValueError(f"{need} asks for a block beyond the {count} ({need.blocks}) of {kind}")
         if not all(hasattr(block, "attn") for block in self.vit.blocks):
             raise ValueError(f"{need} cannot be gathered: blocks of {kind} have no attention module of their own")
         return [layer % count for layer in need.layers], reader

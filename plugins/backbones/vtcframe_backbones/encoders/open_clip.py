@@ -54,15 +54,15 @@ class _OpenClipHalves(SplitBlock):
         super().__init__(block, block.attn)
         self.vit = vit
 
-    def attend(self, hidden: Tensor, bias: Tensor | None) -> Tensor:
+    def attention(self, hidden: Tensor, bias: Tensor | None) -> Tensor:
         block, normed = self.block, self.block.ln_1(hidden)
         mask = None if bias is None else self.vit.mask(bias.to(hidden.dtype), block)
-        if isinstance(self.attention, nn.MultiheadAttention):
+        if isinstance(self.attention_module, nn.MultiheadAttention):
             return hidden + block.ls_1(block.attention(q_x=normed, attn_mask=mask))
-        return hidden + block.ls_1(block.ln_attn(self.attention(normed, attn_mask=mask)))
+        return hidden + block.ls_1(block.ln_attn(self.attention_module(normed, attn_mask=mask)))
 
-    def spread(self, hidden: Tensor, paid: Tensor) -> Tensor:
-        attention = self.attention
+    def apply_attention(self, hidden: Tensor, paid: Tensor) -> Tensor:
+        attention = self.attention_module
         if not isinstance(attention, nn.MultiheadAttention):
             raise ValueError(
                 f"{type(attention).__name__} of {type(self.block).__name__} takes no attention that was merged: "
@@ -72,7 +72,7 @@ class _OpenClipHalves(SplitBlock):
         values = torch.nn.functional.linear(self.block.ln_1(hidden), attention.in_proj_weight.chunk(3)[2], bias)
         return hidden + self.block.ls_1(attention.out_proj(by_heads(values, paid)))
 
-    def feed(self, hidden: Tensor) -> Tensor:
+    def mlp(self, hidden: Tensor) -> Tensor:
         return hidden + self.block.ls_2(self.block.mlp(self.block.ln_2(hidden)))
 
 

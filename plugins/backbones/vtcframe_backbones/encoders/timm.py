@@ -60,18 +60,20 @@ class _TimmHalves(SplitBlock):
         super().__init__(block, block.attn)
         self.vit = vit
 
-    def attend(self, hidden: Tensor, bias: Tensor | None) -> Tensor:
+    def attention(self, hidden: Tensor, bias: Tensor | None) -> Tensor:
         mask = None if bias is None else self.vit.mask(bias.to(hidden.dtype), self.block)
-        return hidden + self.block.drop_path1(self.block.ls1(self.attention(self.block.norm1(hidden), attn_mask=mask)))
+        return hidden + self.block.drop_path1(
+            self.block.ls1(self.attention_module(self.block.norm1(hidden), attn_mask=mask))
+        )
 
-    def spread(self, hidden: Tensor, paid: Tensor) -> Tensor:
-        attention, normed = self.attention, self.block.norm1(hidden)
+    def apply_attention(self, hidden: Tensor, paid: Tensor) -> Tensor:
+        attention, normed = self.attention_module, self.block.norm1(hidden)
         seen = attention.norm(by_heads(attention.qkv(normed).chunk(3, -1)[2], paid))
         if attention.gate is not None:
             seen = seen * attention.gate(normed).sigmoid()
         return hidden + self.block.drop_path1(self.block.ls1(attention.proj(seen)))
 
-    def feed(self, hidden: Tensor) -> Tensor:
+    def mlp(self, hidden: Tensor) -> Tensor:
         return hidden + self.block.drop_path2(self.block.ls2(self.block.mlp(self.block.norm2(hidden))))
 
 
