@@ -35,7 +35,9 @@ from .core.verbs import (
 )
 from .data.benchmarks.base import Benchmark as Benchmark
 from .data.transforms import Transform as Transform
-from .inference.compressed import compress as compress, Compressed as Compressed, Result as Result
+from .inference.outcome import Outcome as Outcome
+from .inference.session import Session as Session
+from .inference.compressed import compress as compress, Compressed as Compressed
 
 # kind: scorer
 from .components.scorers import (

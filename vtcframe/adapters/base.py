@@ -21,6 +21,7 @@ from vtcframe.core.evidence import Evidence
 from vtcframe.core.layout import reading_order
 from vtcframe.core.needs import Need
 from vtcframe.core.pruned import Pruned
+from vtcframe.core.stages import Stage
 from vtcframe.registry import entries
 
 
@@ -52,6 +53,9 @@ class Adapter(ABC):
     modalities: ClassVar[tuple[Modality, ...]] = ("image",)  # each with a placeholder of its own, in packed order
     stacked: ClassVar[tuple[Modality, ...]] = ()  # of those, the ones whose features the model takes as one tensor
 
+    # why stages inside the encoder cannot be run; "" where `encode_with_stages` can
+    no_encoder_stages_because: ClassVar[str] = "it has no encoder whose blocks are known"
+
     def __init__(self, model: nn.Module, processor: Any = None) -> None:
         self.model: Any = model
         self.processor = processor  # what needs the pictures or the questions themselves asks for it
@@ -79,6 +83,16 @@ class Adapter(ABC):
     @abstractmethod
     def encode(self, inputs: Mapping[str, Any], arrangement: Arrangement, needs: Iterable[Need] = ()) -> Evidence:
         """Encode the pictures and gather exactly `needs`. ValueError for a need that the family cannot serve."""
+
+    def encode_with_stages(
+        self, inputs: Mapping[str, Any], arrangement: Arrangement, needs: Iterable[Need], stages: Sequence[Stage]
+    ) -> tuple[Evidence, Pruned]:
+        """Encode the pictures with `stages` inside the encoder.
+
+        Return evidence of the tokens left, with `needs`, and the same as `Pruned` in the layout of the arrangement.
+        ValueError where `no_encoder_stages_because` is not empty.
+        """
+        raise ValueError(f"{type(self).__name__} cannot be pruned inside its encoder: {self.no_encoder_stages_because}")
 
     def observe(self, inputs: Mapping[str, Any], needs: Iterable[Need] = (), ids: Sequence[object] = ()) -> Evidence:
         """Arrange and encode. The evidence may be pruned any number of times."""

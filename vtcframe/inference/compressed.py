@@ -1,26 +1,24 @@
 """compress(model, ...): a model in hand answers with fewer visual tokens, and nothing else changes for its caller."""
 
 import functools
-import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from vtcframe.adapters.base import adapter_for
+from vtcframe.adapters.base import Adapter, adapter_for
 from vtcframe.config.plan_file import save_plan
 from vtcframe.core.budget import Budget
-from vtcframe.core.layout import Layout
-from vtcframe.core.pruned import Pruned
 from vtcframe.core.stages import Plan, Pruner, Stage, plan_for, planned
+from vtcframe.inference.checks import check_options
 from vtcframe.inference.generate_call import CallerPrompt, bind_arguments, infer_mask, refuse_options
-from vtcframe.inference.kv_cache import kv_bytes
-from vtcframe.inference.session import PrunedGeneration, check_options, check_sites, encode, prune
+from vtcframe.inference.outcome import Outcome
+from vtcframe.inference.session import Session
 
-OWN = "model", "plan", "adapter", "last"  # the attributes of a Compressed that are not its model's
+OWN = "model", "session", "last"  # the attributes of a Compressed that are not its model's
 
 
 NOT_COMPRESSED = {  # what a model has and its Compressed has not: it would do something else than was meant
@@ -29,45 +27,6 @@ NOT_COMPRESSED = {  # what a model has and its Compressed has not: it would do s
     "push_to_hub": "save_pretrained writes what the compression is, not the weights: upload its file, or push "
     "`compressed.model`",
 }
-
-
-@dataclass(frozen=True)
-class Result:
-    """What the last `generate` did to the visual tokens. Structural tokens (newlines) are in counts of their own."""
-
-    layout: Layout  # of the views before anything was dropped
-    pruned: Pruned | None  # None where the budget covers every token: nothing was judged, the model ran untouched
-    tokens_before: Tensor  # [P]
-    tokens_after: Tensor  # [P]
-    structural_before: Tensor  # [P]
-    structural_after: Tensor  # [P]
-    tokens_per_layer: Tensor  # [P, layers] what each layer of the language model reads of them
-    kv_bytes: Tensor  # [P] of the prompt's keys and values, text and all, as the cache holds them while it answers
-    kv_bytes_before: Tensor  # [P] the same unpruned
-    # wall time: "observe" (stages inside the encoder are in it), "prune", "splice", "generate" (those inside the
-    # language model are in it)
-    seconds: Mapping[str, float]
-
-    @property
-    def kept(self) -> Tensor:
-        """Bool [V, N] of the views, or [P, N] where the pruner joined a sample's views."""
-        return self.layout.valid if self.pruned is None else self.pruned.kept
-
-    @property
-    def scores(self) -> Tensor | None:
-        """Float32 shaped as `kept`, -inf where there is no token; None where nothing was judged.
-
-        Of several stages each token's last score: that of the stage that dropped it, where one did.
-        """
-        return None if self.pruned is None else self.pruned.scores
-
-    @property
-    def processed(self) -> Tensor:
-        """[P] float32: the visual tokens that a layer reads, mean over the language model's layers.
-
-        What a budget really costs: that of stages inside the language model is read by the layers behind only.
-        """
-        return self.tokens_per_layer.float().mean(1)
 
 
 def compress(
@@ -106,16 +65,25 @@ class Compressed:
     """
 
     def __init__(self, model: nn.Module, plan: Plan, processor: Any = None) -> None:
-        vars(self).update(model=model, plan=plan, last=None)
+        vars(self).update(model=model, last=None)
         self.model: Any
-        self.plan: Plan
-        self.last: Result | None  # of the latest generate
-        self.adapter = adapter_for(_bare(model), processor)
+        self.last: Outcome | None  # of the latest generate
         if not hasattr(model, "generate"):
             raise ValueError(
                 f"{type(model).__name__} generates nothing: call features(evidence, pruned) of its adapter"
             )
-        check_sites(self.adapter, plan)
+        self.session = Session(adapter_for(_bare(model), processor), plan)
+
+    @property
+    def adapter(self) -> Adapter:
+        """The adapter that knows the model."""
+        return self.session.adapter
+
+    @property
+    def plan(self) -> Plan:
+        """The stages that act in `generate`."""
+        assert self.session.plan is not None
+        return self.session.plan
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") or "model" not in vars(self):  # copy and pickle ask before there is a model
@@ -171,45 +139,18 @@ class Compressed:
         inputs = {name: options.pop(name, None) for name in self.adapter.consumes}
         inputs = {name: given for name, given in inputs.items() if given is not None}
         inputs.setdefault("attention_mask", infer_mask(inputs, self.model))
-        prompt = self.adapter.prompt(inputs)
-        if not (prompt.visual.any() or any(name.startswith("pixel_values") for name in inputs)):  # text alone
-            self.last = None
-            return self.model.generate(**inputs, **options)
-        watch = _Stopwatch()
-        arrangement = self.adapter.arrange(inputs)
-        layout = arrangement.layout
-        structural = torch.zeros_like(layout.untouched)
-        if arrangement.structural is not None:
-            structural = torch.bincount(arrangement.structural.sample, minlength=len(structural))
-        decoder = self.adapter.decoder()
-        lengths = prompt.real.sum(1)
-        depth = len(self.adapter.llm_layers())
-        before = kv_bytes(decoder, lengths[:, None].expand(-1, depth))
-        if self.plan.covers(layout):
-            out = self.model.generate(**inputs, **options)
-            watch.lap("generate")
-            counts = layout.untouched, layout.untouched, structural, structural
-            visual = layout.untouched[:, None].expand(-1, depth)
-            self.last = Result(layout, None, *counts, visual, before, before, watch.seconds)
-            return out
-        evidence, left = encode(self.adapter, inputs, arrangement, self.plan, self.plan.needs)
-        watch.lap("observe")
-        pruned, known = prune(self.plan, evidence, left)
-        watch.lap("prune")
-        passage = PrunedGeneration(self.adapter, inputs, self.plan, evidence, pruned, known)
-        watch.lap("splice")
-        caller = CallerPrompt(inputs["input_ids"], passage.generate_kwargs["input_ids"].shape[1])
-        with passage:
-            out = self.model.generate(
-                **passage.generate_kwargs, **caller.translated(options, self.model.generation_config)
-            )
-        watch.lap("generate")
-        pruned, read = passage.pruned, passage.stages
-        counts = layout.untouched, pruned.total, structural, read.structural
-        self.last = Result(
-            layout, pruned, *counts, read.tokens_per_layer, kv_bytes(decoder, read.held), before, watch.seconds
-        )
-        return caller.restored(out)
+        caller: CallerPrompt | None = None
+
+        def generate(arguments: dict[str, Any]) -> Any:
+            nonlocal caller
+            if arguments["input_ids"] is inputs["input_ids"]:  # nothing is dropped
+                return self.model.generate(**arguments, **options)
+            caller = CallerPrompt(inputs["input_ids"], arguments["input_ids"].shape[1])
+            return self.model.generate(**arguments, **caller.translated(options, self.model.generation_config))
+
+        outcome = self.session.run(inputs, generate)
+        self.last = None if outcome.layout is None else replace(outcome, output=None)
+        return outcome.output if caller is None else caller.restored(outcome.output)
 
 
 def _bare(model: Any) -> Any:
@@ -223,13 +164,3 @@ def _bare(model: Any) -> Any:
         kind = model.active_peft_config.peft_type.value
         raise ValueError(f"{kind} of peft puts virtual tokens in front of the prompt: compress the model without it")
     return model.get_base_model()
-
-
-class _Stopwatch:
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self._start = time.perf_counter()
-
-    def lap(self, name: str) -> None:
-        now = time.perf_counter()
-        self.seconds[name], self._start = now - self._start, now

@@ -1,64 +1,67 @@
-"""The way of a batch through a plan: stages in the encoder, at the projector, and inside the language model."""
+"""The one way to run a plan on a batch: arrange, encode, prune, splice, generate, count, time.
 
-from collections.abc import Iterable, Mapping
-from dataclasses import replace
-from typing import Any
+`compress`, `vtcframe predict`, the lmms-eval model, `vtcframe bench` and the laws all run plans through `Session`.
+"""
 
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from vtcframe.adapters.arrangement import Arrangement
+from vtcframe.adapters.base import Adapter
 from vtcframe.core.evidence import Evidence
 from vtcframe.core.needs import Need
 from vtcframe.core.pruned import Pruned
 from vtcframe.core.stages import Plan
 from vtcframe.hooks.llm import LlmStages
-from vtcframe.hooks.llm_needs import check_needs
-from vtcframe.hooks.llm_segment import layer_types
+from vtcframe.inference.checks import check_sites
+from vtcframe.inference.kv_cache import kv_bytes
+from vtcframe.inference.outcome import Outcome
+from vtcframe.inference.stopwatch import Stopwatch
 from vtcframe.ops.compose import compose_prunings, keep_all
 
-
-def check_sites(adapter: Any, plan: Plan) -> None:
-    """ValueError where a plan has stages that an adapter's encoder or language model has no place for."""
-    reason = getattr(adapter, "no_encoder_stages_because", "it has no encoder whose blocks are known")
-    if plan.encoder and reason:
-        raise ValueError(
-            f"{type(adapter).__name__} cannot be pruned at {plan.encoder[0].at}: {reason}. Use stages at 'projector'"
-        )
-    check_plan(adapter, plan)
+Inputs = Mapping[str, Any]  # what a processor returns
+Generate = Callable[[dict[str, Any]], Any]  # keyword arguments of the model's `generate` -> what it returns
 
 
-def encode(
-    adapter: Any, inputs: Mapping[str, Any], arrangement: Any, plan: Plan, needs: Iterable[Need]
-) -> tuple[Evidence, Pruned | None]:
-    """Encode with a plan's stages inside the encoder: evidence of what is left, and the same by the first layout."""
-    if plan.encoder:
-        return adapter.encode_with_stages(inputs, arrangement, needs, plan.encoder)
-    return adapter.encode(inputs, arrangement, needs), None
+class Meter(Protocol):
+    """What is told when a step of a run has ended."""
+
+    def lap(self, name: str) -> None:
+        """End the step `name`."""
+
+    @property
+    def seconds(self) -> Mapping[str, float]:
+        """Seconds of each step."""
+        ...
 
 
-def prune(plan: Plan, evidence: Evidence, left: Pruned | None) -> tuple[Pruned, Evidence]:
-    """Act before the language model on what `encode` returned.
+@dataclass(frozen=True)
+class EncodedBatch:
+    """Evidence of a batch after a plan's stages inside the encoder."""
 
-    Return what it is to read, by the first layout, and what a stage inside it still knows of that.
-    """
-    if plan.projector is None:
-        return left or keep_all(evidence), evidence
-    pruned = plan.projector.act(evidence)
-    if not plan.llm:
-        evidence = replace(evidence, found={}, deepstack=None)  # nobody will ask
-    return pruned if left is None else compose_prunings(left, pruned), evidence.after(pruned)
+    evidence: Evidence  # of the tokens that these stages left
+    pruned: Pruned | None  # the same expressed in the arrangement's layout; None where no stage acts in the encoder
 
 
 class PrunedGeneration:
-    """A batch in front of the language model: `given` is what `generate` takes, to be called inside a `with`.
+    """A pruned batch in front of the language model.
 
-    `read` and `known` are what `prune` made of `evidence`. Make a new one for every call: `generate` changes what it
-    is given.
+    Call `generate(**generate_kwargs)` of the untouched model inside `with`, where the plan's stages inside the
+    language model act. Prepare a new one for every call: `generate` changes the arguments it is given.
     """
 
     def __init__(
-        self, adapter: Any, inputs: Mapping[str, Any], plan: Plan, evidence: Evidence, read: Pruned, known: Evidence
+        self, adapter: Adapter, inputs: Inputs, plan: Plan, evidence: Evidence, pruned: Pruned, remaining: Evidence
     ) -> None:
-        self._read = read
-        self.generate_kwargs, column = adapter.splice_with_columns(inputs, evidence, read, plan.positions)
-        self.stages = LlmStages(adapter.decoder(), known, column, plan.llm, (), adapter.blocks(self.generate_kwargs))
+        """Splice. `pruned` is what the language model is to read of `evidence`, and `remaining` its evidence."""
+        self._spliced = pruned
+        self.generate_kwargs, column = adapter.splice_with_columns(inputs, evidence, pruned, plan.positions)
+        blocks = adapter.blocks(self.generate_kwargs)
+        self.stages = LlmStages(adapter.decoder(), remaining, column, plan.llm, (), blocks)
 
     def __enter__(self) -> "PrunedGeneration":
         self.stages.__enter__()
@@ -69,56 +72,165 @@ class PrunedGeneration:
 
     @property
     def pruned(self) -> Pruned:
-        """What is left in the end, by the layout that the encoder saw; behind the `with`."""
-        return compose_prunings(self._read, self.stages.pruned) if self.stages.stages else self._read
+        """What every stage together left, in the layout of the arrangement; complete after the `with`."""
+        return compose_prunings(self._spliced, self.stages.pruned) if self.stages.stages else self._spliced
 
 
-def check_plan(adapter: Any, plan: Plan) -> None:
-    """ValueError where a plan's stages in the language model, or what they ask of it, cannot be had of an adapter."""
-    depth, first = len(adapter.llm_layers()), adapter.llm_first()
-    for stage in plan.llm:
-        if not first <= stage.layer < depth:
-            raise ValueError(
-                f"{type(adapter).__name__} can be pruned before layers {first} to {depth - 1} of its language model, "
-                f"not at {stage.at!r}: give {type(stage.pruner).__name__} or the method it is of other layers"
-            )
-        if stage.positions == "compact" and adapter.has_mrope():
-            raise ValueError(
-                f"{type(adapter).__name__} has M-RoPE, whose positions say where in a picture: use 'original' at "
-                f"{stage.at!r}"
-            )
-        if stage.forget is not None and "sliding_attention" in (layer_types(adapter.decoder().config) or ()):
-            raise ValueError(f"caches of sliding windows forget by themselves: leave forget out at {stage.at!r}")
-        check_needs(stage.pruner.needs, depth, stage.layer)
-    for stage in plan.before:
-        check_needs(stage.pruner.needs, depth)
+class Session:
+    """Runs batches of one model under one plan; without a plan, with every visual token.
+
+    ValueError where the adapter cannot run the plan. `run` does everything; callers that share an encoding between
+    plans, or that handle the errors of each step in their own way, call the steps `arrange`, `encode`, `prepare` and
+    `generate`.
+    """
+
+    def __init__(self, adapter: Adapter, plan: Plan | None = None) -> None:
+        if plan is not None:
+            check_sites(adapter, plan)
+        self.adapter, self.plan = adapter, plan
+
+    @torch.no_grad()
+    def run(
+        self,
+        inputs: Inputs,
+        generate: Generate,
+        *,
+        ids: Sequence[object] = (),
+        questions: Sequence[str] = (),
+        meter: Meter | None = None,
+    ) -> Outcome:
+        """Run a batch. `generate` is called once, with the keyword arguments that the model's own `generate` takes.
+
+        `ids` name the samples for everything that is random, `questions` are what auxiliary encoders compare pictures
+        with (see `arrange`). A batch of text alone, and one whose budgets cover every token, run untouched.
+        """
+        meter = meter or self.stopwatch(inputs)
+        if not self.has_pictures(inputs):
+            return self.generate(inputs, generate, None, None, meter)
+        arrangement = self.arrange(inputs, ids, questions)
+        meter.lap("arrange")
+        if not self.prunes(arrangement):
+            return self.generate(inputs, generate, arrangement, None, meter)
+        encoded = self.encode(inputs, arrangement)
+        meter.lap("encode")
+        prepared = self.prepare(inputs, encoded, meter)
+        return self.generate(inputs, generate, arrangement, prepared, meter)
+
+    def stopwatch(self, inputs: Inputs) -> Stopwatch:
+        """Return a stopwatch for the device that a batch lies on."""
+        return Stopwatch(inputs["input_ids"].device)
+
+    def has_pictures(self, inputs: Inputs) -> bool:
+        """Whether a batch has placeholders or pixels; one with only either is refused by `arrange`."""
+        has_pixels = any(name.startswith("pixel_values") and x is not None for name, x in inputs.items())
+        return has_pixels or bool(self.adapter.prompt(inputs).visual.any())
+
+    def arrange(self, inputs: Inputs, ids: Sequence[object] = (), questions: Sequence[str] = ()) -> Arrangement:
+        """Lay out the visual tokens of a batch (see `Adapter.arrange`)."""
+        arrangement = self.adapter.arrange(inputs, ids)
+        return replace(arrangement, questions=tuple(questions)) if questions else arrangement
+
+    def prunes(self, arrangement: Arrangement) -> bool:
+        """Whether the plan drops anything of a batch."""
+        return self.plan is not None and not self.plan.covers(arrangement.layout)
+
+    @torch.no_grad()
+    def encode(self, inputs: Inputs, arrangement: Arrangement, needs: Iterable[Need] | None = None) -> EncodedBatch:
+        """Encode the pictures with the plan's stages inside the encoder.
+
+        `needs` are what is gathered of the tokens left; by default the plan's own. Plans with the same stages inside
+        the encoder can share an encoding that gathers the needs of all of them.
+        """
+        plan = self._plan()
+        needs = plan.needs if needs is None else tuple(needs)
+        if plan.encoder:
+            return EncodedBatch(*self.adapter.encode_with_stages(inputs, arrangement, needs, plan.encoder))
+        return EncodedBatch(self.adapter.encode(inputs, arrangement, needs), None)
+
+    @torch.no_grad()
+    def prepare(self, inputs: Inputs, encoded: EncodedBatch, meter: Meter | None = None) -> PrunedGeneration:
+        """Prune before the language model and splice what is left into the prompts."""
+        plan, evidence = self._plan(), encoded.evidence
+        if plan.projector is None:
+            pruned, remaining = encoded.pruned or keep_all(evidence), evidence
+        else:
+            pruned = plan.projector.act(evidence)
+            if not plan.llm:
+                evidence = replace(evidence, found={}, deepstack=None)  # nothing reads it any more
+            remaining = evidence.after(pruned)
+            pruned = pruned if encoded.pruned is None else compose_prunings(encoded.pruned, pruned)
+        if meter is not None:
+            meter.lap("prune")
+        prepared = PrunedGeneration(self.adapter, inputs, plan, encoded.evidence, pruned, remaining)
+        if meter is not None:
+            meter.lap("splice")
+        return prepared
+
+    def generate(
+        self,
+        inputs: Inputs,
+        generate: Generate,
+        arrangement: Arrangement | None,
+        prepared: PrunedGeneration | None,
+        meter: Meter | None = None,
+    ) -> Outcome:
+        """Generate, pruned as `prepared` says or untouched without it, and count what was read.
+
+        Without an `arrangement` the batch is text alone.
+        """
+        meter = meter or self.stopwatch(inputs)
+        if prepared is None:
+            output = generate(dict(inputs))
+        else:
+            with prepared:
+                output = generate(prepared.generate_kwargs)
+        meter.lap("generate")
+        return self._count(inputs, arrangement, prepared, output, meter)
+
+    def _count(
+        self,
+        inputs: Inputs,
+        arrangement: Arrangement | None,
+        prepared: PrunedGeneration | None,
+        output: Any,
+        meter: Meter,
+    ) -> Outcome:
+        prompt, decoder, depth = self.adapter.prompt(inputs), self.adapter.decoder(), len(self.adapter.llm_layers())
+        lengths = prompt.real.sum(1)
+        before = torch.zeros_like(lengths) if arrangement is None else arrangement.layout.untouched
+        structural = prompt.visual.sum(1) - before if arrangement is not None else torch.zeros_like(lengths)
+        bytes_before = kv_bytes(decoder, _every_layer(lengths, depth))
+        outcome = Outcome(
+            output=output,
+            layout=None if arrangement is None else arrangement.layout,
+            pruned=None,
+            tokens_before=before,
+            tokens_after=before,
+            structural_before=structural,
+            structural_after=structural,
+            tokens_per_layer=_every_layer(before, depth),
+            kv_bytes=bytes_before,
+            kv_bytes_before=bytes_before,
+            seconds=meter.seconds,
+        )
+        if prepared is None:
+            return outcome
+        pruned, stages = prepared.pruned, prepared.stages
+        return replace(
+            outcome,
+            pruned=pruned,
+            tokens_after=pruned.total,
+            structural_after=stages.structural,
+            tokens_per_layer=stages.tokens_per_layer,
+            kv_bytes=kv_bytes(decoder, stages.held),
+        )
+
+    def _plan(self) -> Plan:
+        if self.plan is None:
+            raise ValueError("this session has no plan: every visual token is read, call `run`")
+        return self.plan
 
 
-# options of generate under which prompts are read twice, in pieces, or into a cache with one length for all layers
-_REFUSED = {
-    "use_cache": "the prompt would be read anew for every token: leave it on",
-    "prefill_chunk_size": "whole prompts are judged: leave it out",
-    "prompt_lookup_num_tokens": "guesses are read several at a time: leave it out",
-    "assistant_early_exit": "guesses are read several at a time: leave it out",
-    "cache_implementation": "layers hold different numbers of tokens: use the dynamic cache",
-    "past_key_values": "layers hold different numbers of tokens: give a DynamicCache",
-}
-
-
-def check_options(options: Mapping[str, Any], default: Any) -> None:
-    """ValueError for options of `generate`, by name or in a `generation_config`, that stages cannot live with."""
-    config = options.get("generation_config")
-    for name, cure in _REFUSED.items():
-        said = (options.get(name), getattr(config, name, None), getattr(default, name, None))
-        given = next((value for value in said if value is not None), None)
-        match name:
-            case "use_cache":
-                broken = given is False
-            case "cache_implementation":
-                broken = given not in (None, "dynamic", "offloaded")
-            case "past_key_values":
-                broken = given is not None and given.is_compileable
-            case _:
-                broken = given is not None
-        if broken:
-            raise ValueError(f"stages inside the language model cannot be run with {name}={given!r}: {cure}")
+def _every_layer(counts: Tensor, depth: int) -> Tensor:
+    """[P] -> [P, layers]: the same number in each layer."""
+    return counts[:, None].expand(-1, depth)

@@ -14,7 +14,6 @@ from vtcframe.core.method import Method
 from vtcframe.core.pipeline import Pipeline
 from vtcframe.core.stages import Plan
 from vtcframe.inference.compressed import Compressed
-from vtcframe.inference.session import PrunedGeneration, encode, prune
 from vtcframe.profiling.tables import Answer, Batch, Run, Series
 from vtcframe.profiling.timing import now, rounds, shuffled
 
@@ -72,28 +71,39 @@ def run_steps(model: Any, inputs: Inputs, read: Reading) -> dict[str, list[float
     A compressed model goes the way of its `generate`, and what judges is run once more by itself. The untouched one
     encodes the pictures, and then goes its whole way.
     """
-    taken: dict[str, list[float]] = {}
-
-    def step(name: str, call: Callable[[], Value]) -> Value:
-        start = read()
-        found = call()
-        taken[name] = [b - a for a, b in zip(start, read(), strict=True)]
-        return found
-
+    meter = _ReadingMeter(read)
     if not isinstance(model, Compressed):
-        step("vision", partial(encode_pictures, model, inputs))
-        step("whole", partial(answer, model, inputs, 1))
-        return taken
-    adapter, plan = model.adapter, model.plan
-    arrangement = step("arrange", partial(adapter.arrange, inputs))
-    evidence, left = step("encode", partial(encode, adapter, inputs, arrangement, plan, plan.needs))
+        encode_pictures(model, inputs)
+        meter.lap("vision")
+        answer(model, inputs, 1)
+        meter.lap("whole")
+        return meter.growth
+    session, plan = model.session, model.plan
+    arrangement = session.arrange(inputs)
+    meter.lap("arrange")
+    encoded = session.encode(inputs, arrangement)
+    meter.lap("encode")
     if (pipeline := pipeline_of(plan)) is not None:
-        step("scoring", partial(score, pipeline, evidence))
-    pruned, known = step("prune", partial(prune, plan, evidence, left))
-    passage = step("splice", partial(PrunedGeneration, adapter, inputs, plan, evidence, pruned, known))
-    with passage:
-        step("prefill", partial(answer, model.model, passage.generate_kwargs, 1))
-    return taken
+        score(pipeline, encoded.evidence)
+        meter.lap("scoring")
+    prepared = session.prepare(inputs, encoded, meter)
+    session.generate(inputs, partial(answer, model.model, length=1), arrangement, prepared, meter)
+    return meter.growth
+
+
+class _ReadingMeter:
+    """Takes by how much a reading grows in each step of a run."""
+
+    seconds: Mapping[str, float] = {}  # nothing is timed but the reading
+
+    def __init__(self, read: Reading) -> None:
+        self._read, self._start = read, read()
+        self.growth: dict[str, list[float]] = {}
+
+    def lap(self, name: str) -> None:
+        """End the step `name`."""
+        self.growth[name] = [after - before for before, after in zip(self._start, self._read(), strict=True)]
+        self._start = self._read()
 
 
 def stages(taken: Mapping[str, Any], vision: Any) -> dict[str, Any]:
@@ -104,7 +114,7 @@ def stages(taken: Mapping[str, Any], vision: Any) -> dict[str, Any]:
     if "scoring" in taken:
         judging = {"scoring": taken["scoring"], "selection": taken["prune"] - taken["scoring"]}
     capture = taken["arrange"] + taken["encode"] - vision
-    return {"vision": vision, "capture": capture, **judging, "splice": taken["splice"], "prefill": taken["prefill"]}
+    return {"vision": vision, "capture": capture, **judging, "splice": taken["splice"], "prefill": taken["generate"]}
 
 
 def timed_stages(models: Sequence[Any], inputs: Inputs, count: int) -> list[dict[str, Series]]:

@@ -2,9 +2,7 @@
 
 import copy
 import sys
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from typing import Any
@@ -18,19 +16,19 @@ from vtcframe.adapters.arrangement import Arrangement
 from vtcframe.adapters.base import adapter_for
 from vtcframe.core.budget import Budget
 from vtcframe.core.contracts import RESOURCE_ERRORS
-from vtcframe.core.evidence import Evidence
-from vtcframe.core.layout import Layout
-from vtcframe.core.pruned import Pruned
 from vtcframe.core.stages import Plan, Pruner, Stage, plan_for, planned
 from vtcframe.data.datamodule import Questions
 from vtcframe.data.processor import processor_inputs, visible_region
-from vtcframe.data.results import Prediction, ViewRecord, format_budget
+from vtcframe.data.results import Prediction, format_budget
 from vtcframe.data.sample import Sample
 from vtcframe.drawing import Picture
 from vtcframe.errors import ComponentError, UsageError
 from vtcframe.inference.checkpoint import Backbone
-from vtcframe.inference.kv_cache import kv_bytes
-from vtcframe.inference.session import PrunedGeneration, check_options, check_sites, encode, prune
+from vtcframe.inference.checks import check_options
+from vtcframe.inference.outcome import Outcome
+from vtcframe.inference.session import EncodedBatch, PrunedGeneration, Session
+from vtcframe.inference.stopwatch import Stopwatch
+from vtcframe.runs.rows import budget_fields, make_row, run_fields, view_records
 
 DEFAULTS = {"do_sample": False, "max_new_tokens": 32}
 HALF = {"bf16-true": "bfloat16", "16-true": "float16"}  # the trainer's precision -> the type that weights are loaded in
@@ -66,10 +64,10 @@ class PredictBatch:
     samples: Sequence[Sample]
     inputs: Mapping[str, Any]
     arrangement: Arrangement
-    pruning: Sequence[Plan]  # the runs that drop something
-    arranging: float  # seconds a sample
-    # by the stages inside the encoder: evidence, what they left, seconds a sample
-    encoded: dict[tuple[Stage, ...], tuple[Evidence, Pruned | None, float]] = field(default_factory=dict)
+    pruning: Sequence[Session]  # the runs that drop something
+    arrange_seconds: float  # a sample
+    # encodings that runs share, and seconds a sample, by the stages inside the encoder
+    encoded: dict[tuple[Stage, ...], tuple[EncodedBatch, float]] = field(default_factory=dict)
 
 
 class _RefusedError(ValueError):
@@ -104,7 +102,7 @@ class Predictor(LightningModule):
         self.exact: dict[str, Tensor] = {}
         self.viewed: Callable[[Sample], bool] = lambda sample: False  # a writer says which samples get their views
         self._failing: set[str] = set()  # methods of which it was told that they fail
-        self._lost: list[Plan | None] = []  # runs that failed on every sample of a batch
+        self._lost: list[Session] = []  # runs that failed on every sample of a batch
 
     def setup(self, stage: str) -> None:
         """Load the backbone. UsageError for what cannot be loaded, has no adapter, or does not know an option."""
@@ -119,11 +117,9 @@ class Predictor(LightningModule):
         try:
             unknown = self.options.update(**self.generation)
             self.adapter = adapter_for(self.model, self.processor)
-            for plan in self.runs:
-                if plan is not None:
-                    check_sites(self.adapter, plan)
-                    if plan.llm:
-                        check_options({}, self.options)
+            self.sessions = [Session(self.adapter, plan) for plan in self.runs]
+            if any(plan is not None and plan.llm for plan in self.runs):
+                check_options({}, self.options)
         except (ValueError, LookupError) as error:
             raise UsageError(str(error)) from error
         if unknown:
@@ -198,71 +194,82 @@ class Predictor(LightningModule):
                 return [rows for sample in samples for rows in self._answered([sample])]
             return [[make_row(samples[0], error=f"{self.backbone.path} cannot be asked this: {error}")]]
 
-    def _answer(self, samples: Sequence[Sample], runs: Sequence[Plan | None] | None = None) -> list[list[Prediction]]:
+    def _answer(self, samples: Sequence[Sample], sessions: Sequence[Session] | None = None) -> list[list[Prediction]]:
         """Return the rows of each sample, one a run; all runs unless they are given.
 
         Pictures are encoded once for all the runs that prune at the same stages inside the encoder, or at none. A run
         that fails on a batch is tried on each of its samples, so that one of them does not fail the others; one that
         has failed on all of them is not again.
         """
-        runs = self.runs if runs is None else runs
+        sessions = self.sessions if sessions is None else sessions
         inputs = self._inputs(samples)
-        start = time.perf_counter()
+        meter = self.sessions[0].stopwatch(inputs)
         arrangement = self._arrange(inputs, samples)
-        pruning = [plan for plan in runs if plan and not plan.covers(arrangement.layout)]
-        batch = PredictBatch(samples, inputs, arrangement, pruning, self._since(start) / len(samples))
+        meter.lap("arrange")
+        pruning = [session for session in sessions if session.prunes(arrangement)]
+        batch = PredictBatch(samples, inputs, arrangement, pruning, sum(meter.seconds.values()) / len(samples))
         rows: list[list[Prediction]] = [[] for _ in samples]
-        for plan in runs:
+        for session in sessions:
             try:
-                answers = self._run(plan, batch)
+                answers = self._run(session, batch)
             except ComponentError as error:
-                if len(samples) > 1 and plan not in self._lost:
-                    answers = [self._answer([sample], [plan])[0][0] for sample in samples]
+                if len(samples) > 1 and session not in self._lost:
+                    answers = [self._answer([sample], [session])[0][0] for sample in samples]
                     if all(row.error is not None for row in answers):
-                        self._lost.append(plan)
+                        self._lost.append(session)
                 else:
                     answers = [
-                        make_row(sample, **run_fields(plan), error=self._failed(plan, error)) for sample in samples
+                        make_row(sample, **run_fields(session.plan), error=self._failed(session.plan, error))
+                        for sample in samples
                     ]
             for own, row in zip(rows, answers, strict=True):
                 own.append(row)
         return rows
 
-    def _run(self, plan: Plan | None, batch: "PredictBatch") -> list[Prediction]:
+    def _run(self, session: Session, batch: "PredictBatch") -> list[Prediction]:
         """Return the row of each sample in one run. ComponentError where one of its components fails."""
         inputs, layout, count = batch.inputs, batch.arrangement.layout, len(batch.samples)
-        passage, encoding = None, 0.0  # where nothing is to be dropped the model is called as it is, and encodes
-        start = time.perf_counter()
-        if plan is not None and plan in batch.pruning:
-            evidence, left, encoding = self._encoded(plan, batch)
-            start = time.perf_counter()
-            passage = self._passage(plan, inputs, evidence, left)
-        predictions = self._generate(inputs, plan, passage)
-        seconds = self._since(start) / count
-        told = self._told(inputs, layout, passage)
+        encoded, encode_seconds = None, 0.0  # where nothing is dropped the untouched model encodes within generate
+        if session in batch.pruning:
+            encoded, encode_seconds = self._encoded(session, batch)
+        meter = session.stopwatch(inputs)
+        prepared = None if encoded is None else self._prepare(session, inputs, encoded, meter)
+        outcome = self._generate(session, batch, prepared, meter)
         return [
             make_row(
                 sample,
-                **run_fields(plan),
-                prediction=predictions[p],
-                visual_tokens_before=int(layout.untouched[p]),
-                seconds=seconds,
-                encode_seconds=encoding,
-                views=view_records(layout, passage.pruned, p) if passage and self.viewed(sample) else None,
-                **{name: values[p].tolist() for name, values in told.items()},
+                **run_fields(session.plan),
+                prediction=outcome.output[p],
+                visual_tokens_before=int(outcome.tokens_before[p]),
+                visual_tokens=int(outcome.tokens_after[p]),
+                structural_tokens=int(outcome.structural_after[p]),
+                layer_tokens=outcome.tokens_per_layer[p].tolist(),
+                kv_bytes=int(outcome.kv_bytes[p]),
+                seconds=sum(outcome.seconds.values()) / count,
+                encode_seconds=encode_seconds,
+                views=view_records(layout, outcome.pruned, p) if outcome.pruned and self.viewed(sample) else None,
             )
             for p, sample in enumerate(batch.samples)
         ]
 
-    def _encoded(self, plan: Plan, batch: "PredictBatch") -> tuple[Evidence, Pruned | None, float]:
-        """Encode, unless a run with the same stages inside the encoder has done so."""
-        if plan.encoder not in batch.encoded:
-            start = time.perf_counter()
-            alike = [other for other in batch.pruning if other.encoder == plan.encoder]
-            evidence, left = self._encode(batch.inputs, batch.arrangement, alike)
-            seconds = batch.arranging + self._since(start) / len(batch.samples)
-            batch.encoded[plan.encoder] = evidence, left, seconds
-        return batch.encoded[plan.encoder]
+    def _encoded(self, session: Session, batch: "PredictBatch") -> tuple[EncodedBatch, float]:
+        """Encode, unless a run with the same stages inside the encoder has done so; return seconds a sample, too."""
+        assert session.plan is not None
+        stages = session.plan.encoder
+        if stages not in batch.encoded:
+            meter = session.stopwatch(batch.inputs)
+            plans = [other.plan for other in batch.pruning if other.plan is not None and other.plan.encoder == stages]
+            needs = tuple(dict.fromkeys(need for plan in plans for need in plan.needs))
+            try:
+                encoded = session.encode(batch.inputs, batch.arrangement, needs)
+            except ComponentError:
+                raise
+            except ValueError as error:
+                raise UsageError(f"{self.backbone.path} cannot show what the pruners look at: {error}") from error
+            meter.lap("encode")
+            seconds = batch.arrange_seconds + sum(meter.seconds.values()) / len(batch.samples)
+            batch.encoded[stages] = encoded, seconds
+        return batch.encoded[stages]
 
     def _failed(self, plan: Plan | None, error: Exception) -> str:
         budget = None if plan is None else budget_fields(plan.budget)
@@ -279,121 +286,47 @@ class Predictor(LightningModule):
         return dict(made.to(self.device, self.model.dtype))
 
     def _arrange(self, inputs: Mapping[str, Any], samples: Sequence[Sample]) -> Arrangement:
+        ids, questions = [sample.id for sample in samples], [sample.question for sample in samples]
         try:
-            arrangement = self.adapter.arrange(inputs, [sample.id for sample in samples])
+            return self.sessions[0].arrange(inputs, ids, questions)
         except ValueError as error:
             raise _RefusedError(
                 f"{error}. Either its processor belongs to another model, or its chat template writes no placeholders"
             ) from error
-        return replace(arrangement, questions=tuple(sample.question for sample in samples))
 
-    def _encode(
-        self, inputs: Mapping[str, Any], arrangement: Arrangement, plans: Sequence[Plan]
-    ) -> tuple[Evidence, Pruned | None]:
-        """Encode for plans that have the same stages inside the encoder."""
-        needs = tuple(dict.fromkeys(need for plan in plans for need in plan.needs))
-        try:
-            return encode(self.adapter, inputs, arrangement, plans[0], needs)
-        except ComponentError:
-            raise
-        except ValueError as error:
-            raise UsageError(f"{self.backbone.path} cannot show what the pruners look at: {error}") from error
-
-    def _passage(
-        self, plan: Plan, inputs: Mapping[str, Any], evidence: Evidence, left: Pruned | None
+    def _prepare(
+        self, session: Session, inputs: Mapping[str, Any], encoded: EncodedBatch, meter: Stopwatch
     ) -> PrunedGeneration:
         try:
-            return PrunedGeneration(self.adapter, inputs, plan, evidence, *prune(plan, evidence, left))
+            return session.prepare(inputs, encoded, meter)
         except (ComponentError, *RESOURCE_ERRORS):
             raise
         except ValueError as error:
-            raise UsageError(f"{plan} cannot prune {self.backbone.path}: {error}") from error
-        except Exception as error:  # places that are none, for example
+            raise UsageError(f"{session.plan} cannot prune {self.backbone.path}: {error}") from error
+        except Exception as error:  # places outside the evidence, for example
             raise ComponentError(f"what it left cannot be read: {type(error).__name__}: {error}") from error
 
-    def _generate(self, inputs: Mapping[str, Any], plan: Plan | None, passage: PrunedGeneration | None) -> list[str]:
-        given = inputs if passage is None else passage.generate_kwargs
+    def _generate(
+        self, session: Session, batch: "PredictBatch", prepared: PrunedGeneration | None, meter: Stopwatch
+    ) -> Outcome:
+        """Return the outcome of a run; its output are the answers as text."""
+
+        def answer(arguments: dict[str, Any]) -> list[str]:
+            out: Tensor = self.model.generate(**arguments, generation_config=self.options)
+            new = out[:, arguments["input_ids"].shape[1] :]
+            return [text.strip() for text in self.processor.batch_decode(new, skip_special_tokens=True)]
+
         try:
-            with passage or nullcontext():
-                out: Tensor = self.model.generate(**given, generation_config=self.options)
+            return session.generate(batch.inputs, answer, batch.arrangement, prepared, meter)
         except (ComponentError, *RESOURCE_ERRORS):
             raise
         except (ValueError, IndexError) as error:  # IndexError: a token that the model has no embedding of
-            inside = f" under {plan}" if plan is not None and plan.llm else ""
+            inside = f" under {session.plan}" if session.plan is not None and session.plan.llm else ""
             raise UsageError(
                 f"{self.backbone.path} cannot answer{inside}: {error}. Look at the options of generate, and whether "
                 "the processor is the model's own"
             ) from error
         except Exception as error:
-            if passage is None:
+            if prepared is None:
                 raise
             raise ComponentError(f"{type(error).__name__}: {error}") from error
-        answers = self.processor.batch_decode(out[:, given["input_ids"].shape[1] :], skip_special_tokens=True)
-        return [answer.strip() for answer in answers]
-
-    def _told(self, inputs: Mapping[str, Any], layout: Layout, passage: PrunedGeneration | None) -> dict[str, Tensor]:
-        """Return [P, ...] of what the language model read, by the names of a row's fields."""
-        prompt, depth, decoder = self.adapter.prompt(inputs), len(self.adapter.llm_layers()), self.adapter.decoder()
-        if passage is not None:
-            read = passage.stages
-            kept, structural, layers, held = passage.pruned.total, read.structural, read.tokens_per_layer, read.held
-        else:
-            kept, structural = layout.untouched, prompt.visual.sum(1) - layout.untouched
-            layers, held = (x[:, None].expand(-1, depth) for x in (kept, prompt.real.sum(1)))
-        return {
-            "visual_tokens": kept,
-            "structural_tokens": structural,
-            "layer_tokens": layers,
-            "kv_bytes": kv_bytes(decoder, held),
-        }
-
-    def _since(self, start: float) -> float:
-        """Seconds until all that was launched is done."""
-        if self.device.type != "cpu":
-            torch.accelerator.synchronize(self.device)
-        return time.perf_counter() - start
-
-
-def run_fields(plan: Plan | None) -> dict[str, Any]:
-    """Return what a row says of its run."""
-    if plan is None:
-        return {"method": "unpruned", "budget": None}
-    return {"method": str(plan), "budget": budget_fields(plan.budget)}
-
-
-def budget_fields(budget: Budget | None) -> dict[str, Any] | None:
-    """Return a budget as one writes it in the configuration."""
-    if budget is None:
-        return None
-    return {k: v for k, v in asdict(budget).items() if v is not None and (k, v) != ("per", "sample")}
-
-
-def view_records(layout: Layout, pruned: Pruned, p: int) -> list[ViewRecord]:
-    """Return what became of a sample's views in `layout`; `pruned` may have joined them."""
-    rows = pruned.layout.sample == p
-    column = pruned.layout.column.cpu()[rows]
-    kept, scores = (x.cpu()[rows][column >= 0].tolist() for x in (pruned.kept, pruned.scores))
-    fate = dict(zip(column[column >= 0].tolist(), zip(kept, scores, strict=True), strict=True))
-    views = []
-    for v in (layout.sample == p).nonzero()[:, 0].tolist():
-        height, width = (layout.grid[v].amax(0) + 1).tolist()
-        view = ViewRecord(
-            image=int(layout.image[v]),
-            frame=int(layout.frame[v]),
-            box=layout.box[v].tolist(),
-            kept=[[None] * width for _ in range(height)],
-            scores=[[None] * width for _ in range(height)],
-        )
-        for (y, x), at in zip(layout.grid[v].tolist(), layout.column[v].tolist(), strict=True):
-            if at >= 0 and y >= 0:  # neither padding nor of no picture
-                view["kept"][y][x], score = fate[at]
-                view["scores"][y][x] = float(f"{score:.6g}")
-        views.append(view)
-    return views
-
-
-def make_row(sample: Sample, **outcome: Any) -> Prediction:
-    images = [str(image) for image in (*sample.images, *(clip[0] for clip in sample.clips if clip))]
-    return Prediction(
-        sample.id, sample.type, sample.question, sample.answer, images=images, meta=sample.meta, **outcome
-    )

@@ -5,7 +5,6 @@ import json
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
@@ -28,7 +27,8 @@ from vtcframe.adapters.base import adapter_for
 from vtcframe.assets import bundled
 from vtcframe.errors import UsageError
 from vtcframe.inference.checkpoint import device_for
-from vtcframe.inference.session import PrunedGeneration, check_options, check_sites, encode, prune
+from vtcframe.inference.checks import check_options
+from vtcframe.inference.session import Session
 from vtcframe_lmms_eval.chat import Chat, chat_inputs
 from vtcframe_lmms_eval.settings import Settings
 
@@ -120,7 +120,7 @@ class VtcFrame(lmms):
             _add(sums, one)
         if self.rank == 0:
             _tell(sums, self.plan)
-        del self.adapter
+        del self.session
         super().clean()
 
     def _try(self) -> None:
@@ -129,9 +129,7 @@ class VtcFrame(lmms):
         content = [{"type": "image", "url": scene}, {"type": "text", "text": "what shape is purple ?"}]
         question = Question("the first picture", lambda: [{"role": "user", "content": content}], {"max_new_tokens": 1})
         try:
-            self.adapter: Any = adapter_for(self._model, self.processor)
-            if self.plan is not None:
-                check_sites(self.adapter, self.plan)
+            self.session = Session(adapter_for(self._model, self.processor), self.plan)
             self._batch([question])
         except Exception as error:  # of processors, models and components alike
             under = "" if self.plan is None else f" under {self.plan}"
@@ -225,31 +223,26 @@ class VtcFrame(lmms):
         """Answer conversations that all show something, or all do not: these untouched. Add to `sums`."""
         start = time.perf_counter()
         inputs = dict(chat_inputs(self.processor, chats).to(self._device, self._model.dtype))
-        layout = passage = None
-        if chats[0].visual:
-            arrangement = replace(self.adapter.arrange(inputs, ids), questions=tuple(chat.question for chat in chats))
-            layout = arrangement.layout
-            if self.plan is not None and not self.plan.covers(layout):
-                evidence, left = encode(self.adapter, inputs, arrangement, self.plan, self.plan.needs)
-                passage = PrunedGeneration(self.adapter, inputs, self.plan, evidence, *prune(self.plan, evidence, left))
-        given = inputs if passage is None else passage.generate_kwargs
-        read, width = given["attention_mask"].sum(1).tolist(), given["input_ids"].shape[1]  # generate changes them
-        with passage or nullcontext():
-            out: Tensor = self._model.generate(**given, generation_config=config)
-        new = out[:, width:]
-        lengths = _lengths(new, config.eos_token_id)
-        texts = self.processor.batch_decode(new, skip_special_tokens=True)
+        lengths: list[int] = []
+
+        def generate(arguments: dict[str, Any]) -> Tensor:
+            lengths.extend(arguments["attention_mask"].sum(1).tolist())
+            output: Tensor = self._model.generate(**arguments, generation_config=config)
+            return output[:, arguments["input_ids"].shape[1] :]
+
+        outcome = self.session.run(inputs, generate, ids=ids, questions=[chat.question for chat in chats])
+        generated = _lengths(outcome.output, config.eos_token_id)
+        texts = self.processor.batch_decode(outcome.output, skip_special_tokens=True)
         sums["seconds"] += time.perf_counter() - start
-        sums["generated"] += sum(lengths)
-        if layout is None:
+        sums["generated"] += sum(generated)
+        if outcome.layout is None:
             sums["without pictures"] += len(chats)
         else:
-            after = layout.untouched if passage is None else passage.pruned.total
-            layers = after if passage is None else passage.stages.tokens_per_layer.float().mean(1)
             sums["with pictures"] += len(chats)
-            for name, counts in {"before": layout.untouched, "after": after, "layer": layers}.items():
-                sums[name] += counts.sum().item()
-        counts = [TokenCounts(input_tokens=i, output_tokens=o) for i, o in zip(read, lengths, strict=True)]
+            sums["before"] += outcome.tokens_before.sum().item()
+            sums["after"] += outcome.tokens_after.sum().item()
+            sums["layer"] += outcome.mean_tokens_per_layer.sum().item()
+        counts = [TokenCounts(input_tokens=i, output_tokens=o) for i, o in zip(lengths, generated, strict=True)]
         return [GenerationResult(text.strip(), count) for text, count in zip(texts, counts, strict=True)]
 
     def _config(self, options: Mapping[str, Any]) -> GenerationConfig:

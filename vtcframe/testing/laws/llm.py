@@ -14,7 +14,7 @@ from vtcframe.core.budget import Budget
 from vtcframe.core.stages import Plan, Stage, planned
 from vtcframe.hooks.llm import LlmStages
 from vtcframe.inference.compressed import compress
-from vtcframe.inference.session import PrunedGeneration, check_sites, encode, prune
+from vtcframe.inference.session import PrunedGeneration, Session
 from vtcframe.testing.laws.adapters import CLOSE, GREEDY, check_restored, inputs_for
 from vtcframe.testing.tiny_models.llava_families import SAMPLES, Sample
 
@@ -34,7 +34,6 @@ def check_llm_stages(
     inputs = inputs_for(model, processor, samples, side)
     model.generate(**inputs, max_new_tokens=1)  # transformers installs hooks of its own in a first forward
     adapter, plan = adapter_for(model, processor), planned(stages)
-    check_sites(adapter, plan)
     with check_restored(model):
         _check_keep_all(adapter, inputs, plan, options)
         _check_removed_is_masked(adapter, inputs, plan, options, close)
@@ -42,17 +41,17 @@ def check_llm_stages(
         _check_raising(adapter, inputs, plan)
 
 
-def passage_of(adapter: Adapter, inputs: Mapping[str, Any], plan: Plan) -> PrunedGeneration:
-    """Encode a batch and prune it before the language model."""
-    evidence, left = encode(adapter, inputs, adapter.arrange(inputs), plan, plan.needs)
-    return PrunedGeneration(adapter, inputs, plan, evidence, *prune(plan, evidence, left))
+def prepare(adapter: Adapter, inputs: Mapping[str, Any], plan: Plan) -> PrunedGeneration:
+    """Encode a batch, prune it before the language model, and splice."""
+    session = Session(adapter, plan)
+    return session.prepare(inputs, session.encode(inputs, session.arrange(inputs)))
 
 
 def _check_keep_all(adapter: Adapter, inputs: Mapping[str, Any], plan: Plan, options: Mapping[str, Any]) -> None:
     """Stages that act and drop nothing change no bit."""
     whole = [replace(stage, budget=Budget(ratio=1.0)) for stage in plan.stages]
-    passage = passage_of(adapter, inputs, planned(whole))
-    plain = passage_of(adapter, inputs, planned(whole)).generate_kwargs
+    passage = prepare(adapter, inputs, planned(whole))
+    plain = prepare(adapter, inputs, planned(whole)).generate_kwargs
     want, got = _answered(adapter, plain, options), _answered(adapter, passage.generate_kwargs, options, passage)
     _hold(torch.equal(got.sequences, want.sequences), "keep all: stages that drop nothing change the answer")
     _hold(all(map(torch.equal, got.logits, want.logits)), "keep all: logits are not bit-equal")
@@ -62,11 +61,11 @@ def _check_removed_is_masked(
     adapter: Adapter, inputs: Mapping[str, Any], plan: Plan, options: Mapping[str, Any], close: float
 ) -> None:
     """The pruned run equals one in which every layer still has all tokens and hides those that have left it."""
-    passage = passage_of(adapter, inputs, plan)
+    passage = prepare(adapter, inputs, plan)
     got = _answered(adapter, passage.generate_kwargs, options, passage)
     read = passage.stages.tokens_per_layer
     _hold((read[:, -1] < read[:, 0]).any(), "the stages drop nothing of these samples")
-    given = passage_of(adapter, inputs, plan).generate_kwargs
+    given = prepare(adapter, inputs, plan).generate_kwargs
     want = _answered(adapter, given, options, masked_layers(adapter, passage.stages))
     apart = max((a - b).abs().max().item() for a, b in zip(got.logits, want.logits, strict=True))
     _hold(apart <= close, f"removed = masked: logits are {apart:.1e} apart")
@@ -113,7 +112,7 @@ def _check_raising(adapter: Adapter, inputs: Mapping[str, Any], plan: Plan) -> N
     def fail(*_: Any) -> None:
         raise RuntimeError("on purpose")
 
-    passage = passage_of(adapter, inputs, plan)
+    passage = prepare(adapter, inputs, plan)
     hook = adapter.llm_layers()[-1].register_forward_pre_hook(fail)
     try:
         _answered(adapter, passage.generate_kwargs, {}, passage)

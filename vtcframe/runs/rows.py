@@ -1,0 +1,56 @@
+"""Rows of predictions.jsonl made of samples, plans and prunings."""
+
+from dataclasses import asdict
+from typing import Any
+
+from vtcframe.core.budget import Budget
+from vtcframe.core.layout import Layout
+from vtcframe.core.pruned import Pruned
+from vtcframe.core.stages import Plan
+from vtcframe.data.results import Prediction, ViewRecord
+from vtcframe.data.sample import Sample
+
+
+def run_fields(plan: Plan | None) -> dict[str, Any]:
+    """Return what a row says of its run."""
+    if plan is None:
+        return {"method": "unpruned", "budget": None}
+    return {"method": str(plan), "budget": budget_fields(plan.budget)}
+
+
+def budget_fields(budget: Budget | None) -> dict[str, Any] | None:
+    """Return a budget as one writes it in the configuration."""
+    if budget is None:
+        return None
+    return {k: v for k, v in asdict(budget).items() if v is not None and (k, v) != ("per", "sample")}
+
+
+def view_records(layout: Layout, pruned: Pruned, p: int) -> list[ViewRecord]:
+    """Return what became of a sample's views in `layout`; `pruned` may have joined them."""
+    rows = pruned.layout.sample == p
+    column = pruned.layout.column.cpu()[rows]
+    kept, scores = (x.cpu()[rows][column >= 0].tolist() for x in (pruned.kept, pruned.scores))
+    fate = dict(zip(column[column >= 0].tolist(), zip(kept, scores, strict=True), strict=True))
+    views = []
+    for v in (layout.sample == p).nonzero()[:, 0].tolist():
+        height, width = (layout.grid[v].amax(0) + 1).tolist()
+        view = ViewRecord(
+            image=int(layout.image[v]),
+            frame=int(layout.frame[v]),
+            box=layout.box[v].tolist(),
+            kept=[[None] * width for _ in range(height)],
+            scores=[[None] * width for _ in range(height)],
+        )
+        for (y, x), at in zip(layout.grid[v].tolist(), layout.column[v].tolist(), strict=True):
+            if at >= 0 and y >= 0:  # neither padding nor of no picture
+                view["kept"][y][x], score = fate[at]
+                view["scores"][y][x] = float(f"{score:.6g}")
+        views.append(view)
+    return views
+
+
+def make_row(sample: Sample, **outcome: Any) -> Prediction:
+    images = [str(image) for image in (*sample.images, *(clip[0] for clip in sample.clips if clip))]
+    return Prediction(
+        sample.id, sample.type, sample.question, sample.answer, images=images, meta=sample.meta, **outcome
+    )
