@@ -6,7 +6,7 @@ import pytest
 
 from vtcframe.registry import entries
 
-DOCS = Path(__file__).parent.parent / "docs"
+DOCS = Path(__file__).parents[2] / "docs"
 
 
 @pytest.fixture(scope="module")

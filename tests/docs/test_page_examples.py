@@ -8,10 +8,10 @@ import pytest
 import torch
 from sybil import Sybil
 
-import page_commands
-from page_commands import NOT_RUN, commands_of_dev
-from page_examples import close, commands, parse, pattern, steady
-from page_folder import CHECKPOINTS, ROOT, THINGS, Page
+from support import page_commands
+from support.page_commands import NOT_RUN, commands_of_dev
+from support.page_examples import close, commands, parse, pattern, steady
+from support.page_folder import CHECKPOINTS, ROOT, THINGS, Page
 from vtcframe.registry import entries
 
 WHOLE = """\

@@ -18,9 +18,9 @@ pytest.importorskip("mkdocs", reason="the dependency group `docs` is not install
 from markdown.extensions.toc import slugify
 from mkdocs.config import load_config
 
-from browser import NARROW, WIDE, started, watched
-from page_commands import commands_of_dev
-from page_folder import ROOT
+from support.browser import NARROW, WIDE, started, watched
+from support.page_commands import commands_of_dev
+from support.page_folder import ROOT
 
 NAME = "vtcframe"
 LOADED = {"img", "script", "source", "iframe", "video", "audio", "embed", "object"}

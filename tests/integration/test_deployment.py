@@ -4,7 +4,7 @@ import pytest
 import torch
 from accelerate import disk_offload, dispatch_model
 
-from conftest import backbone
+from support.models import backbone
 from vtcframe import Budget, VtcCls, compress
 from vtcframe.testing import check_restored, make_inputs, tiny_llava
 from vtcframe.testing.backbones import SAMPLES

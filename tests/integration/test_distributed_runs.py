@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-import workers
+from support import workers
+from support.workers import Run, slurm, torchrun
 from vtcframe.config import bundled
 from vtcframe.shards import places
-from workers import Run, slurm, torchrun
 
 QUESTIONS = Path(bundled("vtcframe:questions"))
 LINES = [json.loads(line) for line in (QUESTIONS / "questions.jsonl").read_text().splitlines()]

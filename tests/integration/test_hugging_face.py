@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationConfig, TextIteratorStreamer, pipeline
 
-from conftest import backbone
+from support.models import backbone
 from vtcframe import FastV, VtcCls, compress
 from vtcframe.config import bundled
 from vtcframe.testing import check_restored, make_inputs

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.*")  # r
 
 import ray  # noqa: E402 (not before it is known to be there)
 
-DOCS = Path(__file__).parent.parent / "docs"
+DOCS = Path(__file__).parents[2] / "docs"
 RECIPE = DOCS / "examples" / "ray_predict.py"
 QUESTIONS = Path(bundled("vtcframe:questions"))
 COUNT, BATCH = 23, 4  # no multiple

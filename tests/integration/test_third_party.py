@@ -6,7 +6,7 @@ import shutil
 import pytest
 import yaml
 
-from conftest import ROOT, wheel
+from support.distributions import ROOT, wheel
 
 EXAMPLE = ROOT / "docs" / "examples" / "vtcframe-consensus"
 SCORER = {

@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-TINY = Path(__file__).parent.parent / "tiny"
+TINY = Path(__file__).parents[2] / "tiny"
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import pytest
 
 @pytest.fixture
 def video(monkeypatch):
-    monkeypatch.syspath_prepend(str(Path(__file__).parent.parent / "tiny"))
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "tiny"))
     import video
 
     yield video

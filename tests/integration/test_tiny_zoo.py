@@ -10,7 +10,7 @@ from vtcframe.metrics import Row
 
 @pytest.fixture
 def zoo(monkeypatch):
-    monkeypatch.syspath_prepend(str(Path(__file__).parent.parent / "tiny"))
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "tiny"))
     import zoo
 
     yield zoo

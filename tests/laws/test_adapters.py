@@ -4,8 +4,8 @@ from itertools import product
 
 import pytest
 
-from conftest import SERVED, backbone, has_mrope
-from covering import cases, pairs
+from support.covering import cases, pairs
+from support.models import SERVED, backbone, has_mrope
 from vtcframe import Budget, Pipeline, RandomPruner, VtcCls
 from vtcframe.allocators import Even
 from vtcframe.ensemblers import RankFusion

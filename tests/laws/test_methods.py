@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from conftest import SERVED, backbone
+from support.models import SERVED, backbone
 from vtcframe import Budget, ClassToken, Rows, Similarity, adapter_for, compress
 from vtcframe.pipeline import Method
 from vtcframe.registry import entries

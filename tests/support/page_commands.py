@@ -23,7 +23,7 @@ from packaging.requirements import InvalidRequirement, Requirement
 from torch.distributed.run import get_args_parser as torchrun
 
 import vtcframe_lightning
-from page_folder import ROOT, Page
+from support.page_folder import ROOT, Page
 from vtcframe import cli, predict_command
 from vtcframe.config import resolve
 

@@ -19,8 +19,8 @@ from sybil.parsers.abstract.lexers import LexerCollection
 from sybil.parsers.markdown.lexers import DirectiveInHTMLCommentLexer, FencedCodeBlockLexer
 from sybil.region import Lexeme
 
-from page_commands import WrongError, check, inside, not_run, run
-from page_folder import ROOT, Page
+from support.page_commands import WrongError, check, inside, not_run, run
+from support.page_folder import ROOT, Page
 from vtcframe import cli
 from vtcframe.sweep_file import Sweep, pruner_of
 

@@ -23,7 +23,7 @@ from vtcframe import registry
 from vtcframe.config import bundled
 from vtcframe.testing.families import BACKBONES
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 NOT_OF_A_CHECKOUT = "runs", "site"
 COMMIT = "0" * 40
 SCENES = Path(bundled("vtcframe:questions"))

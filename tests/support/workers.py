@@ -28,7 +28,7 @@ def forking():
     told = {"OMP_NUM_THREADS": "1", "VTCFRAME_WORKERS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     before = {name: os.environ.get(name) for name in told}
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["workers"])
+    context.set_forkserver_preload(["support.workers"])
     os.environ.update(told)
     try:
         first = context.Process(target=len, args=((),))

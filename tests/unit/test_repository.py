@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import PROJECTS, ROOT
+from support.distributions import PROJECTS, ROOT
 
 
 def test_wheels_install_into_a_fresh_environment_and_work(installed):

@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from conftest import backbone
-from test_witness import LONG, saved_clip, saved_open_clip, saved_timm
+from support.auxiliary_encoders import LONG, saved_clip, saved_open_clip, saved_timm
+from support.models import backbone
 from vtcframe import (
     Budget,
     Even,

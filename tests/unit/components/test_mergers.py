@@ -2,18 +2,17 @@
 
 import math
 from dataclasses import replace
-from itertools import pairwise
 
 import pytest
 import torch
 import torch.nn.functional as F
 
+from support.merger_cases import drawn
 from vtcframe import Budget, ClassToken, Even, Evidence, Features, Keys, Mean, Pipeline, Random, TopK
 from vtcframe.mergers import Absorb, CellMean, Contextual, Fuse, Nearest
-from vtcframe.methods.merging import Pool, PruMerge, PruMergePlus, TopAndSample, VisionZip
+from vtcframe.methods.merging import Pool, PruMerge, TopAndSample, VisionZip
 from vtcframe.scorers import ClsAttention
-from vtcframe.selectors import highest
-from vtcframe.testing import check_merger, check_pruner, check_selector, make_evidence
+from vtcframe.testing import check_merger, make_evidence
 
 MERGERS = (
     Nearest(),
@@ -26,40 +25,11 @@ MERGERS = (
     Absorb(),
     Absorb(nearest=1, summary=False),
 )
-RAGGED = {1: [(3, 4), (2, 2)], 2: [(5, 5)], 3: [(1, 1)]}
 
 
 @pytest.mark.parametrize("merger", MERGERS, ids=str)
 def test_laws_hold_for_mergers(merger):
     check_merger(merger)
-
-
-METHODS = (VisionZip(), VisionZip(0.5, "mean"), PruMerge(), PruMerge(3, "mean"), PruMergePlus(), Pool())
-
-
-@pytest.mark.parametrize("method", METHODS, ids=str)
-def test_laws_hold_for_methods_that_merge(method):
-    adaptive = isinstance(method, PruMerge | PruMergePlus)
-    check_pruner(method, (Budget(20), Budget(ratio=0.3), Budget(1), Budget(10**6), *([None] if adaptive else [])))
-
-
-def test_laws_hold_for_the_selector_of_prumerge_plus():
-    check_selector(TopAndSample())
-    check_selector(TopAndSample(top=0.0))
-    check_selector(TopAndSample(top=1.0))
-
-
-def drawn(needs, seed, part=0.4, levels=0):
-    """Ragged evidence, kept [V, N] of `part` and scores; with `levels`, so few different tokens and scores."""
-    evidence, rng = make_evidence(needs, RAGGED, channels=6), torch.Generator().manual_seed(seed)
-    valid = evidence.layout.valid
-    scores = torch.rand(valid.shape, generator=rng)
-    if levels:
-        scores = (scores * levels).round() / levels
-        few = torch.rand(levels, 6, generator=rng)[torch.randint(levels, valid.shape, generator=rng)]
-        evidence = replace(evidence, tokens=few.where(valid[..., None], 1e4))
-    kept = highest(torch.rand(valid.shape, generator=rng).masked_fill(~valid, -torch.inf), evidence.layout.count * part)
-    return evidence, kept & valid, scores.masked_fill(~valid, -torch.inf)
 
 
 def rows(evidence, kept):
@@ -249,20 +219,6 @@ def test_pool_averages_every_token_once_at_any_budget():
             assert ((made >= low - 1e-6) & (made <= high + 1e-6)).all()
 
 
-@pytest.mark.parametrize("quota", [5, 8, 16, 23, 100])
-def test_the_sample_of_prumerge_plus_is_even_among_what_is_not_chosen_by_score(quota):
-    evidence = make_evidence(samples={1: [(10, 10)]})
-    scores = torch.rand(1, 100, generator=torch.Generator().manual_seed(quota))
-    kept = TopAndSample()(scores, torch.tensor([quota]), evidence)[0]
-    top = highest(scores, torch.tensor([math.ceil(quota / 4)]))[0]
-    assert (kept | ~top).all()
-    rest = [n for n in range(100) if not top[n]]
-    at = [i for i, n in enumerate(rest) if kept[n]]
-    assert len(at) == quota - int(top.sum())
-    gaps = {b - a for a, b in pairwise(at)}
-    assert not gaps or max(gaps) - min(gaps) <= 1
-
-
 @pytest.mark.parametrize("merger", MERGERS, ids=str)
 def test_autocast_and_half_precision_do_not_reach_the_sums(merger):
     evidence, kept, scores = drawn(merger.needs, 0)
@@ -323,25 +279,6 @@ def test_a_class_token_has_no_place_in_joined_rows():
         pipeline(make_evidence(pipeline.needs), Budget(20))
 
 
-def test_a_class_token_stands_for_every_patch_of_a_token():
-    merger = Contextual(0.0, class_token=True)
-    evidence, kept, scores = drawn(merger.needs, 0)
-    found = dict(evidence.found) | {ClassToken(): evidence[ClassToken()][:, :3]}
-    pruned = merger(
-        kept, kept.sum(1) * 0 + 1, scores, replace(evidence, found=found, project=lambda features: features)
-    )
-    assert torch.equal(pruned.tokens[0, 0], found[ClassToken()][0].repeat(2))
-
-
-def test_prumerge_adapts_and_its_summary_comes_on_top():
-    evidence = make_evidence(PruMerge().needs)
-    (need,) = ClsAttention(1, of="tower", heads="joined").needs
-    evidence[need][0, 1, 0, [3, 50]] = 4.0  # two stand out
-    pruned = PruMerge()(evidence)
-    assert pruned.place[1, :3].tolist() == [3, 50, 0]
-    assert (pruned.place >= 0).sum(1).tolist() == [2, 3, 2, 2, 2, 2]
-
-
 def test_nonsense_is_refused():
     for share in (-0.1, 1.1):
         with pytest.raises(ValueError, match=rf"must lie in \[0, 1\], got {share}"):
@@ -350,12 +287,3 @@ def test_nonsense_is_refused():
             TopAndSample(share)
     with pytest.raises(ValueError, match="at least 1, got 0"):
         PruMerge(0).pipeline()
-
-
-def test_methods_that_merge_name_what_stands_in_for_cls():
-    assert (str(VisionZip()), str(PruMerge(query="mean"))) == (
-        "VisionZip(share=0.15625)",
-        "PruMerge(nearest=32, query='mean')",
-    )
-    assert ClassToken() in VisionZip().needs
-    assert ClassToken() not in VisionZip(query="proxy").needs

@@ -1,3 +1,5 @@
+"""Transforms of pictures and videos."""
+
 import json
 from dataclasses import replace
 
@@ -5,16 +7,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_parity import GOLDEN, layout, read
 
-from conftest import backbone
-from vtcframe import Budget, Even, Evidence, Mean, Pipeline, compress
+from support.models import backbone
+from vtcframe import Budget, Even, Mean, Pipeline, compress
 from vtcframe.backbone import asked
 from vtcframe.cli import main
 from vtcframe.data import Sample
 from vtcframe.methods.pictures import BySpacing, Spaced, TsLlava
 from vtcframe.testing import check_allocator, check_pruner, check_selector, make_evidence
-from vtcframe.transforms import Downsample, FramesAsPictures, Thumbnail, placeholders, spaced, tiled
+from vtcframe.transforms import Downsample, FramesAsPictures, Thumbnail, placeholders
 
 
 def noise(width, height, seed=0):
@@ -87,50 +88,6 @@ def test_a_model_of_fixed_resolution_is_named_with_what_to_do_instead():
 def test_nonsense_is_named(wrong, message):
     with pytest.raises(ValueError, match=message):
         wrong()
-
-
-# Thumbnail and TS-LLaVA
-
-
-def test_grids_and_places_are_the_recorded_ones():
-    values = json.loads((GOLDEN / "ts_llava" / "indices.json").read_text())["values"]
-    for frames, (rows, columns) in values["find_best_grid"].items():
-        out = tiled(torch.zeros(int(frames), 1, 40, 40), 64)
-        assert out.shape[1:] == (64 // rows * rows, 64 // columns * columns), frames
-    numbered = values["uniform_frames"] | values["sample_tokens"]
-    for name, want in numbered.items():
-        count, wanted = (int(part[1:]) for part in name.split("_"))
-        assert spaced(count, wanted) == want, name
-        evidence = make_evidence(samples={1: [(1, count)]})
-        kept = Spaced()(torch.zeros(1, count), torch.tensor([wanted]), evidence)
-        assert kept[0].nonzero()[:, 0].tolist() == want, name
-
-
-def cases(kind):
-    files = sorted((GOLDEN / "ts_llava").glob(f"*{kind}*.safetensors"))
-    assert files
-    return pytest.mark.parametrize("path", files, ids=lambda path: path.stem)
-
-
-@cases("_grid")
-def test_ts_llava_grid(path):
-    tensors, params = read(path)
-    torch.testing.assert_close(tiled(tensors["in.frames"], params["final"]), tensors["out.grid"], atol=2e-5, rtol=0)
-
-
-@cases("_agg_")
-def test_ts_llava(path):
-    """Their encoder's stand-in is a mean over 4 x 4 cells."""
-    tensors, params = read(path)
-    order, number = params["aggregation_method"]
-    frames, few = tensors["in.frames"], (4, 6, 8)[int(number) - 1]
-    grid = tiled(frames[spaced(len(frames), few)], 336)
-    pictures = [*frames, grid] if order == "V" else [grid, *frames] if order == "Y" else [grid]
-    tokens = torch.stack([torch.nn.functional.adaptive_avg_pool2d(p, 4).flatten(1).T for p in pictures])
-    places = replace(layout([(4, 4)] * len(tokens), [0] * len(tokens)), image=torch.arange(len(tokens)))
-    method = TsLlava("first" if order == "Y" else "last")
-    pruned = method(Evidence(tokens, places), Budget(16 + params["num_sampled_tokens"]))
-    torch.testing.assert_close(pruned.sequence(0)[0], tensors["out.tokens"][0], atol=2e-5, rtol=0)
 
 
 def test_a_thumbnail_shows_evenly_spaced_frames_row_by_row():

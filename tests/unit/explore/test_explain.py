@@ -7,7 +7,7 @@ import torch
 from PIL import Image, ImageDraw
 from transformers import CLIPImageProcessor, LlavaImageProcessor, VideoLlavaImageProcessor, VideoLlavaVideoProcessor
 
-from conftest import SERVED
+from support.models import SERVED
 from vtcframe import Budget, TokenNorm, VtcCls, compress
 from vtcframe.allocators import Even
 from vtcframe.backbone import Backbone, asked, device_for, shown

@@ -1,21 +1,17 @@
-"""What stands in for [CLS]: each reader against a twin that makes whole matrices in float64, and recorded cases."""
-
-import json
-import os
-from pathlib import Path
+"""Proxies for [CLS]: each reader beside a twin that computes whole matrices in float64."""
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
-from conftest import backbone
+from support.models import backbone
 from vtcframe import attention
 from vtcframe.attention import Call, Groups, KeyStates, MeanQuery, Received, Row, Tap
 from vtcframe.testing import make_inputs
 from vtcframe.testing.backbones import SAMPLES
 
-GOLDEN = Path(os.environ.get("VTCFRAME_GOLDEN", Path(__file__).parent / "golden")) / "qwen_cls_proxy"
 POISON, SKIP, LENGTH = 1e4, 1, 13  # one class token, twelve patches
+
+
 SIDES = {"right": slice(LENGTH - 5, None), "left": slice(0, 5)}
 
 
@@ -59,6 +55,8 @@ def calls():
 
 
 CALLS = calls()
+
+
 every_call = pytest.mark.parametrize("name", CALLS)
 
 
@@ -238,26 +236,3 @@ def test_received_in_a_causal_padded_grouped_query_model_equals_that_of_eager_we
     for module, weights in zip(modules, whole, strict=True):
         want = torch.stack([one[:, mine].double().mean(1) for one, mine in zip(weights, real, strict=True)])
         close(tap[module, Received()][0], want)
-
-
-def recorded(name):
-    return load_file(GOLDEN / f"{name}.safetensors"), json.loads((GOLDEN / f"{name}.json").read_text())["params"]
-
-
-def test_mean_query_of_each_temporal_slice_equals_fastvid():
-    tensors, params = recorded("fastvid_mean_query")
-    frames, rows, columns = params["grid_thw"]
-    query, key = (
-        tensors[name].unflatten(0, (frames, rows * columns)).transpose(1, 2) for name in ("q_rotated", "k_rotated")
-    )
-    found = MeanQuery(heads="mean", pool=Groups(4))(Call(query, key, None, params["head_dim"] ** -0.5, False, None))
-    torch.testing.assert_close(found[:, 0], tensors["score"], atol=1e-7, rtol=1e-5)
-
-
-def test_received_pooled_and_put_in_raster_order_equals_vscan():
-    tensors, params = recorded("vscan_received_attention")
-    n, heads = params["patches"], params["heads"]
-    # Logits that give the recorded weights back: their logarithms, as queries of keys that are unit vectors.
-    call = Call(tensors["attn"].log()[None], torch.eye(n).expand(1, heads, n, n), None, 1.0, False, None)
-    found = Received(pool=Groups(params["merge"]))(call)[0].sum(0)
-    torch.testing.assert_close(found[tensors["reverse_indices"]], tensors["score"], atol=1e-7, rtol=1e-5)

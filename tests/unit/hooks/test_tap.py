@@ -6,7 +6,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from conftest import backbone
+from support.models import backbone
 from vtcframe.attention import Groups, KeyStates, MeanQuery, Received, Row, Tap
 from vtcframe.testing import check_restored, make_inputs
 from vtcframe.testing.backbones import SAMPLES

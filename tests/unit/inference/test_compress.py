@@ -10,7 +10,7 @@ from transformers import (
 )
 from transformers.generation.streamers import BaseStreamer
 
-from conftest import backbone
+from support.models import backbone
 from vtcframe import Budget, RandomPruner, Stage, VtcCls, compress
 from vtcframe.testing import check_restored, make_inputs
 from vtcframe.testing.backbones import SAMPLES

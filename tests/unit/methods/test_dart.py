@@ -1,14 +1,13 @@
-"""DART: laws, a twin in plain Python, and numbers recorded from the authors' own code."""
+"""DART: laws, and a twin in plain Python."""
 
 import math
 from dataclasses import replace
 
 import pytest
 import torch
-from test_parity import layout, read, recorded
 
-from conftest import backbone
-from vtcframe import Budget, Evidence, compress
+from support.models import backbone
+from vtcframe import Budget, compress
 from vtcframe.methods.dart import KEYS, STATES, Dart, LeastLike
 from vtcframe.needs import Text
 from vtcframe.scorers import KeyNorm
@@ -17,6 +16,8 @@ from vtcframe.testing.adapters import inputs_for
 from vtcframe.testing.samples import SAMPLES
 
 SAID = (6, 2, 3, 0)  # tokens of text behind the pictures of each sample
+
+
 MORE = [LeastLike(), LeastLike(1, 0), LeastLike(2, 9)]
 
 
@@ -120,36 +121,6 @@ def test_it_acts_before_a_layer_and_needs_a_budget():
         LeastLike(image_pivots=0)
     with pytest.raises(ValueError, match="got 4 and -1"):
         Dart(text_pivots=-1).pipeline()
-
-
-@recorded("dart")
-def test_dart(path):
-    tensors, params = read(path)
-    start, n = params["image_start"], params["image_len"]
-    keys, states, order = tensors["k_states"], tensors["normed_hidden"], tensors["pivot_order"].tolist()
-    image, behind = slice(start, start + n), slice(start + n, None)
-    found = {
-        KEYS: keys[None, None, :, image],
-        Text(KEYS): keys[:, behind].movedim(0, 1).flatten(1)[None],
-        STATES: states[None, image],
-        Text(STATES): states[None, behind],
-    }
-    evidence = Evidence(states[None, image], layout([(1, n)]), found)
-    selector, quota = LeastLike(params["pivot_image"], params["pivot_text"]), torch.tensor([params["n_kept"]])
-    scores = KeyNorm(tower="llm")(evidence)[0]
-    kept, pivots, there = selector.pivots(scores, quota, evidence)
-    assert there.all()
-    assert (kept[0].nonzero()[:, 0] + start).tolist() == sorted(i for i in order if i < start + n)
-    # the recorded order is that of a Python set: bring ours, by falling length, into it
-    ours = [(pivot == states).all(1).nonzero().item() for pivot in pivots[0]]
-    assert sorted(ours) == sorted(order)
-    pivots = pivots[:, [ours.index(i) for i in order]]
-    chosen = selector.around(kept, pivots, there, quota, evidence)
-    assert (chosen[0].nonzero()[:, 0] + start).tolist() == tensors["kept_indices"].tolist()
-    assert params["n_kept"] == params["pivot_image"] + len(order) * params["per_pivot"]
-    whole = Dart(2, params["pivot_image"], params["pivot_text"])(evidence, Budget(params["n_kept"]))
-    assert whole.total.tolist() == [params["n_kept"]]
-    assert not (kept & ~whole.kept).any()
 
 
 @pytest.mark.parametrize("family", ["llava", "llava_next", "qwen2_5_vl"])

@@ -1,24 +1,19 @@
-"""MustDrop: windows that are alike, thresholds, the key set; twins in plain Python, laws, recorded numbers."""
+"""MustDrop: windows that are alike, thresholds, the key set; twins in plain Python, and laws."""
 
 import math
 from dataclasses import replace
 
 import pytest
 import torch
-from test_parity import layout, read, recorded
 
-from conftest import SERVED, backbone
-from vtcframe import Budget, Evidence, adapter_for, compress
+from support.models import SERVED, backbone
+from support.mustdrop import CLS, MEAN, MOST
+from vtcframe import Budget, adapter_for, compress
 from vtcframe.methods.mustdrop import Above, KeySet, MustDrop, TextPeak, TextShare, Windows
-from vtcframe.needs import Rows
 from vtcframe.pipeline import planned
 from vtcframe.testing import check_allocator, check_pruner, check_scorer, make_evidence
 from vtcframe.testing.adapters import inputs_for
 from vtcframe.testing.samples import SAMPLES
-
-CLS = Rows("cls", (-1,), of="tower")
-MEAN, MOST = (Rows("text", (-1,), tower="llm", heads="mean", over=over) for over in ("mean", "max"))
-
 
 # windows
 
@@ -206,47 +201,6 @@ def test_published_budgets_name_thresholds_and_others_are_refused(tokens, share,
     for budget in (Budget(tokens + 1), Budget(ratio=0.5), Budget(tokens, per="view")):
         with pytest.raises(ValueError, match="thresholds for tokens=192, 128, 64 of 576"):
             MustDrop().stages(budget)
-
-
-# recorded
-
-
-@recorded("mustdrop")
-def test_mustdrop(path):
-    tensors, params = read(path)
-    (merging if "merged" in tensors else filtering)(tensors, params)
-
-
-def merging(tensors, params):
-    x, (side, _) = tensors["x"][:, 1:], params["window"]
-    assert params["window"] == [side, side]
-    grid = layout([(params["grid"], params["grid"])] * len(x))
-    got = Windows(params["threshold"], side)(Evidence(x, grid))
-    for v, (want, size) in enumerate(zip(tensors["merged"][:, 1:], tensors["size"][:, 1:, 0], strict=True)):
-        merged = size == side * side  # the code puts them first, by falling likeness
-        real = got.place[v] >= 0
-        ours, place = got.tokens[v][real], got.place[v][real]
-        cell = grid.grid[v, place] % side == side // 2
-        alike = -got.scores[v, place]
-        made = cell.all(1) & (alike >= params["threshold"])
-        order = torch.cat([made.nonzero()[:, 0][alike[made].argsort(descending=True)], (~made).nonzero()[:, 0]])
-        assert made.sum() == merged.sum()
-        torch.testing.assert_close(ours[order], want, atol=2e-5, rtol=2e-5)
-        alone = ~merged
-        assert torch.equal(ours[~made], want[alone])
-
-
-def filtering(tensors, params):
-    start, n = params["v_token_start"], params["img_seq"]
-    rows = tensors["attn_text_rows"].mean(0)[:, start : start + n]  # [T, N], the mean over heads
-    found = {
-        MEAN: rows.mean(0)[None, None, None],
-        MOST: rows.amax(0)[None, None, None],
-        CLS: torch.rand(1, 1, 2, n),
-    }
-    method = MustDrop(params["global_thr"], params["individual_thr"], keys=0)
-    pruned = method.stages(None)[-1].pruner(Evidence(torch.zeros(1, n, 1), layout([(1, n)]), found))
-    assert pruned.place[0].tolist() == tensors["kept_visual_indices"].tolist()
 
 
 # end to end

@@ -1,25 +1,23 @@
-"""Methods that act before the language model and inside it, beside twins in plain Python and their authors' numbers."""
+"""Methods that act before the language model and inside it, beside twins in plain Python."""
 
 from dataclasses import replace
 
 import pytest
 import torch
-from test_parity import layout, read, recorded, square
 
-from conftest import SERVED, backbone
-from vtcframe import Budget, Evidence, Rows, compress
-from vtcframe.allocators import overview
-from vtcframe.methods.diversity import VScanEncoder
+from support.recorded_cases import layout_of
+from support.staged_methods import kept_places
+from vtcframe import Budget, Evidence, Rows
 from vtcframe.methods.staged import Crops, HoliTom, MiniMonkeyScm, PairwiseMean, PruneVid, Share, VScan
 from vtcframe.methods.video import HoliTomOuter, PruneVidOuter
 from vtcframe.testing import check_allocator, check_merger, check_pruner, make_evidence
-from vtcframe.testing.adapters import inputs_for
-from vtcframe.testing.evidence import POISON
-from vtcframe.testing.families import samples_of
-from vtcframe.testing.samples import SAMPLES
 
 CROPS = ((0, 0, 0.5, 0.5), (0, 0.5, 0.5, 1), (0.5, 0, 1, 0.5), (0.5, 0.5, 1, 1))
+
+
 WHOLE = (0, 0, 1, 1)
+
+
 # views of each sample: (picture, grid, box); a cut picture with its overview last, one alone, none, one that is first
 PICTURES = {
     3: [*((0, (3, 4), box) for box in CROPS), (0, (3, 3), WHOLE), (1, (2, 5), WHOLE)],
@@ -41,10 +39,6 @@ def pictures(needs=(), samples=PICTURES):
 def top(scores, count):
     """Places of the `count` highest; ties go to the first."""
     return sorted(sorted(range(len(scores)), key=lambda n: (-scores[n], n))[:count])
-
-
-def kept(pruned):
-    return [row[row >= 0].tolist() for row in pruned.place]
 
 
 def rows_of(evidence, need):
@@ -83,7 +77,9 @@ def test_laws_hold_for_mini_monkey(budget):
         assert pruned.total.tolist() == budget.total(evidence.layout).tolist()
     for p, (key, views) in enumerate(PICTURES.items()):
         alone = method(pictures(method.needs, {key: views}), budget)
-        assert kept(alone) == [row for row, s in zip(kept(pruned), evidence.layout.sample, strict=True) if s == p]
+        assert kept_places(alone) == [
+            row for row, s in zip(kept_places(pruned), evidence.layout.sample, strict=True) if s == p
+        ]
 
 
 # twins
@@ -111,7 +107,7 @@ def test_mini_monkey_equals_its_twin(ratio):
     method = MiniMonkeyScm(ratio)
     evidence = pictures(method.needs)
     paid = [heads[0] for heads in rows_of(evidence, Rows("after", (1,), "llm", heads="mean"))]
-    got, at = kept(method(evidence)), 0
+    got, at = kept_places(method(evidence)), 0
     for views in PICTURES.values():
         mine = range(at, at + len(views))
         at += len(views)
@@ -167,7 +163,7 @@ def test_pairwise_mean_equals_one_after_the_other(count):
 
 def test_pairwise_mean_weighs_later_ones_more():
     tokens = torch.tensor([[[1.0, 0], [3, 0], [5, 0], [9, 0], [0, 2]]])
-    evidence = Evidence(tokens, layout([(1, 5)]))
+    evidence = Evidence(tokens, layout_of([(1, 5)]))
     mask = torch.tensor([[False, False, True, False, True]])
     merged = PairwiseMean()(mask, torch.zeros(1), torch.zeros(1, 5), evidence)
     assert merged.tokens.tolist() == [[[5 / 8 + 1 / 8 + 3 / 4 + 9 / 2, 0], [0, 2]]]
@@ -177,13 +173,13 @@ def test_pairwise_mean_of_very_many_loses_nothing_that_counts():
     tokens = torch.ones(1, 3000, 4)
     mask = torch.zeros(1, 3000, dtype=torch.bool)
     mask[0, 17] = True
-    merged = PairwiseMean()(mask, torch.zeros(1), torch.zeros(1, 3000), Evidence(tokens, layout([(30, 100)])))
+    merged = PairwiseMean()(mask, torch.zeros(1), torch.zeros(1, 3000), Evidence(tokens, layout_of([(30, 100)])))
     torch.testing.assert_close(merged.tokens, torch.ones(1, 1, 4))
 
 
 def test_v_scan_makes_up_behind_for_pictures_that_are_small_and_keeps_all_of_those_that_fit():
     for n, want in ((60, 60), (64, 64), (70, 58), (96, 32), (97, 32)):
-        whole = layout([(1, n)])
+        whole = layout_of([(1, n)])
         before, behind = (stage.budget for stage in VScan().stages(Budget(64)))
         left = replace(whole, column=whole.column[:, : int(before.total(whole))])
         assert behind.total(left).tolist() == [want]
@@ -208,7 +204,7 @@ def test_v_scan_keeps_three_halves_before_and_half_behind(budget, early, late):
     before, behind = VScan(layer=3, positions="compact").stages(budget)
     assert (before.at, before.budget, before.positions) == ("projector", early, "compact")
     assert (behind.at, behind.positions) == ("llm:3", "compact")
-    whole = layout([(24, 24)])
+    whole = layout_of([(24, 24)])
     left = replace(whole, column=whole.column[:, : int(early.total(whole))])
     assert behind.budget.total(left).tolist() == late.total(left).tolist()
     assert behind.pruner.needs == (Rows("last", (3,), "llm", heads="mean"),)
@@ -223,7 +219,7 @@ def test_v_scan_ranks_all_tokens_of_a_sample_together():
     owner = evidence.layout.sample.tolist()
     for p in range(4):
         scores = [x for v, of in enumerate(owner) if of == p for x in paid[v]]
-        assert kept(pruned)[p] == top(scores, 4)
+        assert kept_places(pruned)[p] == top(scores, 4)
 
 
 @pytest.mark.parametrize("alpha", [0.01, 0.4, 1.0])
@@ -240,7 +236,7 @@ def test_prune_vid_keeps_alpha_of_each_frame(alpha):
         for mine in (range(3), range(3, 5)):
             v = max(mine, key=lambda v: (max(paid[v]), -v))
             want[v] = top(paid[v], 1)
-    assert kept(inner.pruner(evidence)) == want
+    assert kept_places(inner.pruner(evidence)) == want
 
 
 @pytest.mark.parametrize("ratio", [0.3, 0.5, 1.0])
@@ -256,172 +252,11 @@ def test_holi_tom_merges_what_the_last_token_does_not_look_at(ratio):
     for p, views in ((0, range(3)), (2, range(3, 5))):
         scores = [x for v in views for x in paid[v]]
         stay = top(scores, round(len(scores) * ratio))  # of 45 and 11
-        assert kept(pruned)[p] == stay
+        assert kept_places(pruned)[p] == stay
         tokens = torch.cat([evidence.tokens[v, : len(paid[v])] for v in views])
         want = one_by_one(tokens, [n in stay for n in range(len(scores))])
         torch.testing.assert_close(pruned.tokens[p, : len(stay)], want, atol=1e-6, rtol=1e-6)
-    assert kept(pruned)[1] == []
-
-
-# the authors' numbers
-
-
-@recorded("vscan")
-def test_v_scan_first_stage(path):
-    tensors, params = read(path)
-    if "grid_thw" in params:  # Qwen2.5-VL: attention received, tokens of 2 x 2 patches
-        _, high, wide = params["grid_thw"]
-        method = VScan(14, params["window"], shallow=0, query="received", each="ceil")
-        maps, grid, budget = ("attn_local", "attn_global"), (high // 2, wide // 2), params["n_keep"]
-        want, merged = tensors["kept_indices"], tensors["merged"]
-    else:
-        method = VScan(16, params["window"], params["local_ratio"])
-        maps, grid, budget = ("cls_attn_layer5", "cls_attn_layer_m2"), square(576), params["n_kept"]
-        want, merged = tensors["kept_mask"].nonzero()[:, 0], tensors["merged_kept_features"]
-    pruner = method.stages(Budget(budget))[0].pruner
-    assert isinstance(pruner, VScanEncoder)
-    assert (pruner.layer, pruner.query) == (method.shallow, method.query)
-    shallow, deep = (tensors[name].view(1, 1, -1, grid[0] * grid[1]) for name in maps)
-    found = dict(zip(pruner.needs, (deep, shallow), strict=True))
-    pruned = pruner(Evidence(tensors["features"][None], layout([grid]), found), Budget(budget))
-    assert kept(pruned)[0] == want.sort().values.tolist()
-    torch.testing.assert_close(pruned.tokens[0], merged, atol=2e-5, rtol=0)
-
-
-@recorded("holitom")
-def test_holi_tom_finds_the_recorded_still_places(path):
-    tensors, params = read(path)
-    frames, n, x = params["T"], params["L"], tensors["x"]
-    where = replace(layout([(6, n // 6)] * frames, [0] * frames), frame=torch.arange(frames))
-    outer = HoliTom(tau=params["tau"], beta=params["Beta"]).stages(Budget(1))[0].pruner
-    begins, still = outer.still(x, where)
-    first, last = tensors["windows"][0].tolist()
-    assert begins[first : last + 2].tolist() == [True, *[False] * (last - first), True]
-    like = tensors["frame_similarity"][first:last] > params["tau"]
-    assert torch.equal(still[first], like.all(0))
-    torch.testing.assert_close(x[first : last + 1].mean(0)[still[first]], tensors["window0_static_feat"])
-    assert tensors["window0_dynamic_pos"].tolist() == [(~still[first]).nonzero()[:, 0].tolist()] * (last - first + 1)
-
-
-@recorded("prunevid")
-def test_prune_vid_inside_the_language_model(path):
-    tensors, params = read(path)
-    if "alpha" not in params:
-        pytest.skip("the stage before the language model")
-    paid = tensors["text_to_image_attn"]  # [heads, text, visual]: of each segment its still places, then its frames
-    sizes = []
-    for still, changing, frames in zip(
-        params["static_sizes"], params["dynamic_sizes"], params["window_sizes"], strict=True
-    ):
-        sizes += [still, *[changing // frames] * frames]
-    stage = PruneVid(params["selected_layer"] + 1, params["alpha"]).stages(Budget(1))[1]
-    width, ends = max(sizes), torch.tensor(sizes).cumsum(0)
-    found = torch.full((1, len(sizes), len(paid), width), POISON)
-    column = torch.full((len(sizes), width), -1)
-    for v, (size, end) in enumerate(zip(sizes, ends.tolist(), strict=True)):
-        found[0, v, :, :size] = paid.amax(1)[:, end - size : end]
-        column[v, :size] = torch.arange(end - size, end)
-    where = layout([(1, width)] * len(sizes), [0] * len(sizes), column)
-    evidence = Evidence(torch.zeros(*column.shape, 1), where, {stage.pruner.needs[0]: found})
-    pruned = stage.pruner(evidence, stage.budget)
-    got = pruned.column[pruned.place >= 0]
-    assert got.tolist() == tensors["kept_indices"].sort().values.tolist()
-
-
-@recorded("minimonkey_scm")
-def test_mini_monkey(path):
-    tensors, params = read(path)
-    (high, wide), n = params["grid"], params["tokens_per_tile"]
-    first, count = params["text_before"], params["high_tokens"]
-    paid = tensors["in.attn_llm_layer1"].mean((0, 1)).view(1, -1, 1, n)  # of all that follows the crops
-    column = first + torch.arange(count).view(-1, n)
-    where = layout([(1, n)] * (high * wide), [0] * (high * wide), column)
-    cut = torch.tensor([[r, c, r + 1, c + 1] for r in range(high) for c in range(wide)])
-    where = replace(where, box=cut / torch.tensor([high, wide, high, wide]))
-    if high * wide > 1:  # the first view behind the crops, as the overview; all behind is left alone
-        more = layout([(1, n)] * (high * wide + 1), [0] * (high * wide + 1))
-        column = torch.cat([column, first + count + torch.arange(n)[None]])
-        where = replace(more, column=column, box=torch.cat([where.box, torch.tensor([[0.0, 0, 1, 1]])]))
-        paid = torch.cat([paid, torch.zeros(1, 1, 1, n)], 1)
-    method = MiniMonkeyScm()
-    pruned = method(Evidence(torch.zeros(*where.column.shape, 1), where, {method.needs[0]: paid}))
-    left = set(range(params["seq_len"])) - set(where.column.flatten().tolist())
-    left |= set(pruned.column[pruned.place >= 0].tolist())
-    assert len([c for c in left if first <= c < first + count]) == params["keep"]
-    wanted = set(tensors["out.kept_positions"].tolist())
-    assert left - wanted == {params["skipped_position"]}  # the token behind the crops, which the code loses by a slip
-    assert wanted <= left
-
-
-# whole models
-
-
-def run(family, samples, method, budget=None):
-    """What is left of some samples in a tiny model of four layers, and the answers."""
-    model, processor = backbone(family)
-    inputs = inputs_for(model, processor, SAMPLES[samples])
-    compressed = compress(model, stages=method.stages(budget), processor=processor)
-    out = compressed.generate(**inputs, max_new_tokens=3, do_sample=False)
-    return compressed.last, out
-
-
-@pytest.mark.parametrize("samples", ["ragged several", "videos"])
-@pytest.mark.parametrize("family", SERVED)
-def test_two_stages_leave_what_they_say(family, samples):
-    if samples not in samples_of(family):
-        pytest.skip(f"no {samples} here")
-    budget = Budget(ratio=0.5)
-    last, _ = run(family, samples, VScan(2, 2, shallow=0, query="proxy"), budget)
-    early, late = ((last.before.double() * part).round().long() for part in (0.75, 0.25))
-    assert last.visual.T.tolist() == [early.tolist()] * 2 + [late.tolist()] * 2
-
-    half = budget.total(last.layout)
-    last, _ = run(family, samples, HoliTom(2, 0.4, query="received"), budget)
-    assert last.visual.T.tolist() == [half.tolist()] * 2 + [(half * 0.4).round().long().tolist()] * 2
-
-    outer, _ = run(family, samples, PruneVidOuter(), budget)
-    count = (outer.pruned.place >= 0).sum(1).cpu()
-    want = last.layout.total((count.double() * 0.6).long())
-    want = want + ((want == 0) & (half > 0))
-    last, _ = run(family, samples, PruneVid(2, 0.6, forget=False), budget)
-    assert last.visual.T.tolist() == [half.tolist()] * 2 + [want.tolist()] * 2
-    assert (last.kept & ~outer.kept).sum() == 0
-
-
-def left(pruned):
-    """Samples and columns of the tokens, whatever the rows."""
-    sample = pruned.layout.sample[:, None].expand(pruned.column.shape)
-    return sorted(zip(sample[pruned.column >= 0].tolist(), pruned.column[pruned.column >= 0].tolist(), strict=True))
-
-
-@pytest.mark.parametrize("family", ["llava", "llava_onevision", "qwen2_5_vl"])
-def test_stages_that_keep_all_answer_as_the_first_alone(family):
-    samples, budget = ("ragged several" if family == "llava" else "videos"), Budget(ratio=0.6)
-    for method, first in ((PruneVid(2, 1.0), PruneVidOuter()), (HoliTom(3, 1.0), HoliTomOuter())):
-        (whole, answer), (alone, want) = run(family, samples, method, budget), run(family, samples, first, budget)
-        assert left(whole.pruned) == left(alone.pruned)
-        assert torch.equal(answer, want)
-
-
-def test_prune_vid_forgets_what_leaves():
-    taken, _ = run("llava", "ragged several", PruneVid(2), Budget(ratio=0.5))
-    left, _ = run("llava", "ragged several", PruneVid(2, forget=False), Budget(ratio=0.5))
-    assert torch.equal(taken.kept, left.kept)
-    assert (taken.kv_bytes < left.kv_bytes)[:2].all()
-
-
-@pytest.mark.parametrize("family", ["llava_next", "internvl", "llava"])
-def test_mini_monkey_spares_overviews(family):
-    last, _ = run(family, "ragged several", MiniMonkeyScm(0.3))
-    layout = last.layout
-    parts, left = overview(layout) >= 0, last.kept.sum(1).cpu()
-    spared = torch.isin(torch.arange(len(parts)), overview(layout))
-    assert spared.any() == parts.any() == (family != "llava")
-    assert torch.equal(left[spared], layout.count[spared])
-    picture = layout.sample * 100 + layout.image
-    for one in picture.unique():
-        crops = (picture == one) & ~spared
-        assert int(left[crops].sum()) == int(int(layout.count[crops].sum()) * 0.3)
+    assert kept_places(pruned)[1] == []
 
 
 # nonsense

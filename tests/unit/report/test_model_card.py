@@ -4,9 +4,9 @@ import re
 
 import pytest
 from huggingface_hub import ModelCard
-from test_report import FACTS, QUARTER, folder, rows
 
-from conftest import backbone
+from support.models import backbone
+from support.report_runs import FACTS, QUARTER, folder, rows
 from vtcframe import Budget, ClsAttention, Even, Mean, Pipeline, RandomPruner, Stage, TopK, VtcCls, report
 from vtcframe.benchmarks import Pope
 from vtcframe.report_card import card

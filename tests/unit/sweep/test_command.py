@@ -1,6 +1,5 @@
-"""Sweeps: what is run, what is not run again, and what a kill leaves of the report."""
+"""Sweeps: what is run, what is resumed and what is refused."""
 
-import json
 import os
 import re
 import signal
@@ -10,135 +9,19 @@ import time
 from pathlib import Path
 
 import pytest
-import yaml
+
+from support.sweeps import TINY, planned, written
+from vtcframe import sweep
+from vtcframe.config import UnfinishedError, UsageError
+from vtcframe.sweep_file import asked
 
 pytest.importorskip("scipy", reason="the extra `report` is not installed")
+
+
 pytest.importorskip("jinja2", reason="the extra `report` is not installed")
 
-import workers
-from vtcframe import sweep
-from vtcframe.cli import main as command
-from vtcframe.config import UnfinishedError, UsageError, bundled
-from vtcframe.predict import Predictor
-from vtcframe.sweep_file import asked
-from vtcframe.sweep_plan import plan
-from vtcframe.testing.families import BACKBONES
 
-QUESTIONS = Path(bundled("vtcframe:questions"))
-CONFIG = Path(__file__).parent.parent / "configs" / "sweep.yaml"
-TINY = {"path": "vtcframe:tiny", "dtype": "float32"}
-
-
-def written(folder, **keys):
-    """The file of a sweep over the first questions: two pruners, two budgets, two seeds."""
-    told = {
-        "models": {"tiny": TINY},
-        "data": {"toys": {"path": "vtcframe:questions", "batch_size": 4, "limit": 12}},
-        "pruners": [{"name": "VtcCls", "last": 3}, "RandomPruner"],
-        "budgets": [{"ratio": 0.25}, {"tokens": 9}],
-        "seeds": [0, 1],
-        "baselines": False,
-        "generation": {"max_new_tokens": 4},
-        "trainer": {"accelerator": "cpu", "devices": 1},
-        "folder": str(folder / "sweep"),
-    }
-    (folder / "sweep.yaml").write_text(yaml.safe_dump(told | keys, sort_keys=False))
-    return f"--config={folder}/sweep.yaml"
-
-
-def planned(folder, *options, **keys):
-    """What would be run: folder and methods at budgets, or that it goes on."""
-    read = asked(written(folder, **keys).removeprefix("--config="), options)
-    place = folder / "sweep"
-    return [(run.folder.relative_to(place).as_posix(), str(run).partition(": ")[2]) for run in plan(read)]
-
-
-@pytest.fixture
-def pretended(monkeypatch):
-    """The configurations that predict is given; it leaves a finished run, and the exit status that a test puts in."""
-    ran, statuses = [], {}
-
-    def predict(file):
-        config = yaml.safe_load(file.read_text())
-        ran.append(config)
-        status = statuses.get(config["writer"]["folder"].rpartition("sweep/")[2], 0)
-        told = {"run": {}, "merged": "now" if status in (0, 1) else None, "attempts": []}
-        (file.parent / "run.json").write_text(json.dumps(told))
-        (file.parent / "predictions.jsonl").write_text("")  # also where it is not over: those of a run that it replaces
-        return status
-
-    monkeypatch.setattr(sweep, "predict", predict)
-    monkeypatch.setattr(sweep, "write", lambda folders, out: [out])
-    return ran, statuses
-
-
-# What is run
-
-
-def test_pruners_with_a_seed_are_drawn_with_each_unless_they_were_given_one(tmp_path):
-    told = "VtcCls(last=3), RandomPruner(seed=0), RandomPruner(seed=1) at ratio 0.25, tokens 9"
-    assert planned(tmp_path) == [("tiny/toys/01", told)]
-    given = [{"name": "RandomPruner", "seed": 7}]
-    assert planned(tmp_path, pruners=given) == [("tiny/toys/01", "RandomPruner(seed=7) at ratio 0.25, tokens 9")]
-
-
-def test_baselines_come_first_and_once(tmp_path, capsys):
-    ((_, told),) = planned(tmp_path, baselines=True, pruners=["UniformPruner", "VtcCls"], budgets=[{"tokens": 9}])
-    names = "RandomPruner(seed=0), RandomPruner(seed=1), UniformPruner(), Pool(), VtcCls(last=3)"
-    assert told == f"{names} at tokens 9"
-    assert "tiny: no Downsample at tokens 9 beside: LlavaProcessor makes 144 tokens" in capsys.readouterr().out
-
-
-def test_models_of_flexible_resolution_are_shrunk_to_each_budget_in_runs_of_their_own(tmp_path, monkeypatch, pretended):
-    _, processor = BACKBONES["qwen2_5_vl"]()
-    monkeypatch.setattr("transformers.AutoProcessor.from_pretrained", lambda *_, **__: processor)
-    keys = {
-        "baselines": True,
-        "budgets": [{"tokens": 16}, {"ratio": 0.25, "per": "image"}],
-        "seeds": [0],
-        "pruners": [],
-    }
-    thumbnail = {"toys": {"path": "vtcframe:questions", "transforms": ["FramesAsPictures"]}}
-    told = [
-        ("tiny/toys/01", "RandomPruner(seed=0), UniformPruner(), Pool() at tokens 16, per image, ratio 0.25"),
-        ("tiny/toys/02", "Downsample at tokens 16"),
-        ("tiny/toys/03", "Downsample at ratio 0.25"),
-    ]
-    assert planned(tmp_path, **keys, data=thumbnail) == told
-    assert sweep.main([written(tmp_path, **keys, data=thumbnail)]) == 0
-    first, second, third = pretended[0]
-    assert first["data"]["transforms"] == ["FramesAsPictures"]
-    assert second["data"]["transforms"] == ["FramesAsPictures", {"name": "Downsample", "tokens": 16}]
-    assert third["data"]["transforms"][1] == {"name": "Downsample", "ratio": 0.25}
-    assert "compare" not in second["model"]
-    assert planned(tmp_path, **keys, data=thumbnail) == []
-
-
-def test_a_budget_that_a_method_does_not_serve_is_left_out(tmp_path, capsys):
-    budgets = [{"tokens": 64}, {"tokens": 9}]
-    (first, second) = planned(tmp_path, pruners=["SparseVlm", "VtcCls"], budgets=budgets)
-    assert first[1].startswith("SparseVlm(")
-    assert first[1].endswith(") at tokens 64")
-    assert second[1] == "VtcCls(last=3) at tokens 64, tokens 9"
-    assert "at tokens 9 is left out: SparseVlm has numbers for 192" in capsys.readouterr().out
-
-
-def test_downsampling_stands_in_the_report_beside_pruning(tmp_path, monkeypatch):
-    for part in BACKBONES["qwen2_5_vl"]():
-        part.save_pretrained(tmp_path / "qwen")
-    monkeypatch.setattr(sweep, "predict", lambda file: command(["predict", "--config", str(file)]))
-    data = {"toys": {"path": "vtcframe:questions", "limit": 3}}
-    keys = {"models": [str(tmp_path / "qwen")], "budgets": [{"ratio": 0.5}], "baselines": True, "data": data}
-    assert sweep.main([written(tmp_path, **keys, pruners=[])]) == 0
-    text = (tmp_path / "sweep" / "report.md").read_text()
-    assert "| Downsample | 0.5 | 1 | 3 |" in text
-    assert "not run beside" not in text
-
-
-def test_every_model_is_asked_every_set_of_questions_and_names_are_folders(tmp_path):
-    data = {"a": {"path": "a.jsonl"}, "b": {"path": "b.jsonl"}}
-    runs = planned(tmp_path, models=["vtcframe:tiny", {"path": "other/model-7b"}], data=data)
-    assert [place for place, _ in runs] == ["tiny/a/01", "tiny/b/01", "model-7b/a/01", "model-7b/b/01"]
+CONFIG = Path(__file__).parents[3] / "configs" / "sweep.yaml"
 
 
 def test_what_is_there_is_not_run_again_and_what_is_missing_is(tmp_path, pretended, capsys):
@@ -336,86 +219,3 @@ def test_a_sweep_that_is_asked_to_stop_stops_its_run_and_begins_no_other(tmp_pat
     asking.join()
     assert (tmp_path / "left").exists()
     assert signal.getsignal(signal.SIGTERM) == before
-
-
-# Killed
-
-
-def swept(arguments, out, slow):
-    """Sweep in this process, its runs too, with seconds that are always the same."""
-    file = os.open(out, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(file, 1)
-    os.dup2(file, 2)
-    Predictor._since = lambda self, start: 0.25  # pyright: ignore[reportAttributeAccessIssue]
-    Predictor.predict_step = workers._slowed(Predictor.predict_step, slow, None)  # pyright: ignore[reportAttributeAccessIssue]
-    sweep.predict = lambda file: command(["predict", "--config", str(file)])
-    status = sweep.main(arguments)
-    sys.stdout.flush()
-    os._exit(status)
-
-
-def started(context, folder, slow=0.0):
-    data = {
-        "toys": {"path": "vtcframe:questions", "batch_size": 4, "limit": 20},
-        "more": {"path": str(folder / "more.jsonl"), "images": str(QUESTIONS), "batch_size": 4},
-    }
-    lines = (QUESTIONS / "questions.jsonl").read_text().splitlines(keepends=True)
-    (folder / "more.jsonl").write_text("".join(lines[20:40]))
-    out = folder / "said.txt"
-    process = context.Process(target=swept, args=([written(folder, data=data, pictures=1)], out, slow))
-    process.start()
-    return process, out
-
-
-def figures(folder):
-    """The report without what tells of attempts."""
-    return (folder / "sweep" / "report.md").read_text().partition("\n## Runs\n")[0]
-
-
-def answered(folder, run):
-    return sum(path.read_bytes().count(b"\n") for path in (folder / "sweep" / run / "parts").glob("*.jsonl"))
-
-
-def test_a_sweep_that_was_killed_in_the_middle_and_started_again_gives_the_same_report(tmp_path):
-    context = workers.forking()
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    whole.mkdir()
-    killed.mkdir()
-    process, out = started(context, whole)
-    process.join()
-    assert process.exitcode == 0, out.read_text()
-    for run in ("tiny/toys/01", "tiny/more/01"):
-        process, out = started(context, killed, slow=0.3)
-        while answered(killed, run) < 9:
-            assert process.is_alive(), out.read_text()
-            time.sleep(0.02)
-        process.kill()
-        process.join()
-    process, out = started(context, killed)
-    process.join()
-    assert process.exitcode == 0, out.read_text()
-    assert "tiny/more/01: goes on with VtcCls(last=3)" in out.read_text()
-    assert "samples were answered earlier" in out.read_text()
-    assert figures(killed) == figures(whole)
-    text = figures(whole)
-    assert "## tiny: mean over 2 sets" in text
-    assert "| RandomPruner() | 0.25 | 2 | 20 |" in text
-    assert len(re.findall("What was kept of", text)) == 2
-    assert not list(killed.rglob("parts"))
-
-
-def test_a_run_that_a_killed_sweep_left_at_work_is_waited_for(tmp_path, pretended, capsys):
-    from vtcframe.shards import Lock
-
-    parts = tmp_path / "sweep" / "tiny" / "toys" / "01" / "parts"
-    pretended[1]["tiny/toys/01"] = 3
-    sweep.main([written(tmp_path)])
-    pretended[1].clear()
-    parts.mkdir()
-    lock = Lock(parts / "lock")
-    assert lock.take()
-    threading.Timer(1, lock.give).start()
-    began = time.monotonic()
-    assert sweep.main([written(tmp_path)]) == 0
-    assert time.monotonic() - began > 0.9
-    assert "is being run by another process: waiting for it" in capsys.readouterr().out
