@@ -1,5 +1,6 @@
 """What a stranger gets: wheels that install, pinned versions without addresses, no paths of one machine."""
 
+import ast
 import re
 import subprocess
 import tomllib
@@ -9,6 +10,13 @@ from pathlib import Path
 import pytest
 
 from support.distributions import PROJECTS, ROOT
+
+LONGEST = 350  # lines of a file
+CHECKED_FOLDERS = ["tests"]  # whose files are held to it
+
+
+def python_files(folder):
+    return [path for path in sorted((ROOT / folder).rglob("*.py")) if "__pycache__" not in path.parts]
 
 
 def test_wheels_install_into_a_fresh_environment_and_work(installed):
@@ -64,3 +72,32 @@ def test_no_tracked_file_names_one_machines_paths_or_locks_addresses():
         path = ROOT / name
         if path.suffix in (".py", ".md", ".toml", ".yml", ".yaml", ".txt", ".json", ".jsonl", ".cff") and path.exists():
             assert not re.search(r"(?<![\w.])/(work|root|farm|home)/", path.read_text()), name
+
+
+def test_no_test_module_imports_another_one():
+    files = python_files("tests")
+    modules = {path.stem for path in files if path.stem.startswith("test_") or path.stem == "conftest"}
+    assert len(modules) > 50
+    wrong = []
+    for path in files:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []
+            if isinstance(node, ast.ImportFrom):
+                names = [f"{node.module or ''}.{name}" for name in names]
+            for name in names:
+                if modules & set(name.split(".")) or name.split(".")[0] == "tests":
+                    wrong.append(
+                        f"{path.relative_to(ROOT)}:{node.lineno} imports {name}; put what is shared into tests/support"
+                    )
+    assert not wrong, "\n".join(wrong)
+
+
+def test_no_file_is_too_long_to_be_read_at_once():
+    lengths = {
+        path.relative_to(ROOT): len(path.read_text(encoding="utf-8").splitlines())
+        for folder in CHECKED_FOLDERS
+        for path in python_files(folder)
+    }
+    assert lengths
+    long = [f"{path} has {count} lines" for path, count in lengths.items() if count > LONGEST]
+    assert not long, f"more than {LONGEST} lines, split them along their themes: {'; '.join(long)}"
