@@ -1,15 +1,12 @@
-"""Every example of README and docs is checked: tests/page_examples.py."""
+"""Every example of README and docs is checked: tests/support/page_examples.py."""
 
 import os
-import sys
-from pathlib import Path
 
 from sybil import Sybil
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here may reach a network
-sys.path.insert(0, str(Path(__file__).parent / "tests"))  # tests/conftest.py is not asked where only pages are run
 
-from page_examples import close, parse
+from support.page_examples import close, parse
 
 collect_ignore_glob = ["docs/examples/*/tests"]  # want their distribution installed: test_third_party runs them there
 PAGES = ["README.md", "CONTRIBUTING.md", "docs/*.md", "docs/examples/*/README.md"]

@@ -1,0 +1,19 @@
+"""SinkFilter: numbers recorded from the authors' own code."""
+
+from support.recorded_cases import each_case_with, load_case
+from vtcframe.methods.llm import (
+    Sinkless,
+)
+from vtcframe.scorers import TextAttention
+
+
+@each_case_with("var", "sink_indices")
+def test_sinks_are_those_recorded(path):
+    tensors, params = load_case(path)
+    dims, width = tensors["sink_dims"].tolist(), 4096
+    own, square = tensors["hidden_sink_dims"].double(), tensors["hidden_mean_square"].double()
+    rest = (square * width - own.square().sum(1)) / (width - len(dims))  # what the other channels must have held
+    hidden = rest.sqrt()[:, None].repeat(1, width)
+    hidden[:, dims] = own
+    sinks = Sinkless(TextAttention(), tuple(dims), params["tau"]).sinks(hidden.float())
+    assert sinks.nonzero()[:, 0].tolist() == sorted(tensors["sink_indices"].tolist())

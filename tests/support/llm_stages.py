@@ -1,0 +1,77 @@
+"""What several tests of stages inside the language model share."""
+
+import torch
+
+from support.models import backbone
+from vtcframe import Budget, Pipeline
+from vtcframe.adapter import adapter_for
+from vtcframe.allocators import Even
+from vtcframe.ensemblers import Mean, RankFusion
+from vtcframe.pipeline import Pruner, Stage, planned
+from vtcframe.remains import everything
+from vtcframe.scorers import ClsAttention, Random, TextAttention
+from vtcframe.selectors import TopK
+from vtcframe.testing.adapters import inputs_for, left_padded
+from vtcframe.testing.llm import passage_of
+from vtcframe.testing.samples import SAMPLES
+
+GREEDY = {"do_sample": False, "max_new_tokens": 4}
+
+
+def ranked(*scorers, across="sample"):
+    return Pipeline(scorers, RankFusion() if len(scorers) > 1 else Mean(), Even(), TopK(), across=across)
+
+
+def at(layer, *scorers, tokens=2, **options):
+    return Stage(f"llm:{layer}", ranked(*scorers), Budget(tokens), **options)
+
+
+BEFORE = Stage("projector", ranked(TextAttention(1)), Budget(tokens=4))
+
+
+LAYOUTS = {
+    "FastV": [at(2, TextAttention(-1))],
+    "ahead, then behind": [at(2, TextAttention(2), tokens=4), at(3, TextAttention(-1, "text"))],
+    "probe, then inside": [BEFORE, at(3, TextAttention(-1, "after", over="max"))],
+    "two signals": [at(2, ClsAttention(1, "proxy"), TextAttention(-1, "rated"))],
+    "compact": [at(2, TextAttention(-1), tokens=3), at(3, TextAttention(-1), positions="compact")],
+    "compact first": [at(2, TextAttention(-1), tokens=3, positions="compact"), at(3, TextAttention(-1))],
+    "forgetting": [at(2, TextAttention(-1), tokens=3, forget=0), at(3, Random(1), forget=1)],
+}
+
+
+# Twins: what stages are shown, against the eager model's own matrices, in plain Python
+
+
+class Keeper(Pruner):
+    """Keeps all, and what it was shown."""
+
+    def __init__(self, *needs):
+        self.asked = needs
+
+    @property
+    def needs(self):
+        return self.asked
+
+    def __call__(self, evidence, budget=None):
+        self.seen = evidence
+        return everything(evidence)
+
+
+def shown(family, needs, layer=2, samples="ragged several", attention="sdpa"):
+    """Evidence at "llm:`layer`", and the eager model's own outputs on the same prompts, untouched."""
+    model, processor = backbone(family, attention)
+    inputs, keeper = inputs_for(model, processor, SAMPLES[samples]), Keeper(*needs)
+    adapter = adapter_for(model)
+    passage = passage_of(adapter, inputs, planned([Stage(f"llm:{layer}", keeper)]))
+    with passage:
+        model.generate(**passage.given, max_new_tokens=1)
+    eager, _ = backbone(family, "eager")
+    states, hook = {}, []
+    for i, block in enumerate(adapter_for(eager).llm_layers()):
+        hook.append(block.register_forward_hook(lambda _, __, out, i=i: states.__setitem__(i, out)))
+    with torch.no_grad():
+        out = eager(**left_padded(eager, inputs), output_attentions=True, use_cache=False)
+    for one in hook:
+        one.remove()
+    return keeper.seen, out.attentions, states, left_padded(eager, inputs), adapter

@@ -1,0 +1,320 @@
+"""Files of benchmarks as they are downloaded, each made small."""
+
+import json
+import pickle
+
+import pytest
+
+from support.question_files import encoded, levels, picture, saved, table
+from vtcframe.benchmark import ImageFolder
+from vtcframe.benchmarks import Gqa, MmBench, Mme, MmVet, Pope, ScienceQa, SeedBench, TextVqa, VqaV2
+from vtcframe.config import UsageError, expand
+from vtcframe.registry import entries
+
+SHORT = "\nAnswer the question using a single word or phrase."
+
+
+LETTER = "\nAnswer with the option's letter from the given choices directly."
+
+
+def test_a_benchmark_is_named_in_the_configuration_by_its_class():
+    assert expand({"data": {"benchmark": {"name": "Pope", "prompt": "?"}}})["data"]["benchmark"] == {
+        "class_path": "vtcframe.benchmarks.Pope",
+        "init_args": {"prompt": "?"},
+    }
+    with pytest.raises(UsageError, match=r"data.benchmark: no benchmark is called 'POPE'. .*Installed: .*TextVqa"):
+        expand({"data": {"benchmark": "POPE"}})
+
+
+# What the download of each benchmark is like
+
+
+def pope(folder, ways=("random", "popular", "adversarial"), **change):
+    for way in ways:
+        lines = [
+            {"question_id": number, "image": f"COCO_val2014_{number}.jpg", "text": "Is there a cat in the image?"}
+            | {"label": label}
+            | change
+            for number, label in ((1, "yes"), (2, "no"))
+        ]
+        saved(folder / f"coco_pope_{way}.json", "".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+def mme(folder):
+    lines = "Is it a cat? Please answer yes or no.\tYes\nIs it a dog? Please answer yes or no.\tNo"
+    saved(folder / "count" / "0001.txt", lines)
+    saved(folder / "count" / "0001.png", picture(1))
+    saved(folder / "landmark" / "questions_answers_YN" / "ab.txt", lines + "\n")
+    saved(folder / "landmark" / "images" / "ab.jpg", picture(2))
+    saved(folder / "eval_tool" / "0001.txt", "not looked at")
+    return folder
+
+
+def vqa(folder, known=True):
+    questions = [{"image_id": 42, "question": "what is it?", "question_id": 42000}]
+    path = saved(
+        folder / "v2_OpenEnded_mscoco_val2014_questions.json", {"data_subtype": "val2014", "questions": questions}
+    )
+    answers = [{"answer": "cat", "answer_confidence": "yes", "answer_id": n} for n in range(1, 11)]
+    note = {"question_id": 42000, "answers": answers, "multiple_choice_answer": "cat", "answer_type": "other"}
+    if known:
+        saved(folder / "v2_mscoco_val2014_annotations.json", {"annotations": [note]})
+    return path
+
+
+def text_vqa(folder, **change):
+    question = {"question_id": 5, "question": "what brand?", "image_id": "abc", "answers": ["nous"] * 10} | change
+    return saved(folder / "TextVQA_0.5.1_val.json", {"dataset_type": "val", "data": [question]})
+
+
+def gqa(folder, **change):
+    one = {"imageId": "n1", "question": "Is it overcast?", "answer": "no", "isBalanced": True}
+    one |= {"types": {"structural": "verify", "semantic": "global"}} | change
+    return saved(folder / "testdev_balanced_questions.json", {"201307251": one, "2": one | {"isBalanced": False}})
+
+
+def mm_vet(folder, **change):
+    one = {"imagename": "v1_0.png", "question": "What is x?", "answer": "-1", "capability": ["ocr", "math"]} | change
+    return saved(folder / "mm-vet.json", {"v1_0": one})
+
+
+def science_qa(folder, **change):
+    one = {"question": "Which one?", "choices": ["left", "right"], "answer": 1, "hint": "Look.", "image": "image.png"}
+    one |= {"subject": "natural science", "grade": "grade7"} | change
+    saved(folder / "problems.json", {"5": one, "6": one | {"image": None}, "7": one | {"hint": ""}, "8": one})
+    saved(folder / "pid_splits.json", {"train": ["8"], "test": ["5", "6", "7"]})
+    return folder
+
+
+def seed(folder, **change):
+    one = {"question_id": "101669", "question": "How many?", "data_id": "14_25", "data_type": "image", "answer": "C"}
+    one |= {"choice_a": "One", "choice_b": "Two", "choice_c": "Three", "choice_d": 4, "question_type_id": 5} | change
+    kinds = {"Scene Understanding": 1, "Instances Counting": 5}
+    return saved(folder / "SEED-Bench.json", {"questions": [one, {"data_type": "video"}], "question_type": kinds})
+
+
+MMBENCH = {"index": 7, "question": "Which?", "hint": "", "A": "x", "B": "y", "C": "z", "D": "", "answer": "B"}
+
+
+MMBENCH |= {"category": "ocr", "l2-category": "fine", "image": encoded(6), "source": "s", "comment": "", "split": "dev"}
+
+
+def mmbench(folder, *rows):
+    return table(
+        folder / "mmbench_dev.tsv", *(rows or (MMBENCH, MMBENCH | {"index": 9, "hint": "Look.", "image": "7"}))
+    )
+
+
+def test_pope_is_read_from_its_three_files_or_from_one(tmp_path):
+    samples = Pope().read(pope(tmp_path / "coco"), tmp_path / "val2014")
+    ids = ["random/1", "random/2", "popular/1", "popular/2", "adversarial/1", "adversarial/2"]
+    assert [sample.id for sample in samples] == ids
+    assert samples[3].question == "Is there a cat in the image?" + SHORT
+    assert (samples[3].answer, samples[3].type) == ("no", "popular")
+    assert samples[3].images == (tmp_path / "val2014" / "COCO_val2014_2.jpg",)
+    (one, _) = Pope(prompt=" ?").read(tmp_path / "coco" / "coco_pope_popular.json", None)
+    assert (one.id, one.question[-2:], one.images[0].parent) == ("popular/1", " ?", tmp_path / "coco")
+
+
+def test_mme_is_read_from_both_of_its_layouts(tmp_path):
+    samples = Mme().read(mme(tmp_path), None)
+    assert [sample.id for sample in samples] == ["count/0001/1", "count/0001/2", "landmark/ab/1", "landmark/ab/2"]
+    assert [levels(sample) for sample in samples] == [[1], [1], [2], [2]]
+    assert [sample.answer for sample in samples] == ["Yes", "No"] * 2
+    assert samples[3].question == "Is it a dog?" + SHORT
+    assert samples[3].meta == {"picture": "ab.jpg", "question": "Is it a dog? Please answer yes or no."}
+    (first, *_) = Mme().read(tmp_path, tmp_path / "elsewhere")
+    assert first.images == (tmp_path / "elsewhere" / "count" / "0001.jpg",)
+
+
+def test_vqa_v2_is_read_with_the_annotations_beside_it(tmp_path):
+    (sample,) = VqaV2().read(vqa(tmp_path), None)
+    assert (sample.id, sample.question, sample.answer, sample.type) == ("42000", "what is it?" + SHORT, "cat", "other")
+    assert sample.images == (tmp_path / "COCO_val2014_000000000042.jpg",)
+    assert sample.meta == {"answers": ["cat"] * 10}
+    (unknown,) = VqaV2().read(vqa(tmp_path / "apart", known=False), None)
+    assert (unknown.answer, unknown.type, unknown.meta) == (None, None, {})
+    questions = {"data_subtype": "test-dev2015", "questions": [{"image_id": 1, "question": "?", "question_id": 10}]}
+    (test,) = VqaV2().read(saved(tmp_path / "v2_OpenEnded_mscoco_test-dev2015_questions.json", questions), None)
+    assert test.images == (tmp_path / "COCO_test2015_000000000001.jpg",)
+
+
+def test_text_vqa_is_read_with_or_without_what_an_ocr_reads(tmp_path):
+    path = text_vqa(tmp_path)
+    (sample,) = TextVqa().read(path, tmp_path / "train_images")
+    assert (sample.id, sample.question, sample.answer) == ("5", "what brand?" + SHORT, None)
+    assert sample.images == (tmp_path / "train_images" / "abc.jpg",)
+    assert sample.meta == {"answers": ["nous"] * 10}
+    ocr = saved(tmp_path / "ocr.json", {"data": [{"image_id": "abc", "ocr_tokens": ["NOUS", "les"]}]})
+    (sample,) = TextVqa(ocr=str(ocr)).read(path, None)
+    assert sample.question == "what brand?\nReference OCR token: NOUS, les" + SHORT
+    saved(path, {"data": [{"question_id": 5, "question": "?", "image_id": "abc"}]})
+    assert TextVqa().read(path, None)[0].meta == {}
+
+
+def test_gqa_is_read_with_its_balanced_questions_only(tmp_path):
+    (sample,) = Gqa().read(gqa(tmp_path), tmp_path / "images")
+    assert (sample.id, sample.question, sample.type) == ("201307251", "Is it overcast?" + SHORT, "verify")
+    assert (sample.answer, sample.images) == ("no", (tmp_path / "images" / "n1.jpg",))
+    bare = saved(tmp_path / "submission_all_questions.json", {"9": {"imageId": "n1", "question": "?"}})
+    (unknown,) = Gqa().read(bare, None)
+    assert (unknown.id, unknown.answer, unknown.type) == ("9", None, None)
+
+
+def test_mm_vet_is_read(tmp_path):
+    (sample,) = MmVet().read(mm_vet(tmp_path), None)
+    assert (sample.id, sample.question, sample.answer) == ("v1_0", "What is x?", "-1")
+    assert sample.images == (tmp_path / "images" / "v1_0.png",)
+
+
+def test_science_qa_is_read_with_the_questions_of_a_split_that_have_a_picture(tmp_path):
+    first, second = ScienceQa().read(science_qa(tmp_path), None)
+    assert (first.id, first.answer, first.type) == ("5", "B", "NAT")
+    assert first.question == "Context: Look.\nWhich one?\nA. left\nB. right" + LETTER
+    assert second.question == "Which one?\nA. left\nB. right" + LETTER
+    assert first.images == (tmp_path / "images" / "test" / "5" / "image.png",)
+    assert first.meta == {"options": ["left", "right"], "hint": True, "grade": 7}
+    (train,) = ScienceQa(split="train").read(tmp_path, tmp_path / "train")
+    assert (train.id, train.images) == ("8", (tmp_path / "train" / "8" / "image.png",))
+
+
+def test_seed_bench_is_read_with_its_questions_about_images(tmp_path):
+    (sample,) = SeedBench().read(seed(tmp_path), None)
+    assert (sample.id, sample.answer, sample.type) == ("101669", "C", "Instances Counting")
+    assert sample.question == "How many?\nA. One\nB. Two\nC. Three\nD. 4" + LETTER
+    assert sample.images == (tmp_path / "SEED-Bench-image" / "14_25",)
+
+
+def test_mmbench_is_read_with_a_rotation_for_each_option(tmp_path):
+    samples = MmBench().read(mmbench(tmp_path), None)
+    assert [sample.id for sample in samples] == ["7", "1000007", "2000007", "9", "1000009", "2000009"]
+    assert [sample.meta["options"] for sample in samples[:3]] == [["x", "y", "z"], ["y", "z", "x"], ["z", "x", "y"]]
+    assert [sample.answer for sample in samples[:3]] == ["B", "A", "C"]  # y, each time
+    assert samples[1].question == "Which?\nA. y\nB. z\nC. x" + LETTER
+    assert samples[3].question.startswith("Look.\nWhich?\nA. x")
+    assert [levels(sample) for sample in samples] == [[6]] * 6  # of 9 too: its image is that of 7
+    assert {(sample.type, sample.meta["l2"], sample.meta["rounds"]) for sample in samples} == {("ocr", "fine", 3)}
+
+
+def test_mmbench_takes_the_rotations_that_the_file_has_and_puts_them_side_by_side(tmp_path):
+    turned = MMBENCH | {"index": 1000007, "A": "y", "B": "x", "answer": "A"}
+    alone = MMBENCH | {"index": 8, "answer": ""}
+    samples = MmBench().read(mmbench(tmp_path, MMBENCH, alone, turned), None)
+    assert [(sample.id, sample.answer) for sample in samples] == [("7", "B"), ("1000007", "A"), ("8", None)]
+    assert [(sample.meta["group"], sample.meta["rounds"]) for sample in samples] == [(7, 2), (7, 2), (8, 1)]
+
+
+def _lost(folder):
+    """A split with a question that is none of the problems."""
+    return saved(folder / "pid_splits.json", {"test": ["9"]}).parent
+
+
+BROKEN = [  # benchmark, what makes its files, what is said of them
+    (
+        Pope(),
+        lambda f: pope(f, label="maybe"),
+        r"coco_pope_random.json, line 1: the label must be yes or no, got 'maybe'",
+    ),
+    (
+        Pope(),
+        lambda f: pope(f, question_id=1),
+        r"_random.json, line 2: the id 'random/1' is that of .*, line 1 already",
+    ),
+    (Pope(), lambda f: pope(f, image=3), r"line 1: the field 'image' must be str, got 3"),
+    (Pope(), lambda f: pope(f, ways=()), r"holds no questions"),
+    (
+        Pope(),
+        lambda f: saved(f / "coco_pope_random.json", "[1]"),
+        r"line 1: a JSON object with the field 'question_id'",
+    ),
+    (
+        Mme(),
+        lambda f: saved(f / "count" / "1.txt", "Is it? Yes\nIs it?\tNo").parent.parent,
+        r"1.txt, line 1: a line holds",
+    ),
+    (Mme(), lambda f: saved(f / "count" / "1.txt", "Is it?\tMaybe\nOr?\tNo").parent.parent, r"Yes or No, not 'Is it\?"),
+    (
+        Mme(),
+        lambda f: saved(f / "count" / "1.txt", "Is it?\tNo").parent.parent,
+        r"1.txt holds 1 questions: there are two",
+    ),
+    (Mme(), lambda f: f, r"holds no questions"),
+    (VqaV2(), lambda f: saved(f / "q.json", "{"), r"q.json is no JSON: "),
+    (VqaV2(), lambda f: f / "q.json", r"cannot read the questions .*q.json"),
+    (
+        VqaV2(),
+        lambda f: saved(f / "q.json", {"data_subtype": "x"}),
+        r"q.json: there is no field 'questions', only 'data_sub",
+    ),
+    (TextVqa(), lambda f: text_vqa(f, answers=["a"] * 9), r"val.json, question 1: .* ten people's answers, .*\['a'"),
+    (TextVqa(), lambda f: text_vqa(f, answers=[1] * 10), r"question 1: a question has ten people's answers"),
+    (TextVqa(), lambda f: text_vqa(f, question=None), r"question 1: the field 'question' must be str, got None"),
+    (Gqa(), lambda f: gqa(f, types={}), r"question 201307251: there is no field 'structural', only nothing"),
+    (Gqa(), lambda f: gqa(f, answer=3), r"question 201307251: the field 'answer' must be .*, got 3"),
+    (Gqa(), lambda f: saved(f / "q.json", {"1": 3}), r"question 1: a JSON object with .* 'imageId' .* this is a int"),
+    (Gqa(), lambda f: saved(f / "q.json", []), r"q.json holds a list, and not an object of questions"),
+    (MmVet(), lambda f: mm_vet(f, imagename=None), r"mm-vet.json, question v1_0: the field 'imagename' must be str"),
+    (ScienceQa(), lambda f: science_qa(f, answer=2), r"pid_splits.json, question 5: the answer must be the number"),
+    (ScienceQa(), lambda f: science_qa(f, subject="art"), r"question 5: no subject and grade of ScienceQA: 'art', 'gr"),
+    (ScienceQa(split="val"), science_qa, r"pid_splits.json: there is no field 'val', only 'train', 'test'"),
+    (ScienceQa(), lambda f: _lost(science_qa(f)), r"question 9: a JSON object with the field 'question' .* NoneType"),
+    (SeedBench(), lambda f: saved(f / "q.json", {"questions": []}), r"q.json: there is no field 'question_type'"),
+    (SeedBench(), lambda f: seed(f, answer="E"), r"SEED-Bench.json, question 1: no answer and type of SEED-Bench: 'E'"),
+    (SeedBench(), lambda f: seed(f, answer="AB"), r"question 1: no answer and type of SEED-Bench: 'AB'"),
+    (SeedBench(), lambda f: seed(f, question_type_id=3), r"question 1: no answer and type of SEED-Bench: 'C', 3"),
+    (MmBench(), lambda f: mmbench(f, MMBENCH | {"answer": "D"}), r"tsv, row 1: the answer must be one of ABC, got 'D'"),
+    (MmBench(), lambda f: mmbench(f, MMBENCH | {"index": "x"}), r"tsv, row 1: .* number in the column index, got 'x'"),
+    (MmBench(), lambda f: mmbench(f, MMBENCH | {"image": "3"}), r"row 1: .* row with the index 3, which is not there"),
+    (
+        MmBench(),
+        lambda f: mmbench(f, MMBENCH, MMBENCH),
+        r"row 2: the id '7' is that of .*mmbench_dev.tsv, row 1 already",
+    ),
+    (MmBench(), lambda f: mmbench(f, MMBENCH | {"B": "nan"}), r"row 1: .* at least the options A and B, .*\['x'\]"),
+    (MmBench(), lambda f: table(f / "q.tsv", {"index": 1, "A": "x", "B": "y"}), r"row 1: there is no field 'question'"),
+]
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "made", "message"), BROKEN, ids=lambda one: getattr(one, "__name__", str(one)[:30])
+)
+def test_a_benchmarks_file_that_cannot_be_used_is_named_with_the_question(tmp_path, benchmark, made, message):
+    with pytest.raises(UsageError, match=message):
+        benchmark.read(made(tmp_path), None)
+
+
+def test_vqa_v2_refuses_annotations_of_other_questions(tmp_path):
+    path = vqa(tmp_path)
+    saved(tmp_path / "v2_mscoco_val2014_annotations.json", {"annotations": [{"question_id": 1, "answers": []}]})
+    with pytest.raises(UsageError, match=r"question 1: question_id 42000 is not in the annotations"):
+        VqaV2().read(path, None)
+    saved(tmp_path / "v2_mscoco_val2014_annotations.json", {"annotations": [{}]})
+    with pytest.raises(UsageError, match=r"annotations.json: there is no field 'question_id'"):
+        VqaV2().read(path, None)
+
+
+def test_text_vqa_refuses_ocr_of_other_pictures(tmp_path):
+    ocr = saved(tmp_path / "ocr.json", {"data": []})
+    with pytest.raises(UsageError, match=r"question 1: .*ocr.json has nothing about the picture 'abc'"):
+        TextVqa(ocr=str(ocr)).read(text_vqa(tmp_path), None)
+    saved(ocr, {"data": [{"image_id": 3}]})
+    with pytest.raises(UsageError, match=r"ocr.json: the field 'image_id' must be str, got 3"):
+        TextVqa(ocr=str(ocr)).read(text_vqa(tmp_path), None)
+
+
+MAKERS = {"Pope": pope, "Mme": mme, "VqaV2": vqa, "TextVqa": text_vqa, "Gqa": gqa, "MmVet": mm_vet, "MmBench": mmbench}
+
+
+MAKERS |= {"ScienceQa": science_qa, "SeedBench": seed}
+
+
+@pytest.mark.parametrize("entry", [entry for entry in entries() if entry.kind == "benchmark"], ids=lambda one: one.name)
+def test_every_registered_benchmark_makes_samples_that_pickle_and_that_json_can_hold(tmp_path, entry):
+    if entry.name == "ImageFolder":
+        samples = ImageFolder("?").read(saved(tmp_path / "a.png", picture()).parent, None)
+    else:
+        samples = entry.load()().read(MAKERS[entry.name](tmp_path), None)
+    assert pickle.loads(pickle.dumps(samples)) == samples
+    assert [json.loads(json.dumps(sample.meta)) for sample in samples] == [sample.meta for sample in samples]
+    assert len({sample.id for sample in samples}) == len(samples) > 0

@@ -1,0 +1,68 @@
+"""What holds for the scores of every benchmark: no answers, official files, time."""
+
+import csv
+import json
+import time
+
+import pytest
+
+from support.benchmark_answers import mme, rotation, row, values
+from vtcframe.benchmarks import Gqa, MmBench, Mme, MmVet, Pope, SeedBench, TextVqa, VqaV2
+
+
+def test_without_answers_nothing_is_scored_but_what_could_be_read():
+    rows = [rotation(said, None, 1, turn) for turn, said in enumerate(["A", "?", "B"])]
+    assert values(MmBench().score(rows)) == pytest.approx({"ocr": None, "fine": None, "unread": 1 / 3, "all": None})
+    assert values(SeedBench().score([row("A", options=["x", "y"])])) == {"unread": 0, "all": None}
+    assert MmVet().score([row("cat", "cat")]) == {"all": (1, None)}  # a language model grades it
+
+
+# What is exported
+
+
+def test_files_are_written_as_the_official_tools_read_them(tmp_path):
+    def exported(benchmark, rows):
+        (path,) = benchmark.export(rows, tmp_path / "unpruned")
+        return path.name, json.loads(path.read_text(encoding="utf-8"))
+
+    rows = [row("Two.", name="42000"), row(None, name="42001")]
+    answers = [{"question_id": 42000, "answer": "2"}, {"question_id": 42001, "answer": ""}]
+    assert exported(VqaV2(), rows) == ("vqav2.json", answers)
+    answers[0]["answer"] = "Two."
+    assert exported(TextVqa(), rows) == ("textvqa.json", answers)
+    answers = [{"questionId": "42000", "prediction": "two"}, {"questionId": "42001", "prediction": ""}]
+    assert exported(Gqa(), rows) == ("gqa.json", answers)
+    rows = [row("grün", name="v1_0"), row(None, name="v1_1")]
+    assert exported(MmVet(), rows) == ("mm-vet.json", {"v1_0": "grün", "v1_1": ""})
+    assert Pope().export(rows, tmp_path) == SeedBench().export(rows, tmp_path) == []
+    assert not list(tmp_path.rglob("*.part"))
+
+
+def test_mme_writes_a_file_for_each_category_with_four_columns(tmp_path):
+    rows = [mme("Yes,\nit\tis", "Yes"), mme(None, "No"), mme("no", "No", "OCR")]
+    count, ocr = Mme().export(rows, tmp_path)
+    assert (count.name, ocr.name) == ("count.txt", "OCR.txt")
+    assert count.read_text() == "1.jpg\tIs it?\tYes\tYes, it is\n1.jpg\tIs it?\tNo\t\n"
+
+
+def test_mmbench_writes_a_table_with_a_row_for_each_rotation(tmp_path):
+    rows = [rotation("A", "w", 1, 0, rounds=2), rotation(None, None, 2, 1)]
+    (path,) = MmBench().export(rows, tmp_path)
+    with path.open(newline="") as file:
+        table = list(csv.reader(file, delimiter="\t"))
+    assert table == [
+        ["index", "question", "A", "B", "C", "answer", "prediction"],
+        ["1", "Which?", "w", "x", "", "A", "A"],
+        ["1000002", "Which?", "x", "y", "w", "", ""],
+    ]
+
+
+def test_scores_of_many_questions_are_there_in_a_moment():
+    names = ["cat", "two dogs", "it's", "yes"]
+    answers = [[f"{name} {n % 97}"] * 4 + names + ["no"] * 2 for n, name in enumerate(names * 25)]
+    rows = [row(f"{names[n % 4]} {n % 97}", "cat", "other", answers=answers[n % 100]) for n in range(20_000)]
+    begin = time.perf_counter()
+    VqaV2().score(rows)
+    letters = [rotation("A", "w", n // 3, n % 3) for n in range(20_000)]
+    MmBench().score(letters)
+    assert time.perf_counter() - begin < 20  # about one here; minutes if anything were quadratic

@@ -1,0 +1,40 @@
+"""Rounds of measurements and their statistics; no test is about speed."""
+
+from functools import partial
+from types import SimpleNamespace
+
+import pytest
+
+from vtcframe.timing import Estimate, estimate, ratio, rounds, shuffled
+
+# How time is taken
+
+
+def test_the_interval_is_that_of_the_sign_test():
+    assert estimate(range(15)) == Estimate(7, 3, 11, pytest.approx(0.96484375))
+    assert estimate([5, 4, 3, 2, 1]) == Estimate(3, 1, 5, pytest.approx(0.9375))
+
+
+def test_ratios_are_of_the_same_round():
+    assert ratio([2, 8, 30], [1, 2, 10]) == Estimate(3, 2, 4, pytest.approx(0.75))
+
+
+def test_every_call_is_made_once_a_round_in_changing_order_behind_a_round_that_does_not_count():
+    made = []
+    found = shuffled({name: partial(lambda name: made.append(name) or len(made), name) for name in "abcd"}, 20)
+    order = ["".join(made[i : i + 4]) for i in range(0, len(made), 4)]
+    assert len(order) == 21
+    assert all(sorted(one) == list("abcd") for one in order)
+    assert len(set(order[1:])) > 5
+    assert all(min(calls) > 4 and len(calls) == 20 for calls in found.values())
+
+
+def test_cpu_and_wall_seconds_are_those_of_the_call(monkeypatch):
+    clock = SimpleNamespace(cpu=0.0, wall=0.0)
+    monkeypatch.setattr("vtcframe.timing.time.process_time", lambda: clock.cpu)
+    monkeypatch.setattr("vtcframe.timing.time.perf_counter", lambda: clock.wall)
+
+    def call():
+        clock.cpu, clock.wall = clock.cpu + 2, clock.wall + 3
+
+    assert rounds({"call": call}, 2, "cpu") == {"call": [(2, 3), (2, 3)]}

@@ -1,0 +1,196 @@
+"""The model card: figures of the report and no others, metadata that the Hub's own library reads, code that runs."""
+
+import re
+
+import pytest
+from huggingface_hub import ModelCard
+
+from support.models import backbone
+from support.report_runs import FACTS, QUARTER, folder, rows
+from vtcframe import Budget, ClsAttention, Even, Mean, Pipeline, RandomPruner, Stage, TopK, VtcCls, report
+from vtcframe.benchmarks import Pope
+from vtcframe.report_card import card
+from vtcframe.report_runs import found
+from vtcframe.report_sections import NONE
+from vtcframe.testing import make_inputs
+from vtcframe.testing.backbones import SAMPLES
+
+CODE = re.compile(r"```python\n(.*?)```", re.DOTALL)
+
+
+def ran(*stages, **facts):
+    """Facts of a run that pruned at these stages."""
+    return {"model.runs": ["unpruned", *map(str, stages)]} | facts
+
+
+@pytest.fixture
+def runs(tmp_path):
+    drawn = [rows(f"RandomPruner(seed={seed})", "10011010", QUARTER, seconds=0.05) for seed in (0, 1)]
+    pruned = rows("VtcCls(last=3)", "11110110", QUARTER, seconds=0.04)
+    stage = Stage("projector", VtcCls(last=3), Budget(ratio=0.25))
+    folder(tmp_path / "a", rows("unpruned", "11111110"), *drawn, pruned, **ran(stage))
+    return tmp_path
+
+
+def lines(text):
+    """Method -> the cells behind it, of the card's table."""
+    cells = [[cell.strip() for cell in line.strip("| ").split(" | ")] for line in text.splitlines() if line[:1] == "|"]
+    return {cells[0][0]: cells[0][1:]} | {line[0]: line[1:] for line in cells[2:]}
+
+
+def test_the_table_has_the_reports_figures(runs):
+    table = lines(card(found([runs])))
+    assert list(table) == ["method", "unpruned", "RandomPruner()", "VtcCls(last=3)"]
+    assert table["unpruned"][:2] == [NONE, "0.875"]
+    assert table["VtcCls(last=3)"][:3] == ["0.25", "0.750", "-0.125"]
+    assert table["VtcCls(last=3)"][4:] == ["36.0", "36.0", "0.0400", "0.40"]
+    assert table["RandomPruner()"][:2] == ["0.25", "0.500"]
+    assert re.fullmatch(r"[+-]\d\.\d{3} to [+-]\d\.\d{3}", table["VtcCls(last=3)"][3])
+
+
+def test_it_tells_how_it_was_measured_and_what_the_figures_allow_to_say(runs):
+    text = card(found([runs]))
+    for told in (
+        "Model: some/tiny, revision a; weights and precision: float32, 32-true.",
+        "Questions with a known answer: 8; options of generate: max\\_new\\_tokens 4.",
+        "Means over seeds: RandomPruner() at 0.25 (2).",
+        "Baselines beside: RandomPruner.",
+        "Versions: torch 2.9.",
+        "not run beside: UniformPruner at 0.25",
+        "drawn with fewer than three seeds",
+    ):
+        assert told in text
+    assert "transformers 5" not in text  # the run does not say it
+
+
+def test_what_the_runs_do_not_have_is_not_said(tmp_path):
+    stage = Stage("projector", VtcCls(last=3), Budget(ratio=0.25))
+    folder(tmp_path / "a", rows("VtcCls(last=3)", "1110", QUARTER, seconds=None), **ran(stage))
+    text = card(found([tmp_path]))
+    table = lines(text)
+    assert table["VtcCls(last=3)"] == ["0.25", "0.750", NONE, NONE, "36.0", "36.0", NONE, NONE]
+    for absent in ("Seconds are", "Differences", "Means over seeds", "Baselines beside", "unpruned, 95"):
+        assert absent not in text
+    assert "the untouched model was not asked" in text
+
+
+def test_seconds_of_different_runs_are_not_put_beside_each_other(tmp_path):
+    folder(tmp_path / "a", rows("unpruned", "1111", seconds=0.2))
+    folder(tmp_path / "b", rows("VtcCls(last=3)", "1110", QUARTER, seconds=0.1))
+    table = lines(card(found([tmp_path])))
+    assert table["VtcCls(last=3)"][-2:] == [NONE, NONE]
+    assert table["unpruned"][-2:] == ["0.2000", "1.00"]
+
+
+def test_the_metadata_is_what_the_hubs_library_reads(runs):
+    path = report.write([runs], runs / "page", with_card=True)[-1]
+    assert path == runs / "page-card.md"
+    read = ModelCard.load(path)
+    assert read.data.model_name == "tiny"
+    results = {one.metric_name: one for one in read.data.eval_results}
+    assert {name: one.metric_value for name, one in results.items()} == {
+        "all, unpruned": 0.875,
+        "all, RandomPruner() at 0.25": 0.5,
+        "all, VtcCls(last=3) at 0.25": 0.75,
+    }
+    one = results["all, unpruned"]
+    assert (one.task_type, one.dataset_name, one.metric_type) == ("image-text-to-text", "toys", "accuracy")
+    assert one.verified is None
+    assert read.text.strip().startswith("## Fewer visual tokens")
+
+
+def test_a_benchmarks_figure_is_called_by_its_name(tmp_path):
+    asked = {"data.benchmark": {"name": "Pope"}}
+    answers = [rows("unpruned", "1101")]
+    path = folder(tmp_path / "a", *answers, **asked)
+    headline = list(Pope().score(answers[0]))[-1]
+    made = card(found([path]))
+    assert f"score ({headline})".replace("_", "\\_") in made
+    assert "type: accuracy" not in made or headline == "all"
+
+
+def test_a_set_without_known_answers_has_no_metadata_and_still_a_card(tmp_path):
+    blind = rows("unpruned", "11")
+    object.__setattr__(blind[0], "answer", None)
+    object.__setattr__(blind[1], "answer", None)
+    text = card(found([folder(tmp_path / "a", blind)]))
+    assert text.startswith("## ")
+    assert lines(text)["unpruned"][:2] == [NONE, NONE]
+
+
+# Two lines
+
+
+def used(tmp_path, method, budget, *stages):
+    made = card(found([folder(tmp_path / "a", rows(str(method), "1110", budget), **ran(*stages))]))
+    return [code for code in CODE.findall(made)]
+
+
+def test_the_two_lines_run_and_do_what_was_measured(runs):
+    (code,) = CODE.findall(card(found([runs])))
+    assert len(code.strip().splitlines()) == 2
+    model, processor = backbone("llava")
+    names = {"model": model, "processor": processor}
+    exec(code, names)
+    assert names["compressed"].plan.stages == (Stage("projector", VtcCls(last=3), Budget(ratio=0.25)),)
+    names["compressed"].generate(**make_inputs(processor, SAMPLES["one"]), max_new_tokens=1)
+    assert names["compressed"].last.after.tolist() == [4]
+
+
+@pytest.mark.parametrize(
+    "pruner",
+    [VtcCls(last=2), Pipeline((ClsAttention(last=2),), Mean(), Even(), TopK(), across="sample")],
+    ids=["a method", "a pipeline"],
+)
+@pytest.mark.parametrize("per", [{}, {"per": "image"}], ids=["a sample", "an image"])
+def test_whatever_was_run_is_what_the_two_lines_make(pruner, per, tmp_path):
+    stage = Stage("projector", pruner, Budget(tokens=36, **per))
+    (code,) = CODE.findall(card(found([_one(tmp_path, pruner, {"tokens": 36} | per, stage)])))
+    names = dict(zip(("model", "processor"), backbone("llava"), strict=True))
+    exec(code, names)
+    assert names["compressed"].plan.stages == (stage,)
+
+
+def _one(tmp_path, pruner, budget, stage):
+    made = rows(str(pruner), "1110", {"ratio": 0.25})
+    for row in made:
+        object.__setattr__(row, "budget", budget)
+    return folder(tmp_path / "a", made, **ran(stage))
+
+
+@pytest.mark.parametrize(
+    ("method", "stage"),
+    [
+        ("VtcCls(last=3)", Stage("projector", VtcCls(last=3), Budget(ratio=0.25), "compact")),  # not its own positions
+        ("VtcCls(last=3) + VtcCls(last=1)", Stage("projector", VtcCls(last=3), Budget(ratio=0.25))),
+        ("Stranger(last=3)", "Stage"),
+        ("VtcCls(last=__import__('os'))", "Stage"),
+        ("VtcCls(last=3).stages.__globals__", "Stage"),
+        ("print(1)", "Stage"),
+        ("VtcCls", "Stage"),
+        ("VtcCls(last=(lambda: 3)())", "Stage"),
+        ("not python", "Stage"),
+        ("VtcCls(last=1 + 2)", Stage("projector", VtcCls(last=3), Budget(ratio=0.25))),
+        ("RandomPruner(seed=0)", Stage("projector", RandomPruner(seed=0), Budget(ratio=0.25))),  # a baseline
+    ],
+)
+def test_what_two_lines_cannot_say_or_may_not_run_is_left_out(method, stage, tmp_path):
+    assert used(tmp_path, method, QUARTER, stage) == []
+
+
+def test_the_command_writes_the_card_only_when_asked(runs, capsys):
+    report.main([str(runs)])
+    assert not list(runs.glob("*-card.md"))
+    report.main([str(runs), "--card"])
+    assert "report-card.md" in capsys.readouterr().out
+    assert (runs / "report-card.md").read_text() == card(found([runs]))
+
+
+def test_names_with_signs_cannot_break_the_table_or_the_metadata(tmp_path):
+    odd = FACTS["model.backbone"] | {"path": "some/a|b # *c*"}
+    path = folder(tmp_path / "a", rows("unpruned", "1111"), rows("a | b", "1111", QUARTER), **{"model.backbone": odd})
+    text = card(found([path]))
+    (tmp_path / "card.md").write_text(text)
+    assert ModelCard.load(tmp_path / "card.md").data.model_name == "a|b # *c*"
+    assert "a\\|b # \\*c\\*" in text
+    assert "| a \\| b | 0.25 |" in text
