@@ -7,7 +7,7 @@ from accelerate import disk_offload, dispatch_model
 from support.models import backbone
 from vtcframe import Budget, VtcCls, compress
 from vtcframe.testing import check_restored, make_inputs, tiny_llava
-from vtcframe.testing.backbones import SAMPLES
+from vtcframe.testing.tiny_models.llava_families import SAMPLES
 
 GREEDY = {"do_sample": False, "max_new_tokens": 5}
 
@@ -59,7 +59,7 @@ def test_rows_under_autocast_are_float32():
     with torch.autocast("cpu", torch.bfloat16):
         compressed.generate(**make_inputs(processor, SAMPLES["one"]), **GREEDY)
     assert compressed.last.scores.dtype == torch.float32
-    assert compressed.last.after.tolist() == [5]
+    assert compressed.last.tokens_after.tolist() == [5]
 
 
 def test_the_budget_of_a_batch_may_keep_all_of_some_samples():
@@ -67,7 +67,7 @@ def test_the_budget_of_a_batch_may_keep_all_of_some_samples():
     compressed = compress(model, VtcCls(last=2), tokens=20)  # of 32 and of 16
     inputs = make_inputs(processor, SAMPLES["ragged several"])
     out = compressed.generate(**inputs, **GREEDY)[:, inputs["input_ids"].shape[1] :]
-    assert compressed.last.after.tolist() == [20, 16, 0]
+    assert compressed.last.tokens_after.tolist() == [20, 16, 0]
     for p in (1, 2):
         alone = make_inputs(processor, [SAMPLES["ragged several"][p]])
         untouched = model.generate(**alone, **GREEDY)[0, alone["input_ids"].shape[1] :]

@@ -16,8 +16,8 @@ import pytest
 
 from support import workers
 from support.workers import Run, slurm, torchrun
-from vtcframe.config import bundled
-from vtcframe.shards import places
+from vtcframe.assets import bundled
+from vtcframe.runs.shards import row_locations
 
 QUESTIONS = Path(bundled("vtcframe:questions"))
 LINES = [json.loads(line) for line in (QUESTIONS / "questions.jsonl").read_text().splitlines()]
@@ -139,7 +139,7 @@ def killed(context, folder, reference, kills, seed):
         run.kill()
         run.end()
         midst += lines(folder) > before + world
-        parts = [place for shard in (folder / "run" / "parts").glob("*.jsonl") for place in places(shard)]
+        parts = [place for shard in (folder / "run" / "parts").glob("*.jsonl") for place in row_locations(shard)]
         assert len(parts) == len({identity for identity, _ in parts}), "asked again"
         if draw.random() < 0.5:
             cut += torn(folder, draw)

@@ -15,11 +15,11 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationC
 
 from support.models import backbone
 from vtcframe import FastV, VtcCls, compress
-from vtcframe.config import bundled
+from vtcframe.assets import bundled
 from vtcframe.testing import check_restored, make_inputs
-from vtcframe.testing.backbones import SAMPLES
-from vtcframe.testing.families import BACKBONES
-from vtcframe.testing.samples import _AROUND
+from vtcframe.testing.tiny_models.llava_families import SAMPLES
+from vtcframe.testing.tiny_models.other_families import BACKBONES
+from vtcframe.testing.tiny_models.samples import _AROUND
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # peft's to mend
 TASK = "image-text-to-text"
@@ -79,7 +79,7 @@ def test_a_pipeline_answers_what_generate_answers(chatty, site, batch_size):
         got = pipe(chats(), batch_size=batch_size, return_tensors=True, generate_kwargs=GREEDY)
     for (one,), answer in zip(got, want, strict=True):
         assert one["generated_token_ids"][-4:].tolist() == answer[-4:].tolist()  # a batch is padded in front
-    assert set(compressed.last.after.tolist()) == {3}
+    assert set(compressed.last.tokens_after.tolist()) == {3}
     untouched = [by_hand(model, processor, messages) for messages in chats()]
     assert any(not torch.equal(*pair) for pair in zip(want, untouched, strict=True)), "pruning changed nothing"
 
@@ -96,7 +96,7 @@ def test_a_pipeline_of_the_bundled_model_returns_text_as_it_always_does(tiny):
     assert bare["generated_text"].endswith(new["generated_text"])
     (beams,) = pipe(text=chat(question, picture), generate_kwargs={"num_beams": 2, "max_new_tokens": 1})
     assert beams["generated_text"][-1]["role"] == "assistant"
-    assert compressed.last.after.tolist() == [18]
+    assert compressed.last.tokens_after.tolist() == [18]
     assert "float32" in repr(pipe)
 
 
@@ -107,7 +107,7 @@ def test_a_pipeline_may_be_given_its_compressed_model_later_and_then_logs_nothin
         pipe.model = compress(pipe.model, VtcCls(last=3), tokens=18)
         pipe(text=chat("how many shapes are there ?", Image.new("RGB", (96, 96))), max_new_tokens=1)
     assert not caplog.records
-    assert pipe.model.last.after.tolist() == [18]
+    assert pipe.model.last.tokens_after.tolist() == [18]
 
 
 def test_a_chat_without_pictures_is_answered_by_the_model_itself(tiny):
@@ -122,7 +122,7 @@ def test_a_chat_without_pictures_is_answered_by_the_model_itself(tiny):
     pipe = pipeline(TASK, model=compressed, processor=processor, device="cpu")
     mixed = [chat("what color is the ring ?"), chat("what color is the ring ?", Image.new("RGB", (96, 96)))]
     assert len(pipe(mixed, max_new_tokens=1)) == 2
-    assert compressed.last.after.tolist() == [18]
+    assert compressed.last.tokens_after.tolist() == [18]
 
 
 def test_a_streamer_in_a_thread_yields_the_answer(tiny):

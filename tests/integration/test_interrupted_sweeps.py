@@ -9,8 +9,8 @@ import pytest
 
 from support import workers
 from support.sweeps import swept, written
-from vtcframe import sweep
-from vtcframe.config import bundled
+from vtcframe.assets import bundled
+from vtcframe.sweep import command as sweep
 
 pytest.importorskip("scipy", reason="the extra `report` is not installed")
 
@@ -72,7 +72,7 @@ def test_a_sweep_that_was_killed_in_the_middle_and_started_again_gives_the_same_
 
 
 def test_a_run_that_a_killed_sweep_left_at_work_is_waited_for(tmp_path, pretended, capsys):
-    from vtcframe.shards import Lock
+    from vtcframe.runs.shards import Lock
 
     parts = tmp_path / "sweep" / "tiny" / "toys" / "01" / "parts"
     pretended[1]["tiny/toys/01"] = 3

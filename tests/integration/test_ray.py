@@ -15,9 +15,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from vtcframe.config import bundled
-from vtcframe.data import read_samples
-from vtcframe.metrics import Row
+from vtcframe.assets import bundled
+from vtcframe.data.decode import load_sample
+from vtcframe.data.formats import read_samples
+from vtcframe.data.results import Prediction
 
 pytest.importorskip("ray.data", reason="Ray Data is not installed: it is the optional extra `ray`")
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.*")  # ray.data asks for what it deprecates
@@ -63,7 +64,7 @@ def asked(tmp_path_factory):
 
 
 def read(lines):
-    return [Row(**json.loads(line)) for line in lines]
+    return [Prediction(**json.loads(line)) for line in lines]
 
 
 def told(rows):
@@ -76,7 +77,7 @@ def expected(recipe, asked):
     predictor = recipe.Predictor(recipe.BACKBONE, recipe.STAGES, generation=recipe.GENERATION)
     predictor.setup("predict")
     with torch.inference_mode():
-        return predictor.predict_step([sample.loaded() for sample in read_samples(asked, asked.parent)], 0)
+        return predictor.predict_step([load_sample(sample) for sample in read_samples(asked, asked.parent)], 0)
 
 
 def test_the_script_writes_the_rows_that_one_process_writes(cluster, recipe, asked, tmp_path, monkeypatch):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from vtcframe.metrics import Row
+from vtcframe.data.results import Prediction
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def zoo(monkeypatch):
 def row(picture, kind, method, right):
     """Of one question a type and picture, answered rightly or not."""
     budget = None if method == "unpruned" else {"ratio": 0.5}
-    return Row(f"scene-{picture}-{kind}", kind, "?", "yes", method, budget, "yes" if right else "no")
+    return Prediction(f"scene-{picture}-{kind}", kind, "?", "yes", method, budget, "yes" if right else "no")
 
 
 def test_the_table_tells_accuracies_spreads_and_paired_differences(zoo, tmp_path, capsys):
@@ -32,7 +32,7 @@ def test_the_table_tells_accuracies_spreads_and_paired_differences(zoo, tmp_path
         for p in range(4)
         for kind in kinds
     ]
-    failed = Row("scene-9-color", "color", "?", "yes", error="unreadable")
+    failed = Prediction("scene-9-color", "color", "?", "yes", error="unreadable")
     path.write_text("".join(json.dumps(asdict(one)) + "\n" for one in [*rows, failed]))
     zoo.main([str(path)])
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| `")]

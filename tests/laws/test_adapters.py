@@ -7,13 +7,13 @@ import pytest
 from support.covering import cases, pairs
 from support.models import SERVED, backbone, has_mrope
 from vtcframe import Budget, Pipeline, RandomPruner, VtcCls
-from vtcframe.allocators import Even
-from vtcframe.ensemblers import RankFusion
-from vtcframe.scorers import ClsAttention, Random
-from vtcframe.selectors import TopK
+from vtcframe.components.allocators import Even
+from vtcframe.components.ensemblers import RankFusion
+from vtcframe.components.scorers import ClsAttention, Random
+from vtcframe.components.selectors import TopK
 from vtcframe.testing import check_adapter, emulated_flash, samples_of
-from vtcframe.testing.families import FLASH
-from vtcframe.testing.samples import SAMPLES
+from vtcframe.testing.tiny_models.other_families import FLASH
+from vtcframe.testing.tiny_models.samples import SAMPLES
 
 GREEDY = {"do_sample": False, "max_new_tokens": 5}
 BEAMS = GREEDY | {"num_beams": 3}

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from vtcframe import (
+    AttentionRows,
     Budget,
     ClsAttention,
     Even,
@@ -18,7 +19,6 @@ from vtcframe import (
     Pipeline,
     Random,
     RankFusion,
-    Rows,
     TokenNorm,
     TopK,
     VtcCls,
@@ -38,10 +38,10 @@ from vtcframe.testing import (
 
 OPTIONS = {  # what has no default
     "Weighted": {"weights": (0.7, 0.3)},
-    "WitnessAttention": {"model": "timm:any"},
+    "AuxiliaryClsAttention": {"model": "timm:any"},
     "QuestionSimilarity": {"model": "open_clip:any"},
     "Mixed": {"rest": MaxMin()},
-    "Sinkless": {"scorer": Random(), "dims": (1, 3), "threshold": 1.0},
+    "DemoteSinks": {"scorer": Random(), "dims": (1, 3), "threshold": 1.0},
 }
 CHECKS = {
     "scorer": check_scorer,
@@ -73,7 +73,7 @@ def test_laws_hold_for_a_pipeline_of_two_scorers(across):
 
 
 def test_cls_attention_is_the_mean_over_heads_of_the_last_feeding_blocks():
-    need = Rows("cls", (-3, -2, -1))
+    need = AttentionRows("cls", (-3, -2, -1))
     assert ClsAttention(last=3).needs == (need,)
     evidence = make_evidence((need,))
     scores, rows = ClsAttention(last=3)(evidence), evidence[need]

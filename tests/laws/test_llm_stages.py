@@ -8,9 +8,9 @@ from support.covering import cases, pairs
 from support.llm_stages import GREEDY, LAYOUTS
 from support.models import SERVED, backbone, has_mrope
 from vtcframe.testing import emulated_flash, samples_of
-from vtcframe.testing.families import FLASH
-from vtcframe.testing.llm import check_llm_stages
-from vtcframe.testing.samples import SAMPLES
+from vtcframe.testing.laws.llm import check_llm_stages
+from vtcframe.testing.tiny_models.other_families import FLASH
+from vtcframe.testing.tiny_models.samples import SAMPLES
 
 BEAMS = GREEDY | {"num_beams": 3}
 

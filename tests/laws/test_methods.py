@@ -4,12 +4,12 @@ import pytest
 import torch
 
 from support.models import SERVED, backbone
-from vtcframe import Budget, ClassToken, Rows, Similarity, adapter_for, compress
-from vtcframe.pipeline import Method
+from vtcframe import AttentionRows, Budget, ClassToken, Similarity, adapter_for, compress
+from vtcframe.core.method import Method
 from vtcframe.registry import entries
-from vtcframe.testing.adapters import inputs_for
-from vtcframe.testing.families import samples_of
-from vtcframe.testing.samples import SAMPLES
+from vtcframe.testing.laws.adapters import inputs_for
+from vtcframe.testing.tiny_models.other_families import samples_of
+from vtcframe.testing.tiny_models.samples import SAMPLES
 
 METHODS = {
     entry.name: entry.load() for entry in entries() if entry.kind == "pruner" and issubclass(entry.load(), Method)
@@ -34,14 +34,14 @@ OPTIONS = {  # for towers and language models of 4 blocks
 @pytest.mark.parametrize("name", sorted(METHODS))
 def test_a_method_tells_its_facts_and_its_paper(name):
     kind = METHODS[name]
-    facts = kind.facts
-    assert all((facts.signal, facts.selector, facts.dropped, facts.parity))
-    assert facts.paper == "" or facts.paper.removeprefix("arXiv ") in kind.__doc__
-    assert facts.parity.startswith(("exact", "within ", "differs: ", "no public code", "ours"))
+    card = kind.card
+    assert all((card.signal, card.selector, card.dropped, card.parity))
+    assert card.paper == "" or card.paper.removeprefix("arXiv ") in kind.__doc__
+    assert card.parity.startswith(("exact", "within ", "differs: ", "no public code", "ours"))
 
 
 @pytest.mark.parametrize("family", SERVED)
-@pytest.mark.parametrize("name", sorted(name for name, kind in METHODS.items() if kind.facts.site == "projector"))
+@pytest.mark.parametrize("name", sorted(name for name, kind in METHODS.items() if kind.card.site == "projector"))
 def test_a_method_prunes_a_family_or_says_what_it_lacks(name, family):
     model, processor = backbone(family)
     adapter, method = adapter_for(model, processor), METHODS[name](**OPTIONS.get(name, {}))  # towers of 4 blocks
@@ -57,11 +57,11 @@ def test_a_method_prunes_a_family_or_says_what_it_lacks(name, family):
             compressed = compress(model, stages=method.stages(budget), processor=processor)
             compressed.generate(**inputs, max_new_tokens=2, do_sample=False)
             last = compressed.last
-            assert (last.after <= budget.total(last.layout)).all()
-            assert (last.after > 0).eq(last.before > 0).all()
+            assert (last.tokens_after <= budget.total(last.layout)).all()
+            assert (last.tokens_after > 0).eq(last.tokens_before > 0).all()
 
 
-INSIDE = sorted(name for name, kind in METHODS.items() if "llm" in kind.facts.site)
+INSIDE = sorted(name for name, kind in METHODS.items() if "llm" in kind.card.site)
 BUDGETS = {  # what a method does not take from everybody
     "SparseVlm": [Budget(ratio=1 / 3)],
     "VisualExit": [None],
@@ -101,9 +101,9 @@ def test_a_method_prunes_inside_any_language_model(name, family):
             answer = compressed.generate(**inputs, max_new_tokens=3, do_sample=False)
             last, new = compressed.last, answer[:, inputs["input_ids"].shape[1] :]
             assert (last.visual.diff(dim=1) <= 0).all()
-            assert torch.equal(last.visual[:, -1], last.after)
+            assert torch.equal(last.tokens_per_layer[:, -1], last.tokens_after)
             assert (last.kv_bytes <= last.kv_bytes_before).all()
-            assert last.after.sum() < last.before.sum()
+            assert last.tokens_after.sum() < last.tokens_before.sum()
             for p, sample in enumerate(samples):
                 if sample[1]:
                     one = inputs_for(model, processor, [sample])
@@ -111,16 +111,17 @@ def test_a_method_prunes_inside_any_language_model(name, family):
                         0, one["input_ids"].shape[1] :
                     ]
                     assert alone.tolist() == new[p, : len(alone)].tolist()
-                    assert torch.equal(compressed.last.visual[0], last.visual[p])
+                    assert torch.equal(compressed.last.tokens_per_layer[0], last.tokens_per_layer[p])
 
 
 def lacks(model, adapter, method, inputs):
     """A class token, or a text tower that the tiny models' own towers were trained with."""
     if any(isinstance(need, Similarity) for need in method.needs):
         return True
-    classless = any(not adapter.tower(modality, inputs).classes for modality in adapter.present(inputs))
+    classless = any(not adapter.tower(modality, inputs).classes for modality in adapter.modalities_in(inputs))
     return classless and any(
-        isinstance(need, ClassToken) or (isinstance(need, Rows) and need.query == "cls") for need in method.needs
+        isinstance(need, ClassToken) or (isinstance(need, AttentionRows) and need.query == "cls")
+        for need in method.needs
     )
 
 
@@ -143,7 +144,7 @@ def test_a_default_dtype_of_half_precision_changes_nothing(name, family):
             found.append(str(error))
         else:
             last = compressed.last
-            found.append((answer.tolist(), last.visual.tolist(), last.kept.tolist(), last.scores.tolist()))
+            found.append((answer.tolist(), last.tokens_per_layer.tolist(), last.kept.tolist(), last.scores.tolist()))
         finally:
             torch.set_default_dtype(torch.float32)
     assert found[0] == found[1]

@@ -8,9 +8,9 @@ import torch
 from support.aim import FLOW
 from support.recorded_cases import each_case, layout_of, load_case
 from vtcframe import Budget, Evidence
-from vtcframe.attention import Call
-from vtcframe.flow import flow as walk
-from vtcframe.methods.aim import Aim, AttentionFlow, Halving
+from vtcframe.hooks.flow import page_rank as walk
+from vtcframe.hooks.kernel_call import KernelCall
+from vtcframe.methods.aim import Aim, BipartiteMerge, TokenPageRank
 
 # recorded
 
@@ -27,14 +27,14 @@ def bipartite(tensors, params):
     x = tensors.pop("x")
     evidence = Evidence(x, layout_of([(1, x.shape[1])] * len(x)))
     for want in tensors.values():
-        got = Halving()(evidence, Budget(want.shape[1]))
+        got = BipartiteMerge()(evidence, Budget(want.shape[1]))
         torch.testing.assert_close(got.tokens, want, atol=2e-5, rtol=2e-5)
 
 
 def importance(tensors, params):
     logits = tensors["logits"][None]  # as queries that read off a key each
-    call = Call(logits, torch.eye(logits.shape[2])[None, None], None, 1.0, True, None)
-    scorer = AttentionFlow(0, params["tau_imp"], params["iters"])
+    call = KernelCall(logits, torch.eye(logits.shape[2])[None, None], None, 1.0, True, None)
+    scorer = TokenPageRank(0, params["tau_imp"], params["iters"])
     assert params["d"] == 0
     n = logits.shape[2]
     evidence = Evidence(torch.zeros(1, n, 1), layout_of([(1, n)]), {scorer.needs[0]: walk(call, scorer.needs[0])[None]})

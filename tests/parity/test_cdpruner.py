@@ -5,7 +5,7 @@ import torch
 from support.places import kept
 from support.recorded_cases import each_case, layout_of, load_case, square
 from vtcframe import Budget, Evidence, Similarity
-from vtcframe.methods.diversity import CdPruner
+from vtcframe.methods.cdpruner import CdPruner
 
 
 @each_case("cdpruner")

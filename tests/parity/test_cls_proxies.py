@@ -6,7 +6,8 @@ import torch
 from safetensors.torch import load_file
 
 from support.recorded_cases import GOLDEN
-from vtcframe.attention import Call, Groups, MeanQuery, Received
+from vtcframe.hooks.kernel_call import KernelCall
+from vtcframe.hooks.readers import MeanQuery, PatchGroups, ReceivedAttention
 
 FOLDER = GOLDEN / "qwen_cls_proxy"
 
@@ -21,7 +22,9 @@ def test_mean_query_of_each_temporal_slice_equals_fastvid():
     query, key = (
         tensors[name].unflatten(0, (frames, rows * columns)).transpose(1, 2) for name in ("q_rotated", "k_rotated")
     )
-    found = MeanQuery(heads="mean", pool=Groups(4))(Call(query, key, None, params["head_dim"] ** -0.5, False, None))
+    found = MeanQuery(heads="mean", pool=PatchGroups(4))(
+        KernelCall(query, key, None, params["head_dim"] ** -0.5, False, None)
+    )
     torch.testing.assert_close(found[:, 0], tensors["score"], atol=1e-7, rtol=1e-5)
 
 
@@ -29,6 +32,6 @@ def test_received_pooled_and_put_in_raster_order_equals_vscan():
     tensors, params = recorded("vscan_received_attention")
     n, heads = params["patches"], params["heads"]
     # Logits that give the recorded weights back: their logarithms, as queries of keys that are unit vectors.
-    call = Call(tensors["attn"].log()[None], torch.eye(n).expand(1, heads, n, n), None, 1.0, False, None)
-    found = Received(pool=Groups(params["merge"]))(call)[0].sum(0)
+    call = KernelCall(tensors["attn"].log()[None], torch.eye(n).expand(1, heads, n, n), None, 1.0, False, None)
+    found = ReceivedAttention(pool=PatchGroups(params["merge"]))(call)[0].sum(0)
     torch.testing.assert_close(found[tensors["reverse_indices"]], tensors["score"], atol=1e-7, rtol=1e-5)

@@ -5,8 +5,8 @@ import torch
 
 from support.places import kept
 from support.recorded_cases import each_case, layout_of, load_case, square
-from vtcframe import Budget, Evidence, Rows
-from vtcframe.methods.diversity import DamroOutliers
+from vtcframe import AttentionRows, Budget, Evidence
+from vtcframe.methods.damro import DamroOutliers
 
 
 @each_case("damro")
@@ -17,7 +17,7 @@ def test_damro_outliers(path):
     q, k, x = tensors["q"], tensors["k"], tensors["features"]
     rows = (q[:, :1] @ k.mT / params["C"] ** 0.5).softmax(-1)[..., 1:]
     torch.testing.assert_close(rows[:, 0], tensors["cls_attention"], atol=1e-6, rtol=0)
-    found = {Rows("cls", (-1,), heads="joined"): rows[None]}
+    found = {AttentionRows("cls", (-1,), heads="joined"): rows[None]}
     pruned = DamroOutliers()(Evidence(x, layout_of([square(params["N"])]), found), Budget(params["damro_topk"]))
     order = tensors["indices"].argsort(-1)
     assert kept(pruned) == tensors["indices"].gather(1, order).tolist()

@@ -4,9 +4,9 @@ import torch
 
 from support.recorded_cases import each_case, layout_of, load_case
 from vtcframe import Budget, Evidence
-from vtcframe.methods.dart import KEYS, STATES, Dart, LeastLike
-from vtcframe.needs import Text
-from vtcframe.scorers import KeyNorm
+from vtcframe.components.scorers import KeyNorm
+from vtcframe.core.needs import TextTokens
+from vtcframe.methods.dart import KEYS, STATES, Dart, PivotDissimilarity
 
 
 @each_case("dart")
@@ -17,12 +17,12 @@ def test_dart(path):
     image, behind = slice(start, start + n), slice(start + n, None)
     found = {
         KEYS: keys[None, None, :, image],
-        Text(KEYS): keys[:, behind].movedim(0, 1).flatten(1)[None],
+        TextTokens(KEYS): keys[:, behind].movedim(0, 1).flatten(1)[None],
         STATES: states[None, image],
-        Text(STATES): states[None, behind],
+        TextTokens(STATES): states[None, behind],
     }
     evidence = Evidence(states[None, image], layout_of([(1, n)]), found)
-    selector, quota = LeastLike(params["pivot_image"], params["pivot_text"]), torch.tensor([params["n_kept"]])
+    selector, quota = PivotDissimilarity(params["pivot_image"], params["pivot_text"]), torch.tensor([params["n_kept"]])
     scores = KeyNorm(tower="llm")(evidence)[0]
     kept, pivots, there = selector.pivots(scores, quota, evidence)
     assert there.all()

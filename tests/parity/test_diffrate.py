@@ -4,7 +4,7 @@ import torch
 
 from support.recorded_cases import each_case, load_case
 from support.recorded_encoders import PART, WHOLE, groups, midway, through, vit, with_class
-from vtcframe.methods.encoder import DiffRate
+from vtcframe.methods.diffrate import DiffRate
 
 
 @each_case("diffrate")

@@ -3,7 +3,7 @@
 from support.places import kept
 from support.recorded_cases import each_case, layout_of, load_case, square
 from vtcframe import Budget, Evidence
-from vtcframe.methods.diversity import DivPrune
+from vtcframe.methods.divprune import DivPrune
 
 
 @each_case("divprune")

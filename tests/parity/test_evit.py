@@ -4,7 +4,7 @@ import torch
 
 from support.recorded_cases import each_case, load_case
 from support.recorded_encoders import PART, WHOLE, through, vit
-from vtcframe.methods.encoder import EVit
+from vtcframe.methods.evit import EVit
 
 
 @each_case("evit")

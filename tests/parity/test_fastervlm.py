@@ -3,7 +3,7 @@
 import torch
 
 from support.recorded_cases import each_case, layout_of, load_case, square, stitched
-from vtcframe import Budget, Evidence, FasterVlm, Rows
+from vtcframe import AttentionRows, Budget, Evidence, FasterVlm
 
 
 @each_case("fastervlm")
@@ -16,7 +16,9 @@ def test_faster_vlm(path):
     views, n = features.shape[:2]
     one_sample = [0] * views if "grid_w" in params or "frames" in params else None
     columns = stitched(params, views, n) if "grid_w" in params else None
-    evidence = Evidence(features, layout_of([square(n)] * views, one_sample, columns), {Rows("cls", (-1,)): rows[None]})
+    evidence = Evidence(
+        features, layout_of([square(n)] * views, one_sample, columns), {AttentionRows("cls", (-1,)): rows[None]}
+    )
     pruned = FasterVlm()(evidence, Budget(params["visual_token_num"], per="view"))
     kept = tensors["out.kept_indices"].flatten(0, -2).sort(-1).values
     assert pruned.place.tolist() == kept.tolist()

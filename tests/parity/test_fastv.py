@@ -5,9 +5,7 @@ import torch
 from support.llm_methods import LAST
 from support.recorded_cases import each_case_with, layout_of, load_case
 from vtcframe import Budget, Evidence
-from vtcframe.methods.llm import (
-    FastV,
-)
+from vtcframe.methods.fastv import FastV
 
 # Recorded numbers
 

@@ -5,7 +5,7 @@ import torch
 from support.recorded_cases import each_case, load_case
 from support.recorded_videos import kept_in_video, video
 from vtcframe import Budget, Evidence
-from vtcframe.methods.video import FastVid
+from vtcframe.methods.fastvid import FastVid
 
 
 @each_case("fastvid")

@@ -7,12 +7,13 @@ import torch
 from support.recorded_cases import each_case_with, layout_of, load_case, stitched
 from support.recorded_merging import close, tiles
 from vtcframe import Budget, Evidence
-from vtcframe.allocators import OverviewGuided
-from vtcframe.attention import Call, Row
-from vtcframe.ensemblers import OverviewFusion
-from vtcframe.methods.anyres import GlobalCom2
-from vtcframe.scorers import ClsAttention
-from vtcframe.selectors import TopK
+from vtcframe.components.allocators import OverviewGuided
+from vtcframe.components.ensemblers import OverviewFusion
+from vtcframe.components.scorers import ClsAttention
+from vtcframe.components.selectors import TopK
+from vtcframe.hooks.kernel_call import KernelCall
+from vtcframe.hooks.readers import QueryRow
+from vtcframe.methods.globalcom2 import GlobalCom2
 
 
 @each_case_with("globalcom2", "in.q_proj.weight")
@@ -25,7 +26,9 @@ def test_globalcom2s_scores_are_logits_averaged_over_heads(path):
         .transpose(1, 2)
         for name in ("q_proj", "k_proj")
     )
-    row = Row(logits=True, heads="mean", skip=1)(Call(query, key, None, query.shape[-1] ** -0.5, False, None))
+    row = QueryRow(pre_softmax=True, heads="mean", skip=1)(
+        KernelCall(query, key, None, query.shape[-1] ** -0.5, False, None)
+    )
     close(row[:, 0], tensors["out.score_presoftmax_headmean"][:, 0, 1:], 1e-5)
 
 
@@ -63,7 +66,7 @@ def test_globalcom2(path):
         where, box=tiles(down, across, -y, -x, 1 + y, 1 + x), centre=None, untouched=where.count.sum()[None]
     )
     assert where.count[1:].tolist() == tensors["out.valid_tokens_per_crop"].tolist()
-    scorer = ClsAttention(1, of="tower", logits=True)
+    scorer = ClsAttention(1, blocks="tower", pre_softmax=True)
     scores = torch.cat([tensors["in.base_scores"][None], tensors["in.crop_scores"]])
     evidence = Evidence(torch.zeros(views, 576, 1), where, {scorer.needs[0]: scores[None, :, None]})
 

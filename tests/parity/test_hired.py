@@ -6,14 +6,16 @@ import torch
 
 from support.recorded_cases import each_case_with, layout_of, load_case, square
 from support.recorded_merging import close, tiles
-from vtcframe import Budget, Evidence, Pipeline, Rows
-from vtcframe.allocators import AttentionMass
-from vtcframe.attention import Call, Row
-from vtcframe.ensemblers import Mean
-from vtcframe.methods.anyres import HiRed
-from vtcframe.pipeline import Allocator
-from vtcframe.scorers import ClsAttention
-from vtcframe.selectors import TopK, highest
+from vtcframe import AttentionRows, Budget, Evidence, Pipeline
+from vtcframe.components.allocators import AttentionMass
+from vtcframe.components.ensemblers import Mean
+from vtcframe.components.scorers import ClsAttention
+from vtcframe.components.selectors import TopK
+from vtcframe.core.verbs import Allocator
+from vtcframe.hooks.kernel_call import KernelCall
+from vtcframe.hooks.readers import QueryRow
+from vtcframe.methods.hired import HiRed
+from vtcframe.ops.gather import highest
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ def test_hired_shares_by_the_papers_regions_and_its_code_by_stretches_of_the_ras
     (down, across), views = params["grid_shape_as_returned"], rows.shape[1]
     where = layout_of([(24, 24)] * views, [0] * views)
     where = replace(where, box=tiles(down, across), centre=None)
-    found = {Rows("cls", (-1,)): rows, Rows("cls", (0,)): first}
+    found = {AttentionRows("cls", (-1,)): rows, AttentionRows("cls", (0,)): first}
     evidence, budget = Evidence(tensors["in.features"], where, found), Budget(params["total_budget"])
     recorded = Pipeline((ClsAttention(1),), Mean(), RecordedHiRed(params["alpha"]), TopK())(evidence, budget)
     assert torch.equal(recorded.kept, tensors["out.mask"].bool())
@@ -59,7 +61,7 @@ def test_hired_shares_by_the_papers_regions_and_its_code_by_stretches_of_the_ras
 def test_hired_without_crops(path):
     tensors, params = load_case(path)
     rows, n = tensors["in.cls_attn_layer_final"][None, ..., 1:], params["patches"]
-    found = {Rows("cls", (-1,)): rows, Rows("cls", (0,)): rows}
+    found = {AttentionRows("cls", (-1,)): rows, AttentionRows("cls", (0,)): rows}
     pruned = HiRed()(Evidence(torch.zeros(1, n, 1), layout_of([square(n)]), found), Budget(params["k"]))
     assert pruned.place[0].tolist() == tensors["out.kept_indices"].tolist()
 
@@ -68,5 +70,5 @@ def test_hired_without_crops(path):
 def test_hireds_attention_is_the_row_that_is_read(path):
     tensors, params = load_case(path)
     query, key = (tensors[f"in.{x}_proj_out"].unflatten(-1, (params["heads"], -1)).transpose(1, 2) for x in "qk")
-    row = Row(skip=1)(Call(query, key, None, query.shape[-1] ** -0.5, False, None))
+    row = QueryRow(skip=1)(KernelCall(query, key, None, query.shape[-1] ** -0.5, False, None))
     close(row, tensors["out.attn"][:, :, 0, 1:], 1e-6)

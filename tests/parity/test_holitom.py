@@ -7,8 +7,7 @@ import torch
 from support.recorded_cases import each_case, layout_of, load_case
 from support.recorded_videos import video
 from vtcframe import Budget, Evidence
-from vtcframe.methods.staged import HoliTom
-from vtcframe.methods.video import HoliTomOuter
+from vtcframe.methods.holitom import HoliTom, HoliTomOuter
 
 
 @each_case("holitom")

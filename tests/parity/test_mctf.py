@@ -4,8 +4,8 @@ import torch
 
 from support.recorded_cases import each_case, load_case
 from support.recorded_encoders import PART, WHOLE, groups, midway, through, vit, with_class
-from vtcframe.encoder_stage import fused
-from vtcframe.methods.encoder import Mctf
+from vtcframe.core.token_merging import fuse_attention
+from vtcframe.methods.mctf import Mctf
 
 POOLING = {0: "size", 1: "attention", 2: "max", 3: "mean"}
 
@@ -54,5 +54,5 @@ def mctf_function(tensors, params):
         held = torch.cat([torch.arange(classes).expand(len(x), -1), merged.group + classes], 1).gather(1, held)
         torch.testing.assert_close(x, tensors[f"out.x{s}"], **PART)
         torch.testing.assert_close(size, tensors[f"out.size{s}"], atol=1e-6, rtol=1e-6)
-        torch.testing.assert_close(fused(paid, merged, classes), tensors[f"out.attn{s}"], **PART)
+        torch.testing.assert_close(fuse_attention(paid, merged, classes), tensors[f"out.attn{s}"], **PART)
         assert torch.equal(held, tensors[f"out.group{s}"])

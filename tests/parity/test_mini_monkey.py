@@ -6,7 +6,7 @@ import torch
 
 from support.recorded_cases import each_case, layout_of, load_case
 from vtcframe import Evidence
-from vtcframe.methods.staged import MiniMonkeyScm
+from vtcframe.methods.mini_monkey import MiniMonkeyScm
 
 
 @each_case("minimonkey_scm")

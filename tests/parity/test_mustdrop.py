@@ -5,7 +5,7 @@ import torch
 from support.mustdrop import CLS, MEAN, MOST
 from support.recorded_cases import each_case, layout_of, load_case
 from vtcframe import Evidence
-from vtcframe.methods.mustdrop import MustDrop, Windows
+from vtcframe.methods.mustdrop import MustDrop, WindowMerge
 
 # recorded
 
@@ -20,7 +20,7 @@ def merging(tensors, params):
     x, (side, _) = tensors["x"][:, 1:], params["window"]
     assert params["window"] == [side, side]
     grid = layout_of([(params["grid"], params["grid"])] * len(x))
-    got = Windows(params["threshold"], side)(Evidence(x, grid))
+    got = WindowMerge(params["threshold"], side)(Evidence(x, grid))
     for v, (want, size) in enumerate(zip(tensors["merged"][:, 1:], tensors["size"][:, 1:, 0], strict=True)):
         merged = size == side * side  # the code puts them first, by falling likeness
         real = got.place[v] >= 0

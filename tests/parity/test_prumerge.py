@@ -2,7 +2,7 @@
 
 from support.recorded_cases import each_case_with, load_case
 from support.recorded_merging import close, unsplit
-from vtcframe.methods.merging import PruMerge
+from vtcframe.methods.prumerge import PruMerge
 
 
 @each_case_with("prumerge", "in.q_cls")

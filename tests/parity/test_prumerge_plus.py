@@ -8,13 +8,13 @@ import torch
 from support.recorded_cases import each_case_with, load_case
 from support.recorded_merging import close, unsplit
 from vtcframe import Budget, Pipeline
-from vtcframe.allocators import Outliers
-from vtcframe.ensemblers import Mean
-from vtcframe.mergers import Absorb
-from vtcframe.methods.merging import PruMergePlus
-from vtcframe.pipeline import Selector
-from vtcframe.scorers import ClsAttention
-from vtcframe.selectors import highest
+from vtcframe.components.allocators import Outliers
+from vtcframe.components.ensemblers import Mean
+from vtcframe.components.mergers import Absorb
+from vtcframe.components.scorers import ClsAttention
+from vtcframe.core.verbs import Selector
+from vtcframe.methods.prumerge import PruMergePlus
+from vtcframe.ops.gather import highest
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ def test_prumerge_plus(path):
     tensors, params = load_case(path)
     evidence, want = unsplit(tensors, params["patches"]), tensors["out.kept_indices"].tolist()
     if "token_num" in params:  # its order is that of the fixed number of leaders; tokens come back in half precision
-        scorer = ClsAttention(1, of="tower", heads="joined")
+        scorer = ClsAttention(1, blocks="tower", heads="joined")
         selector = Fixed(*{64: (13, 11), 128: (40, 6), 256: (95, 3)}[params["token_num"]])
         pruned = Pipeline((scorer,), Mean(), Outliers(), selector, Absorb())(evidence, Budget(params["out_len"]))
         ours = pruned.place[0, :-1].tolist()
@@ -57,7 +57,7 @@ def test_prumerge_plus_takes_the_steps_of_its_code_but_those_that_drop_nothing(a
     scores = torch.zeros(1, 576)
     scores[0, 1 : 1 + above] = 1 + torch.arange(above)
     evidence = unsplit({"in.hidden": torch.rand(577, 4), "in.k": torch.rand(577, 4), "in.q_cls": torch.rand(1, 4)}, 576)
-    (need,) = ClsAttention(1, of="tower", heads="joined").needs
+    (need,) = ClsAttention(1, blocks="tower", heads="joined").needs
     pruned = PruMergePlus()(replace(evidence, found=evidence.found | {need: scores[None, :, None]}))
     step = sample_by_hand(576, above)
     assert step > 1 or above > 96

@@ -6,9 +6,8 @@ import torch
 from support.recorded_cases import each_case, layout_of, load_case
 from support.recorded_videos import video
 from vtcframe import Budget, Evidence
-from vtcframe.methods.staged import PruneVid
-from vtcframe.methods.video import PruneVidOuter
-from vtcframe.testing.evidence import POISON
+from vtcframe.methods.prunevid import PruneVid, PruneVidOuter
+from vtcframe.testing.tiny_models.evidence import POISON
 
 
 @each_case("prunevid")

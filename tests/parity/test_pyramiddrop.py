@@ -7,9 +7,8 @@ import torch
 from transformers import DynamicCache, LlamaConfig, LlamaModel
 
 from support.recorded_cases import GOLDEN, each_case_with, layout_of, load_case
-from vtcframe import Evidence, Rows
-from vtcframe.llm_stage import LlmStages
-from vtcframe.methods import PyramidDrop
+from vtcframe import AttentionRows, Evidence, PyramidDrop
+from vtcframe.hooks.llm import LlmStages
 
 
 @each_case_with("pyramiddrop", "q_proj")
@@ -41,7 +40,7 @@ def test_a_stage_of_pyramid_drop_keeps_what_was_recorded(path):
     where = layout_of([(1, n)] * len(rows), columns=torch.stack(columns))
     stage = next(stage for stage in stages if stage.layer == layer)
     (need,) = stage.pruner.needs
-    assert need == Rows("last", (layer,), tower="llm", heads="mean")
+    assert need == AttentionRows("last", (layer,), tower="llm", heads="mean")
     pruned = stage.pruner(Evidence(torch.zeros(len(rows), n, 1), where, {need: torch.stack(rows)[None, :, None]}))
     for b, start in enumerate(params["image_start"]):
         length = params["prompt_len_without_placeholder"][b] + n

@@ -1,10 +1,8 @@
 """SinkFilter: numbers recorded from the authors' own code."""
 
 from support.recorded_cases import each_case_with, load_case
-from vtcframe.methods.llm import (
-    Sinkless,
-)
-from vtcframe.scorers import TextAttention
+from vtcframe.components.scorers import TextAttention
+from vtcframe.methods.sink_filter import DemoteSinks
 
 
 @each_case_with("var", "sink_indices")
@@ -15,5 +13,5 @@ def test_sinks_are_those_recorded(path):
     rest = (square * width - own.square().sum(1)) / (width - len(dims))  # what the other channels must have held
     hidden = rest.sqrt()[:, None].repeat(1, width)
     hidden[:, dims] = own
-    sinks = Sinkless(TextAttention(), tuple(dims), params["tau"]).sinks(hidden.float())
+    sinks = DemoteSinks(TextAttention(), tuple(dims), params["tau"]).sinks(hidden.float())
     assert sinks.nonzero()[:, 0].tolist() == sorted(tensors["sink_indices"].tolist())

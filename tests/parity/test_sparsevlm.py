@@ -9,11 +9,11 @@ from transformers import DynamicCache, LlamaConfig, LlamaModel
 from support.recorded_cases import GOLDEN, layout_of, load_case
 from support.sparsevlm import RATED
 from vtcframe import Budget, Evidence
-from vtcframe.attention import Call
-from vtcframe.llm_stage import LlmStages
-from vtcframe.methods.sparse import Recycle, SparseVlm
-from vtcframe.queries import Sequences, paid
-from vtcframe.scorers import TextAttention
+from vtcframe.components.scorers import TextAttention
+from vtcframe.hooks.kernel_call import KernelCall
+from vtcframe.hooks.llm import LlmStages
+from vtcframe.hooks.text_readers import PromptTokens, read_text_rows
+from vtcframe.methods.sparsevlm import Recycle, SparseVlm
 
 
 def cases(kind):
@@ -40,11 +40,11 @@ def asked(rows, start, visual, raters, need):
     heads, text, length = rows.shape
     query = torch.zeros(1, heads, length, length)
     query[0, :, start : start + text] = rows.clamp(min=1e-37).log()
-    call = Call(query, torch.eye(length).expand(1, heads, -1, -1), None, 1.0, False, None)
+    call = KernelCall(query, torch.eye(length).expand(1, heads, -1, -1), None, 1.0, False, None)
     at = torch.arange(length)[None]
     candidate, rated = (at >= visual) & (at < start), torch.isin(at, raters)
-    sequences = Sequences(at, torch.zeros(1), candidate, torch.tensor([start]), at * 0 + start, rated)
-    return paid(call, need, sequences)[None, ..., visual:start]
+    sequences = PromptTokens(at, torch.zeros(1), candidate, torch.tensor([start]), at * 0 + start, rated)
+    return read_text_rows(call, need, sequences)[None, ..., visual:start]
 
 
 @cases("topk")

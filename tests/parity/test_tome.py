@@ -6,8 +6,8 @@ import torch
 
 from support.recorded_cases import GOLDEN, each_case, load_case
 from support.recorded_encoders import PART, WHOLE, groups, midway, through, vit, with_class
-from vtcframe.methods.encoder import ToMe
-from vtcframe_backbones.encoders import extract
+from vtcframe.methods.tome import ToMe
+from vtcframe_backbones.encoders.extract import extract
 
 
 @each_case("tome")

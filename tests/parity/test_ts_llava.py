@@ -8,9 +8,9 @@ import torch
 
 from support.recorded_cases import GOLDEN, layout_of, load_case
 from vtcframe import Budget, Evidence
-from vtcframe.methods.pictures import Spaced, TsLlava
+from vtcframe.data.transforms import spaced, tiled
+from vtcframe.methods.ts_llava import Spaced, TsLlava
 from vtcframe.testing import make_evidence
-from vtcframe.transforms import spaced, tiled
 
 # Thumbnail and TS-LLaVA
 

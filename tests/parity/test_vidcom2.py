@@ -5,8 +5,8 @@ import torch
 from support.recorded_cases import each_case, load_case
 from support.recorded_videos import kept_in_video, video
 from vtcframe import Budget, Evidence
-from vtcframe.methods.video import ByUniqueness, VidCom2
-from vtcframe.scorers import Uniqueness
+from vtcframe.components.scorers import Uniqueness
+from vtcframe.methods.vidcom2 import ByUniqueness, VidCom2
 
 
 @each_case("vidcom2")

@@ -4,9 +4,9 @@ import torch
 
 from support.recorded_cases import each_case_with, layout_of, load_case, square, stitched
 from support.recorded_merging import close
-from vtcframe import Budget, ClassToken, Evidence, Features, Keys, Rows
-from vtcframe.core import Pruned
-from vtcframe.methods.merging import VisionZip
+from vtcframe import AttentionKeys, AttentionRows, Budget, ClassToken, Evidence, HiddenStates
+from vtcframe.core.pruned import Pruned
+from vtcframe.methods.visionzip import VisionZip
 
 
 @each_case_with("visionzip", "in.key_metric")
@@ -14,10 +14,10 @@ def test_visionzip(path):
     tensors, params = load_case(path)
     x, keys, total = tensors["in.hidden"], tensors["in.key_metric"], params["out_len"]
     found = {
-        Rows("cls", (-1,)): tensors["in.cls_attn"][None, ..., 1:],
-        Features(): x[:, 1:],
+        AttentionRows("cls", (-1,)): tensors["in.cls_attn"][None, ..., 1:],
+        HiddenStates(): x[:, 1:],
         ClassToken(): x[:, 0],
-        Keys((-1,)): keys[None, :, None, 1:],
+        AttentionKeys((-1,)): keys[None, :, None, 1:],
     }
     where = layout_of([square(params["patches"])] * params["batch"])
     method = VisionZip(params["contextual"] / total)

@@ -6,8 +6,7 @@ from support.places import kept
 from support.recorded_cases import each_case, layout_of, load_case, square
 from support.staged_methods import kept_places
 from vtcframe import Budget, Evidence
-from vtcframe.methods.diversity import VScanEncoder
-from vtcframe.methods.staged import VScan
+from vtcframe.methods.vscan import VScan, VScanEncoder
 
 # the authors' numbers
 

@@ -3,16 +3,16 @@
 import torch
 
 from support.recorded_cases import each_case_with, load_case
-from vtcframe import probed
-from vtcframe.attention import Call
+from vtcframe.hooks import probed
+from vtcframe.hooks.kernel_call import KernelCall
 
 
 @each_case_with("zipcache", "saliency")
 def test_salience_of_zipcache_with_its_own_probes_and_divisor(path):
     tensors, params = load_case(path)
     query, key, length = tensors["q"], tensors["k"], params["S"]
-    call = Call(query[None], key[None], None, query.shape[-1] ** -0.5, True, None)
-    total, seen = probed.attended(call, tensors["probe_ids"])
+    call = KernelCall(query[None], key[None], None, query.shape[-1] ** -0.5, True, None)
+    total, seen = probed.sum_attention(call, tensors["probe_ids"])
     later = length - torch.arange(length)  # all queries that see a token, probes or not
     salience = (total[0] / later).unflatten(0, (-1, params["groups"])).sum(1)
     torch.testing.assert_close(salience, tensors["saliency"], atol=2e-6, rtol=2e-5)

@@ -1,5 +1,5 @@
 """Prompts of ragged lengths for AIM's walk along attention."""
 
-from vtcframe.needs import Flow
+from vtcframe.core.needs import AttentionPageRank
 
-FLOW = Flow((-1,))
+FLOW = AttentionPageRank((-1,))

@@ -1,10 +1,10 @@
 """Rows and values of benchmarks."""
 
-from vtcframe.metrics import Row
+from vtcframe.data.results import Prediction
 
 
 def row(prediction, answer=None, kind=None, name="1", **meta):
-    return Row(name, kind, "?", answer, "unpruned", prediction=prediction, meta=meta)
+    return Prediction(name, kind, "?", answer, "unpruned", prediction=prediction, meta=meta)
 
 
 def values(scores):

@@ -1,21 +1,17 @@
 """A third-party distribution whose components break their contract, each in one way."""
 
 from support.models import backbone
-from vtcframe import (
-    Budget,
-    Stage,
-    compress,
-)
+from vtcframe import Budget, Stage, compress
 from vtcframe.testing import make_inputs
-from vtcframe.testing.backbones import SAMPLES
+from vtcframe.testing.tiny_models.llava_families import SAMPLES
 
 HEAD = """
 from dataclasses import dataclass, replace
 import torch
 from vtcframe import *
-from vtcframe.benchmark import Benchmark
-from vtcframe.pipeline import Allocator, Ensembler, gather
-from vtcframe.transforms import Transform
+from vtcframe.data.benchmarks.base import Benchmark
+from vtcframe.core.pipeline import Allocator, Ensembler, gather
+from vtcframe.data.transforms import Transform
 """
 
 
@@ -164,7 +160,7 @@ class NoFile(Benchmark):
 @dataclass(frozen=True)
 class NoScore(Benchmark):
     def read(self, path, images):
-        from vtcframe.formats import read_samples
+        from vtcframe.data.formats import read_samples
         return read_samples(path, path)
     def score(self, rows):
         return 1 / 0
@@ -189,8 +185,8 @@ class NoPipeline(Method):
 NEEDS = {
     "NeedsOne": "has a Rows for its `needs`: return a tuple",
     "NeedsMethod": "has a method for its `needs`: write @property above it",
-    "NeedsWords": "has 'cls' among its `needs`: use the kinds of vtcframe.needs",
-    "NeedsClass": "has <class 'vtcframe.needs.Rows'> among its `needs`",
+    "NeedsWords": "has 'cls' among its `needs`: use the kinds of vtcframe.core.needs",
+    "NeedsClass": "has <class 'vtcframe.core.needs.AttentionRows'> among its `needs`",
     "NeedsRaise": "raised ZeroDivisionError: division by zero (broken_parts, line ",
 }
 
@@ -201,7 +197,7 @@ TARGETS = {
     "Missing": ("broken_parts", "cannot be imported: AttributeError: module 'broken_parts' has no attribute"),
     "Abstract": ("broken_parts", "scorer Abstract of broken 1.2 is abstract: it must define __call__"),
     "Plain": ("broken_parts", "scorer Plain of broken 1.2 is no frozen dataclass: write @dataclass(frozen=True)"),
-    "Numbers": ("broken_parts", "broken_parts:Numbers of broken 1.2 is no scorer: extend vtcframe.pipeline.Scorer"),
+    "Numbers": ("broken_parts", "broken_parts:Numbers of broken 1.2 is no scorer: extend vtcframe.core.verbs.Scorer"),
 }
 
 

@@ -5,20 +5,15 @@ import math
 import torch
 
 from support.models import backbone
-from vtcframe import (
-    Budget,
-    Even,
-    Mean,
-    Pipeline,
-    Stage,
-    TopK,
-    adapter_for,
-)
-from vtcframe.encoder_stage import Midway
-from vtcframe.methods.encoder import DiffRate, EVit, Mctf, ToMe
-from vtcframe.scorers import Random
+from vtcframe import Budget, Even, Mean, Pipeline, Stage, TopK, adapter_for
+from vtcframe.components.scorers import Random
+from vtcframe.core.token_merging import EncoderEvidence
+from vtcframe.methods.diffrate import DiffRate
+from vtcframe.methods.evit import EVit
+from vtcframe.methods.mctf import Mctf
+from vtcframe.methods.tome import ToMe
 from vtcframe.testing import make_evidence, make_inputs
-from vtcframe.testing.backbones import SAMPLES
+from vtcframe.testing.tiny_models.llava_families import SAMPLES
 
 GREEDY = {"do_sample": False, "max_new_tokens": 5}
 
@@ -40,7 +35,7 @@ def at(*sites, pruner=RANDOM, tokens=6):
 
 
 def within(adapter, inputs, stages, needs=(), ids=()):
-    return adapter.within(inputs, adapter.arrange(inputs, ids), needs, tuple(stages))
+    return adapter.encode_with_stages(inputs, adapter.arrange(inputs, ids), needs, tuple(stages))
 
 
 # The mechanism, on transformers' towers
@@ -81,7 +76,7 @@ def drawn(needs, seed, levels=0, classes=0):
 
     found = {need: draw(evidence[need], need.axes) for need in needs}
     size = torch.randint(1, 4, valid.shape, generator=generator).float().masked_fill(~valid, 1)
-    return Midway(draw(evidence.tokens, "VNC"), evidence.layout, found, size=size, classes=classes)
+    return EncoderEvidence(draw(evidence.tokens, "VNC"), evidence.layout, found, size=size, classes=classes)
 
 
 def cos(a, b):

@@ -39,7 +39,7 @@ def heard(event, arguments):
         print("HEARD", event, arguments[1] if event == "socket.connect" else arguments[:2], file=sys.stderr, flush=True)
 
 sys.addaudithook(heard)
-from vtcframe.explore import main
+from vtcframe.explore.command import main
 
 sys.exit(main(sys.argv[1:]))
 """

@@ -6,9 +6,9 @@ from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
 from timm.models.eva import Eva
 from torch import nn
 
-from vtcframe.attention import Row
+from vtcframe.hooks.readers import QueryRow
 
-ROW = Row()
+ROW = QueryRow()
 
 
 SMALL = {"pretrained": False, "img_size": 64, "num_classes": 0}

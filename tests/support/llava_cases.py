@@ -1,14 +1,11 @@
 """Evidence of the LLaVA adapters."""
 
 from support.models import backbone
-from vtcframe import (
-    Rows,
-    adapter_for,
-)
+from vtcframe import AttentionRows, adapter_for
 from vtcframe.testing import make_inputs
-from vtcframe.testing.backbones import SAMPLES
+from vtcframe.testing.tiny_models.llava_families import SAMPLES
 
-CLS = Rows("cls", (-3, -2, -1))
+CLS = AttentionRows("cls", (-3, -2, -1))
 
 
 def observed(family, samples="ragged several", needs=(), **options):

@@ -4,16 +4,16 @@ import torch
 
 from support.models import backbone
 from vtcframe import Budget, Pipeline
-from vtcframe.adapter import adapter_for
-from vtcframe.allocators import Even
-from vtcframe.ensemblers import Mean, RankFusion
-from vtcframe.pipeline import Pruner, Stage, planned
-from vtcframe.remains import everything
-from vtcframe.scorers import ClsAttention, Random, TextAttention
-from vtcframe.selectors import TopK
-from vtcframe.testing.adapters import inputs_for, left_padded
-from vtcframe.testing.llm import passage_of
-from vtcframe.testing.samples import SAMPLES
+from vtcframe.adapters.base import adapter_for
+from vtcframe.components.allocators import Even
+from vtcframe.components.ensemblers import Mean, RankFusion
+from vtcframe.components.scorers import ClsAttention, Random, TextAttention
+from vtcframe.components.selectors import TopK
+from vtcframe.core.stages import Pruner, Stage, planned
+from vtcframe.ops.compose import keep_all
+from vtcframe.testing.laws.adapters import inputs_for, left_padded
+from vtcframe.testing.laws.llm import prepare
+from vtcframe.testing.tiny_models.samples import SAMPLES
 
 GREEDY = {"do_sample": False, "max_new_tokens": 4}
 
@@ -32,7 +32,7 @@ BEFORE = Stage("projector", ranked(TextAttention(1)), Budget(tokens=4))
 LAYOUTS = {
     "FastV": [at(2, TextAttention(-1))],
     "ahead, then behind": [at(2, TextAttention(2), tokens=4), at(3, TextAttention(-1, "text"))],
-    "probe, then inside": [BEFORE, at(3, TextAttention(-1, "after", over="max"))],
+    "probe, then inside": [BEFORE, at(3, TextAttention(-1, "after", reduce="max"))],
     "two signals": [at(2, ClsAttention(1, "proxy"), TextAttention(-1, "rated"))],
     "compact": [at(2, TextAttention(-1), tokens=3), at(3, TextAttention(-1), positions="compact")],
     "compact first": [at(2, TextAttention(-1), tokens=3, positions="compact"), at(3, TextAttention(-1))],
@@ -55,7 +55,7 @@ class Keeper(Pruner):
 
     def __call__(self, evidence, budget=None):
         self.seen = evidence
-        return everything(evidence)
+        return keep_all(evidence)
 
 
 def shown(family, needs, layer=2, samples="ragged several", attention="sdpa"):
@@ -63,9 +63,9 @@ def shown(family, needs, layer=2, samples="ragged several", attention="sdpa"):
     model, processor = backbone(family, attention)
     inputs, keeper = inputs_for(model, processor, SAMPLES[samples]), Keeper(*needs)
     adapter = adapter_for(model)
-    passage = passage_of(adapter, inputs, planned([Stage(f"llm:{layer}", keeper)]))
+    passage = prepare(adapter, inputs, planned([Stage(f"llm:{layer}", keeper)]))
     with passage:
-        model.generate(**passage.given, max_new_tokens=1)
+        model.generate(**passage.generate_kwargs, max_new_tokens=1)
     eager, _ = backbone(family, "eager")
     states, hook = {}, []
     for i, block in enumerate(adapter_for(eager).llm_layers()):

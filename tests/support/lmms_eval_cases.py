@@ -7,7 +7,7 @@ from lmms_eval.api.instance import Instance
 from lmms_eval.models import get_model
 from PIL import Image
 
-from vtcframe.config import bundled
+from vtcframe.assets import bundled
 
 QUESTIONS = Path(bundled("vtcframe:questions"))
 

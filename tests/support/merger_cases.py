@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import torch
 
-from vtcframe.selectors import highest
+from vtcframe.ops.gather import highest
 from vtcframe.testing import make_evidence
 
 RAGGED = {1: [(3, 4), (2, 2)], 2: [(5, 5)], 3: [(1, 1)]}

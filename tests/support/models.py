@@ -1,8 +1,8 @@
 """Tiny models that all tests share."""
 
 from vtcframe.registry import entries
-from vtcframe.testing.backbones import SAMPLES, make_inputs, tiny_llava, tiny_llava_next
-from vtcframe.testing.families import BACKBONES
+from vtcframe.testing.tiny_models.llava_families import SAMPLES, make_inputs, tiny_llava, tiny_llava_next
+from vtcframe.testing.tiny_models.other_families import BACKBONES
 
 BUILDERS = {"llava": tiny_llava, "llava_next": tiny_llava_next}  # whose every detail test_llava knows
 FAMILIES = {getattr(entry.load(), "family", None) for entry in entries() if entry.kind == "adapter"}

@@ -1,8 +1,8 @@
 """Scenes and readings of MustDrop."""
 
-from vtcframe.needs import Rows
+from vtcframe.core.needs import AttentionRows
 
-CLS = Rows("cls", (-1,), of="tower")
+CLS = AttentionRows("cls", (-1,), blocks="tower")
 
 
-MEAN, MOST = (Rows("text", (-1,), tower="llm", heads="mean", over=over) for over in ("mean", "max"))
+MEAN, MOST = (AttentionRows("text", (-1,), tower="llm", heads="mean", reduce=over) for over in ("mean", "max"))

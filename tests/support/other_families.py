@@ -5,8 +5,8 @@ import functools
 import torch
 from transformers import SmolVLMConfig, SmolVLMForConditionalGeneration
 
-from vtcframe.testing.backbones import randomised
-from vtcframe.testing.families import BACKBONES, samples_of
+from vtcframe.testing.tiny_models.llava_families import randomised
+from vtcframe.testing.tiny_models.other_families import BACKBONES, samples_of
 
 FAMILIES = ["mistral3", "llava_next_video", "idefics3", "smolvlm", "gemma3", "glm4v"]
 

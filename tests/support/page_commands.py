@@ -24,8 +24,9 @@ from torch.distributed.run import get_args_parser as torchrun
 
 import vtcframe_lightning
 from support.page_folder import ROOT, Page
-from vtcframe import cli, predict_command
-from vtcframe.config import resolve
+from vtcframe import cli
+from vtcframe.config.short_names import resolve
+from vtcframe.runs import command as predict_command
 
 assert predict_command  # imported here, because Lightning keeps the standard error that it finds then
 NOT_RUN = {  # how a command begins -> why it is not run; what it asks of vtcframe is checked all the same

@@ -22,7 +22,7 @@ from sybil.region import Lexeme
 from support.page_commands import WrongError, check, inside, not_run, run
 from support.page_folder import ROOT, Page
 from vtcframe import cli
-from vtcframe.sweep_file import Sweep, pruner_of
+from vtcframe.sweep.config import Sweep, pruner_of
 
 LEXERS = LexerCollection(
     [

@@ -20,8 +20,8 @@ from huggingface_hub import constants
 from PIL import Image
 
 from vtcframe import registry
-from vtcframe.config import bundled
-from vtcframe.testing.families import BACKBONES
+from vtcframe.assets import bundled
+from vtcframe.testing.tiny_models.other_families import BACKBONES
 
 ROOT = Path(__file__).resolve().parents[2]
 NOT_OF_A_CHECKOUT = "runs", "site"

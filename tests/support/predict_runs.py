@@ -5,16 +5,12 @@ import io
 import json
 from pathlib import Path
 
-from vtcframe import (
-    RandomPruner,
-    UniformPruner,
-)
+from vtcframe import RandomPruner, UniformPruner, VtcCls
+from vtcframe.assets import bundled
 from vtcframe.cli import main
-from vtcframe.config import bundled
-from vtcframe.data import Sample
-from vtcframe.methods import VtcCls
-from vtcframe.metrics import Row
-from vtcframe.testing.backbones import draw
+from vtcframe.data.results import Prediction
+from vtcframe.data.sample import Sample
+from vtcframe.testing.tiny_models.llava_families import draw
 
 QUICKSTART = str(Path(__file__).parents[2] / "configs" / "quickstart.yaml")
 
@@ -34,7 +30,7 @@ def predict(*arguments):
 
 
 def read(folder):
-    return [Row(**json.loads(line)) for line in (folder / "predictions.jsonl").read_text().splitlines()]
+    return [Prediction(**json.loads(line)) for line in (folder / "predictions.jsonl").read_text().splitlines()]
 
 
 def taken(folder, count):

@@ -2,8 +2,8 @@
 
 import torch
 
-from vtcframe.costs import Answer, Run, Series
-from vtcframe.shapes import Shape
+from vtcframe.profiling.sizes import Shape
+from vtcframe.profiling.tables import Answer, Run, Series
 
 CPU = torch.device("cpu")
 

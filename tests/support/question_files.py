@@ -7,6 +7,8 @@ import json
 
 from PIL import Image
 
+from vtcframe.data.decode import load_sample
+
 
 def picture(level=0):
     """The bytes of a PNG of this brightness."""
@@ -38,6 +40,6 @@ def table(path, *rows, header=None):
 
 def levels(sample):
     """The brightness of each picture of a sample."""
-    loaded = sample.loaded()
+    loaded = load_sample(sample)
     assert loaded.error is None
     return [one.getpixel((0, 0))[0] for one in loaded.pictures]

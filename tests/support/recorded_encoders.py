@@ -4,8 +4,9 @@ import timm
 import torch
 
 from support.recorded_cases import layout_of
-from vtcframe.encoder_stage import Inside, Midway
-from vtcframe_backbones.encoders import Timm
+from vtcframe.core.token_merging import EncoderEvidence
+from vtcframe.hooks.encoder import EncoderStages
+from vtcframe_backbones.encoders.timm import Timm
 
 WHOLE, PART = {"atol": 1e-4, "rtol": 1e-4}, {"atol": 2e-5, "rtol": 2e-5}
 
@@ -34,7 +35,7 @@ def vit(tensors, heads, **options):
 def through(model, method, x, classes=1):
     """Hidden states behind each block, [CLS] in front; what each stage left, by its block; the sizes."""
     blocks = [Timm(model, rest=None).vit.halves(block) for block in model.blocks]
-    inside = Inside(blocks, classes, layout_of([(1, x.shape[1] - classes)] * len(x)), method.stages(None))
+    inside = EncoderStages(blocks, classes, layout_of([(1, x.shape[1] - classes)] * len(x)), method.stages(None))
     behind, left, prune = [], {}, inside._prune
     inside._prune = lambda k, hidden: left.setdefault(k, prune(k, hidden))
     with inside:
@@ -58,7 +59,7 @@ def midway(x, found, classes, size=None):
     """Evidence of a block from tokens, [CLS] among them."""
     patches = x[:, classes:]
     own = None if size is None else size[:, classes:, 0]
-    return Midway(patches, layout_of([(1, patches.shape[1])] * len(x)), found, size=own, classes=classes)
+    return EncoderEvidence(patches, layout_of([(1, patches.shape[1])] * len(x)), found, size=own, classes=classes)
 
 
 def with_class(tokens, x, classes):

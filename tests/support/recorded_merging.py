@@ -3,9 +3,9 @@
 import torch
 
 from support.recorded_cases import layout_of, square
-from vtcframe import Evidence, Features
-from vtcframe.mergers import Absorb
-from vtcframe.scorers import ClsAttention
+from vtcframe import Evidence, HiddenStates
+from vtcframe.components.mergers import Absorb
+from vtcframe.components.scorers import ClsAttention
 
 
 def close(got, want, tolerance=2e-5):
@@ -16,8 +16,8 @@ def unsplit(tensors, patches):
     """What the recorded PruMerge saw: one head of full width."""
     x, keys = tensors["in.hidden"], tensors["in.k"]
     rows = (tensors["in.q_cls"] @ keys.T * keys.shape[1] ** -0.5).softmax(-1)
-    (need,) = ClsAttention(1, of="tower", heads="joined").needs
-    found = {need: rows[None, None, :, 1:], Features(): x[None, 1:], Absorb().needs[1]: keys[None, None, None, 1:]}
+    (need,) = ClsAttention(1, blocks="tower", heads="joined").needs
+    found = {need: rows[None, None, :, 1:], HiddenStates(): x[None, 1:], Absorb().needs[1]: keys[None, None, None, 1:]}
     return Evidence(x[None, 1:], layout_of([square(patches)]), found, lambda features: features)
 
 

@@ -5,10 +5,10 @@ from dataclasses import asdict
 
 import pytest
 
-from vtcframe import report
-from vtcframe.metrics import Row
-from vtcframe.report_numbers import entries
-from vtcframe.report_runs import found
+from vtcframe.data.results import Prediction
+from vtcframe.report import command as report
+from vtcframe.report.runs import load_runs
+from vtcframe.report.statistics import entries
 
 pytest.importorskip("scipy", reason="the extra `report` is not installed")
 
@@ -34,7 +34,7 @@ def rows(method, right, budget=None, seconds=0.1, **more):
     """Rows of questions q0, q1, ... answered as the signs of `right` say."""
     tokens = 144 if budget is None else round(144 * budget["ratio"])
     return [
-        Row(
+        Prediction(
             f"q{n}", "shape", "what ?", "yes", method, budget, "yes" if sign == "1" else "no", tokens, 144, 0,
             [tokens, tokens], 1024 * tokens, seconds, 0.0, n // 4, **more,
         )
@@ -54,7 +54,7 @@ def folder(path, *answers, merged="now", attempts=1, **facts):
 
 
 def made(*folders):
-    return {(one.model, one.data, one.method, one.budget): one for one in entries(found(folders).runs)}
+    return {(one.model, one.data, one.method, one.budget): one for one in entries(load_runs(folders).runs)}
 
 
 QUARTER, TIED = {"ratio": 0.25}, "not shown to differ"

@@ -1,5 +1,5 @@
 """Cases and readings of SparseVLM."""
 
-from vtcframe import Rows
+from vtcframe import AttentionRows
 
-RATED = Rows("rated", (-1,), tower="llm", heads="mean")
+RATED = AttentionRows("rated", (-1,), tower="llm", heads="mean")

@@ -7,11 +7,11 @@ import pytest
 import yaml
 
 from support import workers
-from vtcframe import sweep
 from vtcframe.cli import main as command
-from vtcframe.predict import Predictor
-from vtcframe.sweep_file import asked
-from vtcframe.sweep_plan import plan
+from vtcframe.runs.predictor import Predictor
+from vtcframe.sweep import command as sweep
+from vtcframe.sweep.config import asked
+from vtcframe.sweep.plan import plan
 
 pytest.importorskip("scipy", reason="the extra `report` is not installed")
 

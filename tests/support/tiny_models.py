@@ -4,7 +4,7 @@ import functools
 
 import torch
 
-from vtcframe.testing.families import BACKBONES, samples_of
+from vtcframe.testing.tiny_models.other_families import BACKBONES, samples_of
 
 CLOSE = 5e-5  # logits of some units, float32: machines round otherwise
 

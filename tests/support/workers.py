@@ -12,11 +12,12 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from vtcframe import predict_command, shards
-from vtcframe.backbone import Backbone
 from vtcframe.cli import main
-from vtcframe.metrics import Row
-from vtcframe.predict import Predictor
+from vtcframe.data.results import Prediction
+from vtcframe.inference.checkpoint import Backbone
+from vtcframe.runs import command as predict_command
+from vtcframe.runs import shards
+from vtcframe.runs.predictor import Predictor
 
 assert predict_command  # imported before anything is forked
 if "VTCFRAME_WORKERS" in os.environ:
@@ -121,8 +122,10 @@ def work(
     os.dup2(file, 1)
     os.dup2(file, 2)
     os.environ.update(told)
-    shards.PULSE = 0.1
-    shards.LOST = 1200  # as many seconds as the run may take: a busy machine, or its disk, can stand still for some
+    shards.HEARTBEAT_S = 0.1
+    shards.DEAD_BEATS = (
+        1200  # as many seconds as the run may take: a busy machine, or its disk, can stand still for some
+    )
     step = _echo if echo else Predictor.predict_step
     if echo:
         Predictor.setup = lambda self, stage: None  # pyright: ignore[reportAttributeAccessIssue]
@@ -141,9 +144,9 @@ def work(
     os._exit(status)
 
 
-def _echo(predictor, batch, batch_idx) -> list[Row]:
+def _echo(predictor, batch, batch_idx) -> list[Prediction]:
     rank = str(predictor.global_rank)
-    return [Row(one.id, one.type, one.question, one.answer, "unpruned", prediction=rank) for one in batch]
+    return [Prediction(one.id, one.type, one.question, one.answer, "unpruned", prediction=rank) for one in batch]
 
 
 def _slowed(step: Callable, seconds: float, weigh: Path | None) -> Callable:

@@ -2,10 +2,10 @@ import pytest
 from PIL import Image
 
 from vtcframe import Budget, RandomPruner, VtcCls, adapter_for
-from vtcframe.metrics import Row
-from vtcframe.pictures import GAP, cells, file_name, kept_tokens, score_map, sheet
-from vtcframe.predict import _views
-from vtcframe.testing.backbones import draw, make_inputs
+from vtcframe.data.results import Prediction
+from vtcframe.drawing import GAP, cells, file_name, kept_tokens, score_map, sheet
+from vtcframe.runs.predictor import view_records
+from vtcframe.testing.tiny_models.llava_families import draw, make_inputs
 
 WHITE = Image.new("RGB", (80, 80), "white")
 
@@ -16,7 +16,7 @@ def view(kept, scores=None, box=(0, 0, 1, 1), image=0):
 
 
 def row(views=None, method="VtcCls(last=3)", budget=None):
-    return Row("a/b", None, "?", "red", method, budget, "red", 2, 4, 0, views=views)
+    return Prediction("a/b", None, "?", "red", method, budget, "red", 2, 4, 0, views=views)
 
 
 def brightness(picture, x, y):
@@ -66,7 +66,7 @@ def test_tokens_of_tiles_land_where_their_centres_lie_in_the_picture(llava_next,
     pruned = pruner(evidence, Budget(ratio=0.4))
     layout = evidence.layout
     picture = Image.new("RGB", (size[1] * 4, size[0] * 4), "white")
-    drawn = kept_tokens([picture], _views(layout, pruned, 0))
+    drawn = kept_tokens([picture], view_records(layout, pruned, 0))
     assert drawn.width == 2 * picture.width + GAP
     for v in range(len(layout.sample)):
         start = 0 if v == 0 else picture.width + GAP

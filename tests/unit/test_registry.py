@@ -110,7 +110,7 @@ def test_what_was_left_out_is_told_again_when_an_unknown_component_is_asked_for(
 def test_a_component_that_is_none_of_its_kind_says_whose_it_is(strangers):
     entry = named("scorer", "Mine")
     sys.modules["good"].Mine = dict
-    with pytest.raises(TypeError, match=r"good:Mine of good 2.3 is no scorer: extend vtcframe.pipeline.Scorer"):
+    with pytest.raises(TypeError, match=r"good:Mine of good 2.3 is no scorer: extend vtcframe.core.verbs.Scorer"):
         entry.load()
     del sys.modules["good"].Mine
     with pytest.raises(ImportError, match=r"scorer Mine of good 2.3 cannot be imported"):
@@ -150,7 +150,15 @@ def test_a_component_that_could_not_be_used_is_refused_when_it_is_loaded(strange
 @pytest.mark.filterwarnings("ignore:plugin")
 def test_what_a_configuration_names_is_loaded_and_nothing_else(strangers):
     named("scorer", "Mine")
-    load({"model": [{"class_path": "vtcframe.scorers.TokenNorm"}, {"class_path": "some.where.Else"}, "good.Mine"]})
+    load(
+        {
+            "model": [
+                {"class_path": "vtcframe.components.scorers.TokenNorm"},
+                {"class_path": "some.where.Else"},
+                "good.Mine",
+            ]
+        }
+    )
     with pytest.raises(ImportError, match=r"scorer Mine of good 2.3 cannot be imported: AttributeError"):
         load({"model": {"pruners": [{"class_path": "x.Y", "init_args": {"scorers": [{"class_path": "good.Mine"}]}}]}})
 

@@ -26,12 +26,12 @@ def test_wheels_install_into_a_fresh_environment_and_work(installed):
         "assert 'environment' in vtcframe.__file__\n"
         "assert {e.name for e in r.entries()} >= {'VtcCls', 'Llava', 'LlavaNext'}\n"
         "from vtcframe.testing import make_inputs, tiny_llava\n"
-        "from vtcframe.testing.backbones import SAMPLES\n"
+        "from vtcframe.testing.tiny_models.llava_families import SAMPLES\n"
         "model, processor = tiny_llava()\n"
         "inputs = make_inputs(processor, SAMPLES['one'])\n"
-        "compressed = vtcframe.compress(model, vtcframe.VtcCls(2), tokens=3)\n"
+        "compressed = vtcframe.inference.compressed(model, vtcframe.VtcCls(2), tokens=3)\n"
         "compressed.generate(**inputs, max_new_tokens=2, do_sample=False)\n"
-        "print(compressed.last.after.tolist())\n"
+        "print(compressed.last.tokens_after.tolist())\n"
     )
     out = installed.run("-W", "error::UserWarning", "-c", code).stdout
     assert out.splitlines()[-1] == "[3]"

@@ -47,6 +47,31 @@ class EncodedBatch:
     pruned: Pruned | None  # the same expressed in the arrangement's layout; None where no stage acts in the encoder
 
 
+def encode_batch(
+    adapter: Adapter, plan: Plan, inputs: Inputs, arrangement: Arrangement, needs: Sequence[Need]
+) -> EncodedBatch:
+    """Encode the pictures of a batch with a plan's stages inside the encoder; gather `needs` of the tokens left."""
+    if plan.encoder:
+        return EncodedBatch(*adapter.encode_with_stages(inputs, arrangement, needs, plan.encoder))
+    return EncodedBatch(adapter.encode(inputs, arrangement, needs), None)
+
+
+def prune_batch(plan: Plan, encoded: EncodedBatch) -> tuple[Pruned, Evidence]:
+    """Prune a batch before the language model.
+
+    Return what the language model is to read, in the layout of the arrangement, and the evidence of that which stages
+    inside the language model can still use.
+    """
+    evidence = encoded.evidence
+    if plan.projector is None:
+        return encoded.pruned or keep_all(evidence), evidence
+    pruned = plan.projector.act(evidence)
+    if not plan.llm:
+        evidence = replace(evidence, found={}, deepstack=None)  # nothing reads it any more
+    remaining = evidence.after(pruned)
+    return pruned if encoded.pruned is None else compose_prunings(encoded.pruned, pruned), remaining
+
+
 class PrunedGeneration:
     """A pruned batch in front of the language model.
 
@@ -142,23 +167,13 @@ class Session:
         the encoder can share an encoding that gathers the needs of all of them.
         """
         plan = self._plan()
-        needs = plan.needs if needs is None else tuple(needs)
-        if plan.encoder:
-            return EncodedBatch(*self.adapter.encode_with_stages(inputs, arrangement, needs, plan.encoder))
-        return EncodedBatch(self.adapter.encode(inputs, arrangement, needs), None)
+        return encode_batch(self.adapter, plan, inputs, arrangement, plan.needs if needs is None else tuple(needs))
 
     @torch.no_grad()
     def prepare(self, inputs: Inputs, encoded: EncodedBatch, meter: Meter | None = None) -> PrunedGeneration:
         """Prune before the language model and splice what is left into the prompts."""
-        plan, evidence = self._plan(), encoded.evidence
-        if plan.projector is None:
-            pruned, remaining = encoded.pruned or keep_all(evidence), evidence
-        else:
-            pruned = plan.projector.act(evidence)
-            if not plan.llm:
-                evidence = replace(evidence, found={}, deepstack=None)  # nothing reads it any more
-            remaining = evidence.after(pruned)
-            pruned = pruned if encoded.pruned is None else compose_prunings(encoded.pruned, pruned)
+        plan = self._plan()
+        pruned, remaining = prune_batch(plan, encoded)
         if meter is not None:
             meter.lap("prune")
         prepared = PrunedGeneration(self.adapter, inputs, plan, encoded.evidence, pruned, remaining)

@@ -24,6 +24,6 @@ def vtcframe_components() -> dict[str, list[str]]:
             "vtcframe_backbones.mistral3:Mistral3",
             "vtcframe_backbones.mistral3:PixtralLlava",
             "vtcframe_backbones.encoders.timm:Timm",
-            "vtcframe_backbones.encoders.open_clip:AuxiliaryOpenClip",
+            "vtcframe_backbones.encoders.open_clip:OpenClip",
         ]
     }

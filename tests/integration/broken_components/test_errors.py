@@ -6,21 +6,10 @@ import pytest
 import torch
 
 from support.broken_components import BROKEN, CALLS, NEEDS, TARGETS, generated
-from vtcframe import (
-    Budget,
-    Even,
-    Mean,
-    Merger,
-    Pipeline,
-    Pruner,
-    Random,
-    Stage,
-    TopK,
-    VtcCls,
-    adapter,
-)
-from vtcframe.faults import ComponentError
-from vtcframe.pipeline import plan_for, planned
+from vtcframe import Budget, Even, Mean, Merger, Pipeline, Pruner, Random, Stage, TopK, VtcCls
+from vtcframe.adapters import base as adapter
+from vtcframe.core.stages import plan_for, planned
+from vtcframe.errors import ComponentError
 from vtcframe.registry import Entry, entries, named
 from vtcframe.testing import make_evidence
 from vtcframe_backbones.llava import Llava

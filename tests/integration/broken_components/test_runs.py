@@ -11,15 +11,13 @@ import torch
 import yaml
 
 from support.broken_components import NEEDS, TARGETS, generated
-from vtcframe import (
-    Budget,
-    Pruner,
-    RandomPruner,
-)
+from vtcframe import Budget, Pruner, RandomPruner
+from vtcframe.assets import bundled
 from vtcframe.cli import main
-from vtcframe.config import bundled
-from vtcframe.faults import ComponentError
-from vtcframe.metrics import Row, table
+from vtcframe.data.decode import load_sample
+from vtcframe.data.results import Prediction
+from vtcframe.errors import ComponentError
+from vtcframe.runs.table import table
 
 # From the command line
 
@@ -46,7 +44,7 @@ def predict(folder, *pruners, stage=None, limit=4, more=None):
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         status = main(["predict", "--config", str(folder / "asked.yaml")])
     path = Path(folder) / "predictions.jsonl"
-    rows = [Row(**json.loads(line)) for line in path.read_text().splitlines()] if path.exists() else []
+    rows = [Prediction(**json.loads(line)) for line in path.read_text().splitlines()] if path.exists() else []
     return status, rows, out.getvalue(), err.getvalue()
 
 
@@ -93,7 +91,7 @@ def test_one_that_fails_in_stages_gets_rows_that_say_why(broken, tmp_path):
 
 
 def test_a_run_that_fails_on_all_samples_of_a_batch_is_not_tried_on_each_of_the_next(broken, tmp_path, monkeypatch):
-    from vtcframe.scorers import Random
+    from vtcframe.components.scorers import Random
 
     calls = []
 
@@ -110,7 +108,7 @@ def test_a_run_that_fails_on_all_samples_of_a_batch_is_not_tried_on_each_of_the_
 
 
 def test_what_fails_for_one_sample_of_a_batch_fails_for_that_one_only(broken, tmp_path, monkeypatch):
-    from vtcframe.scorers import Random
+    from vtcframe.components.scorers import Random
 
     calls, whole = [], Random.__call__
 
@@ -129,9 +127,9 @@ def test_what_fails_for_one_sample_of_a_batch_fails_for_that_one_only(broken, tm
 
 
 def test_answers_of_places_that_are_none_fail_their_run_only(tmp_path):
-    from vtcframe.backbone import Backbone
-    from vtcframe.data import read_samples
-    from vtcframe.predict import Comparison, Predictor
+    from vtcframe.data.formats import read_samples
+    from vtcframe.inference.checkpoint import Backbone
+    from vtcframe.runs.predictor import Comparison, Predictor
 
     @dataclass(frozen=True)
     class Far(Pruner):
@@ -143,7 +141,7 @@ def test_answers_of_places_that_are_none_fail_their_run_only(tmp_path):
     predictor = Predictor(Backbone("vtcframe:tiny", dtype="float32"), compare=comparison)
     predictor.setup("predict")
     folder = Path(bundled("vtcframe:questions"))
-    sample = read_samples(folder / "questions.jsonl", folder)[0].loaded()
+    sample = load_sample(read_samples(folder / "questions.jsonl", folder)[0])
     with torch.no_grad():
         untouched, far, drawn = predictor.predict_step([sample], 0)
     assert untouched.error is drawn.error is None

@@ -14,16 +14,18 @@ from lmms_eval import evaluator
 from lmms_eval.caching.response_cache import ResponseCache
 from lmms_eval.models import get_model
 from lmms_eval.tasks import TaskManager
+from vtcframe.inference.session import Session
+from vtcframe_lmms_eval import model as harness_model
+from vtcframe_lmms_eval.model import VtcFrame
 
 from support.lmms_eval_cases import ASKED, COUNT, QUESTIONS, TINY, VTC, answered, model, scene, user
-from vtcframe import Budget, RandomPruner, VtcCls, harness_model
-from vtcframe.backbone import Backbone
-from vtcframe.config import UsageError
-from vtcframe.data import Sample
-from vtcframe.harness_model import VtcFrame
-from vtcframe.methods import FastV, UniformPruner
-from vtcframe.pipeline import Stage
-from vtcframe.predict import Predictor
+from vtcframe import Budget, FastV, RandomPruner, UniformPruner, VtcCls
+from vtcframe.core.stages import Stage
+from vtcframe.data.decode import load_sample
+from vtcframe.data.sample import Sample
+from vtcframe.errors import UsageError
+from vtcframe.inference.checkpoint import Backbone
+from vtcframe.runs.predictor import Predictor
 
 
 def evaluate(folder, model_args, **options):
@@ -43,7 +45,7 @@ def predicted(stages, name="scenes test {}"):
     predictor.setup("predict")
     predictor.eval()
     samples = [Sample(name.format(n), one["question"], (QUESTIONS / one["image"],)) for n, one in enumerate(ASKED)]
-    rows = [row for sample in samples for row in predictor.predict_step([sample.loaded()], 0)]
+    rows = [row for sample in samples for row in predictor.predict_step([load_sample(sample)], 0)]
     assert [row.error for row in rows] == [None] * COUNT
     return [row.prediction for row in rows], rows
 
@@ -93,8 +95,8 @@ def test_batches_of_one_have_the_answers_of_batches_of_three(folder):
 def test_pruners_are_told_the_question_without_the_chat_around_it_and_an_id_that_is_the_same_in_every_batch(
     monkeypatch,
 ):
-    told, encode = [], harness_model.encode
-    monkeypatch.setattr(harness_model, "encode", lambda *given: told.append(given[2]) or encode(*given))
+    told, encode = [], Session.encode
+    monkeypatch.setattr(Session, "encode", lambda *arguments: told.append(arguments[2]) or encode(*arguments))
     lm = model()
     keys = told.pop().layout.key  # of the first picture
     answered(lm, user(scene(0), "what shape is purple ?"))

@@ -6,12 +6,13 @@ from functools import cache
 import pytest
 import torch
 from lmms_eval.protocol import ChatMessages
+from vtcframe_lmms_eval import model as harness_model
+from vtcframe_lmms_eval.chat import Chat
+from vtcframe_lmms_eval.model import VtcFrame
 
 from support.lmms_eval_cases import ASKED, QUESTIONS, TINY, VTC, answered, model, request, scene, user
-from vtcframe import VtcCls, compress, harness_model
-from vtcframe.backbone import Backbone
-from vtcframe.harness_chat import Chat
-from vtcframe.harness_model import VtcFrame
+from vtcframe import VtcCls, compress
+from vtcframe.inference.checkpoint import Backbone
 
 # conversations
 

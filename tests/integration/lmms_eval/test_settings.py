@@ -5,13 +5,13 @@ import re
 import pytest
 import torch
 from lmms_eval.utils import simple_parse_args_string
+from vtcframe_lmms_eval.settings import Settings
 
 from support.lmms_eval_cases import TINY, VTC, model
 from vtcframe import Budget, VtcCls
-from vtcframe.backbone import Backbone
-from vtcframe.config import UsageError
-from vtcframe.harness_settings import Settings
-from vtcframe.pipeline import Stage
+from vtcframe.core.stages import Stage
+from vtcframe.errors import UsageError
+from vtcframe.inference.checkpoint import Backbone
 
 # what model_args may say
 

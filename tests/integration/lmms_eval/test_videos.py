@@ -4,17 +4,16 @@ import av
 import numpy as np
 import pytest
 from PIL import Image
+from vtcframe_lmms_eval.chat import VideoClip
 
 from support.lmms_eval_cases import answered, model
-from vtcframe import Budget
-from vtcframe.backbone import Backbone
-from vtcframe.data import Sample
-from vtcframe.harness_chat import Film
-from vtcframe.methods import UniformPruner
-from vtcframe.pipeline import Stage
-from vtcframe.predict import Predictor
-from vtcframe.testing.backbones import film
-from vtcframe.testing.families import BACKBONES
+from vtcframe import Budget, UniformPruner
+from vtcframe.core.stages import Stage
+from vtcframe.data.sample import Sample
+from vtcframe.inference.checkpoint import Backbone
+from vtcframe.runs.predictor import Predictor
+from vtcframe.testing.tiny_models.llava_families import film
+from vtcframe.testing.tiny_models.other_families import BACKBONES
 
 # videos
 
@@ -38,12 +37,12 @@ def shades(found):
 
 
 def test_frames_of_a_file_are_evenly_spaced_within_the_seconds_asked_for(clip):
-    assert shades(Film.of(clip, 4)) == [2, 7, 12, 17]
-    assert shades(Film.of(clip, 99)) == list(range(20))
-    within = Film.of(clip, 2, start=1.0, end=1.4)
+    assert shades(VideoClip.of(clip, 4)) == [2, 7, 12, 17]
+    assert shades(VideoClip.of(clip, 99)) == list(range(20))
+    within = VideoClip.of(clip, 2, start=1.0, end=1.4)
     assert shades(within) == within.metadata["frames_indices"] == [11, 13]
     assert (within.metadata["fps"], within.metadata["total_num_frames"]) == (10, 20)
-    assert shades(Film.of(clip, 2, start=99.0)) == [19]
+    assert shades(VideoClip.of(clip, 2, start=99.0)) == [19]
 
 
 def test_frames_in_a_list_or_a_folder_are_shown_as_they_are(tmp_path):
@@ -51,12 +50,12 @@ def test_frames_in_a_list_or_a_folder_are_shown_as_they_are(tmp_path):
     for number, frame in enumerate(frames):
         frame.save(tmp_path / f"{number}.png")
     for source in (frames, [str(tmp_path / f"{number}.png") for number in range(6)], str(tmp_path)):
-        assert shades(Film.of(source, 3)) == [1, 3, 5]
-        assert Film.of(source, 3).metadata == {"fps": 2.0, "total_num_frames": 3, "frames_indices": [0, 1, 2]}
+        assert shades(VideoClip.of(source, 3)) == [1, 3, 5]
+        assert VideoClip.of(source, 3).metadata == {"fps": 2.0, "total_num_frames": 3, "frames_indices": [0, 1, 2]}
     with pytest.raises(ValueError, match="seconds are told of an encoded video"):
-        Film.of(frames, 3, start=1.0)
+        VideoClip.of(frames, 3, start=1.0)
     with pytest.raises(ValueError, match="cannot read the video"):
-        Film.of(str(tmp_path / "gone.gif"), 3)
+        VideoClip.of(str(tmp_path / "gone.gif"), 3)
 
 
 @pytest.mark.parametrize("family", ["qwen2_5_vl", "video_llava", "internvl"])

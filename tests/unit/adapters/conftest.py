@@ -2,7 +2,8 @@ import pytest
 
 from support.auxiliary_encoders import saved_clip, saved_open_clip, saved_timm
 from support.vision_encoders import MODELS, clip, timm_vit
-from vtcframe_backbones.encoders import OpenClip, Timm
+from vtcframe_backbones.encoders.open_clip import OpenClip
+from vtcframe_backbones.encoders.timm import Timm
 
 
 @pytest.fixture(scope="module")

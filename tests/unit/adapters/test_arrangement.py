@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from vtcframe.arrangement import Arrangement, Picture, Prompt, by_column, checksums, owners, sample_keys
+from vtcframe.adapters.arrangement import Arrangement, Picture, checksums, owners, sample_keys
+from vtcframe.adapters.prompt import Prompt, align_columns
 
 IMAGE, VIDEO = 90, 91
 WHOLE = [0.0, 0.0, 1.0, 1.0]
@@ -119,8 +120,8 @@ def test_a_picture_across_two_prompts_is_an_error():
 def test_columns_do_not_count_padding_on_either_side():
     values = torch.tensor([[9, 9, 1, 2], [3, 4, 5, 6]])
     real = torch.tensor([[False, False, True, True], [True] * 4])
-    assert by_column(values, real)[:, :2].tolist() == [[1, 2], [3, 4]]
-    assert by_column(torch.stack([values, values + 10]), real)[1, 0, :2].tolist() == [11, 12]
+    assert align_columns(values, real)[:, :2].tolist() == [[1, 2], [3, 4]]
+    assert align_columns(torch.stack([values, values + 10]), real)[1, 0, :2].tolist() == [11, 12]
 
 
 def test_checksums_tell_pictures_apart_and_do_not_depend_on_their_batch():

@@ -11,11 +11,11 @@ from safetensors.torch import save_file
 from transformers import CLIPVisionConfig
 
 from support.auxiliary_encoders import MEAN, SIDE, STD, VISION, WORDS, contiguous, pictures, shaken
-from vtcframe.witness import witness
+from vtcframe.adapters.auxiliary_encoders import auxiliary_encoder
 
 
 def test_a_tower_without_class_token_names_the_cure(saved):
-    found = witness(saved["without class token"][0])
+    found = auxiliary_encoder(saved["without class token"][0])
     with pytest.raises(ValueError, match=r"no class token.*Rows\('received'\) or Rows\('mean'\)"):
         found.rows(pictures(), (-1,))
 
@@ -38,7 +38,7 @@ def test_a_tower_without_class_token_names_the_cure(saved):
 )
 def test_unknown_names_are_errors_with_the_nearest_name(name, said):
     with pytest.raises(ValueError, match=said):
-        witness(name)
+        auxiliary_encoder(name)
 
 
 def test_weights_of_an_architecture_come_from_a_file(tmp_path, saved, monkeypatch):
@@ -46,7 +46,7 @@ def test_weights_of_an_architecture_come_from_a_file(tmp_path, saved, monkeypatc
     monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "tiny", config)
     _, model = saved["open_clip"]
     save_file(contiguous(model), tmp_path / "weights.safetensors")
-    found = witness(f"open_clip:tiny/{tmp_path}/weights.safetensors")
+    found = auxiliary_encoder(f"open_clip:tiny/{tmp_path}/weights.safetensors")
     assert torch.equal(found.model.visual.proj, model.visual.proj)
 
 
@@ -59,7 +59,7 @@ def test_an_open_clip_with_a_tower_of_timm_has_rows_and_text_but_no_dense_space(
     }
     (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
     save_file(contiguous(model), tmp_path / "open_clip_model.safetensors")
-    found = witness(f"open_clip:local-dir:{tmp_path}")
+    found = auxiliary_encoder(f"open_clip:local-dir:{tmp_path}")
     assert found.text(["a dog"])[0].shape == (1, 24)
     assert found.rows(pictures(), (-1,)).shape[:2] == (1, 3)  # test_vit has a class token, whatever pools it
     with pytest.raises(ValueError, match="single patches are not in it"):
@@ -67,7 +67,7 @@ def test_an_open_clip_with_a_tower_of_timm_has_rows_and_text_but_no_dense_space(
 
 
 def test_wrong_questions_to_a_witness_are_errors(saved, tmp_path):
-    found = witness(saved["timm"][0])
+    found = auxiliary_encoder(saved["timm"][0])
     for layers in ((), (4,), (-5,)):
         with pytest.raises(ValueError, match="among the 4 blocks"):
             found.rows(pictures(), layers)
@@ -80,17 +80,17 @@ def test_wrong_questions_to_a_witness_are_errors(saved, tmp_path):
         with pytest.raises(ValueError, match="name a 'clip:' or 'open_clip:' model"):
             call()
     with pytest.raises(ValueError, match="looks at no pictures"):
-        witness(saved["clip"][0]).rows(pictures(), (-1,))
+        auxiliary_encoder(saved["clip"][0]).rows(pictures(), (-1,))
     CLIPVisionConfig().save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="is a 'clip_vision_model' checkpoint"):
-        witness(f"clip:{tmp_path}")
+        auxiliary_encoder(f"clip:{tmp_path}")
 
 
 @pytest.mark.parametrize("library", ["timm", "open_clip"])
 def test_a_missing_library_says_what_to_install(library, monkeypatch):
     monkeypatch.setitem(sys.modules, library, None)
     with pytest.raises(ImportError, match=r"needs .*: pip install vtcframe\[encoders\]"):
-        witness(f"{library}:whatever")
+        auxiliary_encoder(f"{library}:whatever")
 
 
 @pytest.mark.parametrize(("tag", "quick"), [("openai", True), ("laion2b_s34b_b79k", False)])
@@ -101,7 +101,7 @@ def test_the_activation_is_the_one_that_the_weights_were_trained_with(tag, quick
         asked.update(options, name=name)
         return saved["open_clip"][1]
 
-    monkeypatch.setattr("vtcframe.witness._LOADED", {})
+    monkeypatch.setattr("vtcframe.adapters.auxiliary_encoders._LOADED", {})
     monkeypatch.setattr(open_clip, "create_model", create_model)
-    witness(f"open_clip:ViT-B-32/{tag}")
+    auxiliary_encoder(f"open_clip:ViT-B-32/{tag}")
     assert asked == {"name": "ViT-B-32", "pretrained": tag, "force_quick_gelu": quick, "require_pretrained": True}

@@ -7,8 +7,8 @@ import torch
 from torch.nn import functional as F
 
 from support.auxiliary_encoders import CONTEXT, LONG, MEAN, SIDE, STD, pictures
+from vtcframe.adapters.auxiliary_encoders import AuxiliaryEncoder, auxiliary_encoder, resampled, segments
 from vtcframe.testing import check_restored
-from vtcframe.witness import Witness, resampled, segments, witness
 
 
 def prepared():
@@ -53,7 +53,7 @@ def test_rows_are_the_class_tokens_attention_over_the_whole_picture(saved, which
     with torch.no_grad():
         logits = torch.stack([paid(modules[layer], inputs[layer]) for layer in layers])
         joined = torch.stack([paid(modules[layer], inputs[layer], joined=True) for layer in layers])
-    found = witness(name)
+    found = auxiliary_encoder(name)
     with check_restored(found.model):
         rows = found.rows(pictures(), layers)
     assert rows.shape == (3, 3, 4, 4, 4)
@@ -70,7 +70,7 @@ def test_rows_are_the_class_tokens_attention_over_the_whole_picture(saved, which
 
 
 def test_rows_do_not_run_blocks_that_nobody_asks_about(saved):
-    found = witness(saved["timm"][0])
+    found = auxiliary_encoder(saved["timm"][0])
     seen = []
     hooks = [b.register_forward_pre_hook(lambda *_, i=i: seen.append(i)) for i, b in enumerate(found.model.blocks)]
     found.rows(pictures(), (-3, 0))
@@ -81,8 +81,8 @@ def test_rows_do_not_run_blocks_that_nobody_asks_about(saved):
 
 def test_a_witness_is_loaded_once_frozen_and_in_float32(saved):
     for name, model in saved.values():
-        found = witness(name)
-        assert found is witness(name)
+        found = auxiliary_encoder(name)
+        assert found is auxiliary_encoder(name)
         assert not found.model.training
         weights = dict(found.model.named_parameters())
         assert not any(weight.requires_grad or weight.dtype != torch.float32 for weight in weights.values())
@@ -90,7 +90,7 @@ def test_a_witness_is_loaded_once_frozen_and_in_float32(saved):
 
 
 def test_autocast_around_a_witness_changes_nothing(saved):
-    found, clip = witness(saved["open_clip"][0]), witness(saved["clip"][0])
+    found, clip = auxiliary_encoder(saved["open_clip"][0]), auxiliary_encoder(saved["clip"][0])
     patches = torch.rand(2, 5, 32)
 
     def everything():
@@ -112,10 +112,10 @@ def test_dense_is_the_last_block_but_one_normed_and_projected(saved):
     with torch.no_grad():
         want = F.layer_norm(last[:, 1:], (32,), model.visual.ln_post.weight, model.visual.ln_post.bias)
         want = (want @ model.visual.proj).unflatten(1, (4, 4))
-    got = witness(name).dense(pictures())
+    got = auxiliary_encoder(name).dense(pictures())
     assert got.shape == (3, 4, 4, 24)
     assert (got - want).abs().max() <= 1e-5
-    assert (witness(name).embed(last[:, 1:]).unflatten(1, (4, 4)) - want).abs().max() <= 1e-5
+    assert (auxiliary_encoder(name).embed(last[:, 1:]).unflatten(1, (4, 4)) - want).abs().max() <= 1e-5
 
 
 def test_a_transformers_clip_embeds_the_backbones_own_patches(saved):
@@ -124,15 +124,15 @@ def test_a_transformers_clip_embeds_the_backbones_own_patches(saved):
     with torch.no_grad():
         norm = model.vision_model.post_layernorm
         want = F.layer_norm(patches, (32,), norm.weight, norm.bias, norm.eps) @ model.visual_projection.weight.T
-    assert (witness(name).embed(patches) - want).abs().max() <= 1e-6
+    assert (auxiliary_encoder(name).embed(patches) - want).abs().max() <= 1e-6
     with pytest.raises(ValueError, match="32 wide, the patches are 31 wide"):
-        witness(name).embed(patches[..., :31])
+        auxiliary_encoder(name).embed(patches[..., :31])
 
 
 @pytest.mark.parametrize("which", ["open_clip", "clip"])
 def test_a_short_question_is_one_segment_and_the_models_own_embedding(saved, which):
     name, model = saved[which]
-    found = witness(name)
+    found = auxiliary_encoder(name)
     texts = ["what is the dog doing", "a red roof ?", ""]
     got = found.text(texts)
     assert [len(segment) for segment in got] == [1, 1, 1]
@@ -148,7 +148,7 @@ def test_a_short_question_is_one_segment_and_the_models_own_embedding(saved, whi
 
 @pytest.mark.parametrize("which", ["open_clip", "clip"])
 def test_a_long_question_is_cut_between_words_and_none_is_lost(saved, which):
-    found = witness(saved[which][0])
+    found = auxiliary_encoder(saved[which][0])
     (got,) = found.text([LONG])
     words, parts = LONG.split(), []
     while words:  # 12 tokens: begin, end, and ten words of one token each
@@ -175,7 +175,7 @@ def test_segments_hold_as_many_whole_words_as_fit():
 
 def test_similarity_is_the_cosine_mean_over_segments():
     patches, parts = torch.randn(2, 3, 5), torch.randn(4, 5)
-    got = Witness.similarity(patches, parts)
+    got = AuxiliaryEncoder.similarity(patches, parts)
     for i in range(2):
         for j in range(3):
             cosines = [

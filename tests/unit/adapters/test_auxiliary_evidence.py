@@ -10,23 +10,23 @@ from PIL import Image
 from support.auxiliary_encoders import LONG, saved_clip, saved_open_clip, saved_timm
 from support.models import backbone
 from vtcframe import (
+    AttentionRows,
+    AuxiliaryClsAttention,
     Budget,
     Even,
     Mean,
     Pipeline,
     QuestionSimilarity,
-    Rows,
     Similarity,
     TopK,
-    WitnessAttention,
     adapter_for,
     compress,
 )
-from vtcframe.testimony import _portraits
-from vtcframe.testing.adapters import inputs_for
-from vtcframe.testing.families import samples_of
-from vtcframe.testing.samples import SAMPLES
-from vtcframe.witness import witness
+from vtcframe.adapters.auxiliary_encoders import auxiliary_encoder
+from vtcframe.adapters.auxiliary_evidence import _original_images
+from vtcframe.testing.laws.adapters import inputs_for
+from vtcframe.testing.tiny_models.other_families import samples_of
+from vtcframe.testing.tiny_models.samples import SAMPLES
 
 SIDES = {"llava": (56, 56), "llava_next": (112, 112), "llava_onevision": (112, 112), "video_llava": (56, 56)}
 SIDES |= {"internvl": (112, 56), "qwen2_vl": (84, 112), "qwen2_5_vl": (84, 112), "qwen3_vl": (84, 112)}
@@ -60,7 +60,7 @@ def test_a_witness_is_shown_the_picture_itself(family):
     inputs = inputs_for(model, processor, [("<image> ?", pictures[:1]), ("what ?", []), ("<image> ?", pictures[1:])])
     adapter = adapter_for(model, processor)
     arrangement = adapter.arrange(inputs)
-    shown, of = _portraits(Rows("cls", (-1,), tower="timm:any"), adapter, inputs, arrangement)
+    shown, of = _original_images(AttentionRows("cls", (-1,), tower="timm:any"), adapter, inputs, arrangement)
     assert of.tolist() == [0 if p == 0 else 1 for p in arrangement.layout.sample.tolist()]
     for picture, portrait in zip(pictures, shown, strict=True):
         apart = (portrait - small(picture, tuple(portrait.shape[1:]))).abs()
@@ -74,7 +74,7 @@ def test_a_witness_is_shown_each_frame(family):
     inputs = inputs_for(model, processor, [("<video> ?", [frames])])
     adapter = adapter_for(model, processor)
     arrangement = adapter.arrange(inputs)
-    shown, of = _portraits(Rows("cls", (-1,), tower="timm:any"), adapter, inputs, arrangement)
+    shown, of = _original_images(AttentionRows("cls", (-1,), tower="timm:any"), adapter, inputs, arrangement)
     assert of.tolist() == arrangement.layout.frame.tolist() == list(range(len(shown)))
     reds = [round(255 * float(portrait[0].mean())) for portrait in shown]
     assert reds == pytest.approx([30, 150] if family == "qwen2_5_vl" else [0, 60, 120, 180], abs=2)
@@ -91,7 +91,7 @@ def test_a_witness_is_shown_pictures_and_videos_of_one_prompt_in_their_places(fa
     samples = [("<video> and <image> ?", [plain(30, 60, 90, 120), *plain(200)]), ("<image> ?", plain(250))]
     inputs, adapter = inputs_for(model, processor, samples), adapter_for(model, processor)
     arrangement = adapter.arrange(inputs)
-    shown, of = _portraits(Rows("cls", (-1,), tower="timm:any"), adapter, inputs, arrangement)
+    shown, of = _original_images(AttentionRows("cls", (-1,), tower="timm:any"), adapter, inputs, arrangement)
     reds = [round(255 * float(shown[i][0].mean())) for i in dict.fromkeys(of.tolist())]
     assert reds == pytest.approx([45, 105, 200, 250] if family == "qwen3_vl" else [30, 60, 90, 120, 200, 250], abs=2)
 
@@ -101,13 +101,13 @@ def test_attention_of_a_witness_is_read_where_the_tokens_lie(family, named):
     model, processor = backbone(family)
     picture = scene(*SIDES[family])
     inputs = inputs_for(model, processor, [("<image> ?", [picture])])
-    need = Rows("cls", (-2, -1), tower=named["timm"])
+    need = AttentionRows("cls", (-2, -1), tower=named["timm"])
     adapter = adapter_for(model, processor)
     evidence = adapter.observe(inputs, (need,))
     layout = evidence.layout
     assert evidence[need].shape == (2, len(layout.sample), 4, layout.column.shape[1])
-    portrait = _portraits(need, adapter, inputs, adapter.arrange(inputs))[0]
-    maps = witness(named["timm"]).rows(portrait, (-2, -1))[:, 0]  # [L, H, 4, 4]
+    portrait = _original_images(need, adapter, inputs, adapter.arrange(inputs))[0]
+    maps = auxiliary_encoder(named["timm"]).rows(portrait, (-2, -1))[:, 0]  # [L, H, 4, 4]
     for v in range(len(layout.sample)):
         for n in layout.valid[v].nonzero()[:, 0].tolist():
             at = [min(max(float(c) * 4 - 0.5, 0), 3) for c in layout.centre[v, n]]
@@ -122,7 +122,7 @@ def test_attention_of_a_witness_is_read_where_the_tokens_lie(family, named):
 
 def test_pruners_with_witnesses_are_the_same_alone_and_in_a_batch(named):
     pruner = Pipeline(
-        (WitnessAttention(named["timm"], last=2), QuestionSimilarity(named["open_clip"])), Mean(), Even(), TopK()
+        (AuxiliaryClsAttention(named["timm"], last=2), QuestionSimilarity(named["open_clip"])), Mean(), Even(), TopK()
     )
     for family in ("llava_next", "internvl", "qwen3_vl", "video_llava"):
         model, processor = backbone(family)
@@ -143,8 +143,8 @@ def test_the_question_is_compared_with_each_token_sample_by_sample(named):
     need = Similarity(named["open_clip"])
     adapter = adapter_for(model, processor)
     evidence = adapter.observe(inputs, (need,))
-    seen = witness(named["open_clip"])
-    pictures, of = _portraits(need, adapter, inputs, adapter.arrange(inputs))
+    seen = auxiliary_encoder(named["open_clip"])
+    pictures, of = _original_images(need, adapter, inputs, adapter.arrange(inputs))
     dense = seen.dense(pictures)
     questions = ["USER : and which of the two ? ASSISTANT :", "USER : what ? ASSISTANT :"]
     for v, p in enumerate(evidence.layout.sample.tolist()):
@@ -172,7 +172,7 @@ def test_the_backbones_own_clip_compares_the_backbones_own_features(named):
     inputs, need = inputs_for(model, processor, SAMPLES["several"]), Similarity(named["clip"])
     evidence = adapter_for(model, processor).observe(inputs, (need,))
     assert list(evidence.found) == [need]
-    seen = witness(named["clip"])
+    seen = auxiliary_encoder(named["clip"])
     with torch.no_grad():
         hidden = model.base_model.get_image_features(inputs["pixel_values"]).hidden_states[-2][:, 1:]
     said = seen.text(["USER : and which of the two ? ASSISTANT :"])[0]
@@ -188,12 +188,12 @@ def test_the_backbones_own_clip_compares_the_backbones_own_features(named):
 def test_what_needs_the_pictures_or_questions_asks_for_the_processor(named):
     model, processor = backbone("qwen2_5_vl")
     inputs = inputs_for(model, processor, SAMPLES["ragged several"])
-    for scorer in (WitnessAttention(named["timm"]), QuestionSimilarity(named["open_clip"])):
+    for scorer in (AuxiliaryClsAttention(named["timm"]), QuestionSimilarity(named["open_clip"])):
         pruner = Pipeline((scorer,), Mean(), Even(), TopK())
         with pytest.raises(ValueError, match=r"give compress\(..., processor=processor\)"):
             compress(model, pruner, tokens=3).generate(**inputs, max_new_tokens=1)
         compressed = compress(model, pruner, tokens=3, processor=processor)
         compressed.generate(**inputs, max_new_tokens=1)
-        assert compressed.last.after.tolist() == [3, 3, 0]
+        assert compressed.last.tokens_after.tolist() == [3, 3, 0]
     with pytest.raises(ValueError, match="a witness shows Rows"):
-        adapter_for(model, processor).observe(inputs, (Rows("mean", (-1,), tower=named["timm"]),))
+        adapter_for(model, processor).observe(inputs, (AttentionRows("mean", (-1,), tower=named["timm"]),))

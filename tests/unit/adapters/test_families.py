@@ -9,23 +9,23 @@ import torch
 
 from support.models import SERVED, backbone
 from vtcframe import (
+    AttentionKeys,
+    AttentionRows,
     Budget,
     ClassToken,
-    Features,
-    Keys,
+    HiddenStates,
     RandomPruner,
-    Rows,
     VtcCls,
     adapter_for,
     compress,
 )
-from vtcframe.arrangement import Arrangement
-from vtcframe.pipeline import gather
-from vtcframe.testing.adapters import inputs_for
-from vtcframe.testing.alignment import check_aligned
-from vtcframe.testing.families import samples_of
-from vtcframe.testing.flash import emulated_flash
-from vtcframe.testing.samples import SAMPLES
+from vtcframe.adapters.arrangement import Arrangement
+from vtcframe.core.pipeline import gather
+from vtcframe.testing.laws.adapters import inputs_for
+from vtcframe.testing.laws.alignment import check_aligned
+from vtcframe.testing.tiny_models.flash import emulated_flash
+from vtcframe.testing.tiny_models.other_families import samples_of
+from vtcframe.testing.tiny_models.samples import SAMPLES
 
 ALIGNED = {  # size of a picture (height, width), or of the frames of a video
     "llava": [((56, 56), 0), ((80, 160), 0), ((160, 80), 0), ((30, 100), 0)],
@@ -74,7 +74,7 @@ def recorded(family, samples):
     adapter = adapter_for(model)
     files = {
         sys.modules[type(module).__module__]
-        for m in adapter.present(inputs)
+        for m in adapter.modalities_in(inputs)
         for module in adapter.tower(m, inputs).attention
     }
     with pytest.MonkeyPatch.context() as patch:
@@ -124,7 +124,7 @@ def test_proxies_of_qwen_equal_a_twin_from_eager_weights(family, samples, attent
                     rows[at + place] = row
             at += t * h * w
     model, _ = backbone(family)
-    needs = Rows("received", layers), Rows("mean", layers), Rows("proxy", layers)
+    needs = AttentionRows("received", layers), AttentionRows("mean", layers), AttentionRows("proxy", layers)
     with emulated_flash(model) if attention == "flash" else nullcontext():
         evidence = adapter_for(model).observe(inputs, needs)
     valid = evidence.layout.valid
@@ -143,7 +143,7 @@ def test_rows_of_internvl_are_the_mean_over_squares_of_patches(query):
         for x in range(4):
             want[..., y // 2 * 2 + x // 2] += row[..., 1 + y * 4 + x] / 4
     model, _ = backbone("internvl")
-    need = Rows(query, (-2,))
+    need = AttentionRows(query, (-2,))
     torch.testing.assert_close(
         adapter_for(model).observe(inputs, (need,))[need][0].double(), want, atol=1e-6, rtol=1e-5
     )
@@ -159,7 +159,7 @@ def test_rows_of_video_frames_go_the_way_of_their_features(family):
     if family == "llava_onevision":  # 4 x 4 patches become 2 x 2 tokens, each the mean of four
         want = want.unflatten(-1, (2, 2, 2, 2)).mean((-1, -3)).flatten(-2)
     model, _ = backbone(family)
-    need = Rows(query, (-1,))
+    need = AttentionRows(query, (-1,))
     evidence = adapter_for(model).observe(inputs, (need,))
     torch.testing.assert_close(evidence[need][0].double(), want, atol=1e-6, rtol=1e-5)
     assert evidence.layout.frame.tolist() == [0, 1, 2, 3] * 2
@@ -188,7 +188,7 @@ def test_the_class_token_of_a_frame_stays_with_any_token_of_its_frame(place):
 def test_class_tokens_are_those_of_their_views_where_images_and_videos_mix():
     model, processor = backbone("video_llava")
     inputs = inputs_for(model, processor, SAMPLES["image and video"])
-    evidence = adapter_for(model).observe(inputs, (ClassToken(), Features()))
+    evidence = adapter_for(model).observe(inputs, (ClassToken(), HiddenStates()))
     with torch.no_grad():
         films, images = (
             encode(pixels).hidden_states[-2]
@@ -199,7 +199,7 @@ def test_class_tokens_are_those_of_their_views_where_images_and_videos_mix():
         )
     want = torch.cat([films, images])  # the video stands first in the first prompt, the second has a picture only
     assert torch.equal(evidence[ClassToken()], want[:, 0])
-    assert torch.equal(evidence[Features()], want[:, 1:])
+    assert torch.equal(evidence[HiddenStates()], want[:, 1:])
 
 
 def test_the_newline_behind_a_onevision_video_always_stays():
@@ -231,7 +231,7 @@ def test_siglip_pooling_heads_are_read_where_the_checkpoint_has_one():
     inputs, seen = inputs_for(model, processor, SAMPLES["several"]), []
     head = model.base_model.vision_tower.head
     hook = head.attention.register_forward_pre_hook(lambda module, given: seen.append(given))
-    need = Rows("head", (-1,))
+    need = AttentionRows("head", (-1,))
     with torch.no_grad():
         model.base_model.vision_tower(inputs["pixel_values"])
     evidence = adapter_for(model).observe(inputs, (need,))
@@ -300,7 +300,7 @@ def test_beams_over_ragged_counts_are_right_where_the_model_wants_one_tensor():
         options = {"num_beams": 4, "num_return_sequences": 2, "do_sample": False, "max_new_tokens": 5}
         inputs = inputs_for(model, processor, SAMPLES[samples])
         together = compressed.generate(**inputs, **options)[:, inputs["input_ids"].shape[1] :]
-        counts = [n for n in compressed.last.after.tolist() if n]
+        counts = [n for n in compressed.last.tokens_after.tolist() if n]
         assert len(set(counts)) > 1 or family == "llava_onevision"
         for p, sample in enumerate(SAMPLES[samples]):
             if not sample[1]:
@@ -313,11 +313,11 @@ def test_beams_over_ragged_counts_are_right_where_the_model_wants_one_tensor():
 def test_windowed_blocks_are_refused_where_weights_must_compare():
     model, processor = backbone("qwen2_5_vl")
     inputs = inputs_for(model, processor, SAMPLES["one"])
-    with pytest.raises(ValueError, match=r"attends within windows only.*use of='feeding'"):
-        adapter_for(model).observe(inputs, (Rows("received", (0,), of="tower"),))
-    adapter_for(model).observe(inputs, (Keys((0,), of="tower"),))
+    with pytest.raises(ValueError, match=r"attends within windows only.*use blocks='feeding'"):
+        adapter_for(model).observe(inputs, (AttentionRows("received", (0,), blocks="tower"),))
+    adapter_for(model).observe(inputs, (AttentionKeys((0,), blocks="tower"),))
     with pytest.raises(ValueError, match="it has no class token"):
-        adapter_for(model).observe(inputs, (Rows("cls", (-1,)),))
+        adapter_for(model).observe(inputs, (AttentionRows("cls", (-1,)),))
     with pytest.raises(ValueError, match="it has no class token"):
         adapter_for(model).observe(inputs, (ClassToken(),))
 
@@ -328,8 +328,8 @@ def test_features_are_what_the_projector_reads(family):
     for samples in ("several", "video"):
         if samples not in samples_of(family) or family in ("llava_onevision", "llava_next_video"):
             continue  # their packing resamples behind the projector
-        evidence = adapter_for(model).observe(inputs_for(model, processor, SAMPLES[samples]), (Features(),))
+        evidence = adapter_for(model).observe(inputs_for(model, processor, SAMPLES[samples]), (HiddenStates(),))
         with torch.no_grad():
-            projected = evidence.project(evidence[Features()])
+            projected = evidence.project(evidence[HiddenStates()])
         valid = evidence.layout.valid
         torch.testing.assert_close(projected[valid], evidence.tokens[valid], atol=1e-5, rtol=1e-5)

@@ -7,21 +7,14 @@ import pytest
 import torch
 
 from support.models import SERVED, backbone
-from vtcframe import (
-    Evidence,
-    RandomPruner,
-    Rows,
-    VtcCls,
-    adapter_for,
-    compress,
-)
-from vtcframe.backbone import Backbone
-from vtcframe.config import UsageError
+from vtcframe import AttentionRows, Evidence, RandomPruner, VtcCls, adapter_for, compress
+from vtcframe.errors import UsageError
+from vtcframe.inference.checkpoint import Backbone
 from vtcframe.testing import check_restored
-from vtcframe.testing.adapters import inputs_for
-from vtcframe.testing.families import samples_of
-from vtcframe.testing.published import PUBLISHED, on_meta
-from vtcframe.testing.samples import SAMPLES
+from vtcframe.testing.laws.adapters import inputs_for
+from vtcframe.testing.tiny_models.other_families import samples_of
+from vtcframe.testing.tiny_models.published import PUBLISHED, on_meta
+from vtcframe.testing.tiny_models.samples import SAMPLES
 
 
 def ids_of(*runs):
@@ -106,7 +99,7 @@ def test_a_published_configuration_is_known_by_modules_layers_and_token_grid(che
     assert [tuple(v.tolist()) for v in layout.grid.amax(1) + 1] == grids
     assert int(layout.untouched) == sum(rows * columns for rows, columns in grids)
     assert len(adapter.llm_layers()) == layers
-    for modality in adapter.present(inputs):
+    for modality in adapter.modalities_in(inputs):
         tower = adapter.tower(modality, inputs)
         assert (len(tower.attention), len(tower.feeding)) == (blocks, feeding)
         assert all(module.config._attn_implementation for module in tower.attention)
@@ -151,7 +144,7 @@ def test_a_budget_below_one_token_a_view_keeps_one_of_the_sample(family):
     for samples in ("several", "video"):
         if samples in samples_of(family):
             compressed.generate(**inputs_for(model, processor, SAMPLES[samples]), max_new_tokens=1)
-            assert compressed.last.after.tolist() == [1]
+            assert compressed.last.tokens_after.tolist() == [1]
 
 
 def test_a_missing_description_of_the_pictures_is_an_error_naming_it():
@@ -216,7 +209,7 @@ def test_views_are_told_sample_by_sample_in_the_order_of_the_prompt(family, samp
 
 def test_evidence_with_deepstack_and_ragged_views_is_saved_and_loaded(tmp_path):
     model, processor = backbone("qwen3_vl")
-    need = Rows("mean", (-1,))
+    need = AttentionRows("mean", (-1,))
     evidence = adapter_for(model).observe(inputs_for(model, processor, SAMPLES["ragged several"]), (need,))
     evidence.save(tmp_path / "evidence.safetensors")
     loaded = Evidence.load(tmp_path / "evidence.safetensors")

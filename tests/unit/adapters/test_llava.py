@@ -7,18 +7,9 @@ from PIL import Image
 
 from support.llava_cases import CLS, observed
 from support.models import BUILDERS, backbone
-from vtcframe import (
-    Budget,
-    ClassToken,
-    Features,
-    Keys,
-    RandomPruner,
-    Rows,
-    VtcCls,
-    adapter_for,
-)
+from vtcframe import AttentionKeys, AttentionRows, Budget, ClassToken, HiddenStates, RandomPruner, VtcCls, adapter_for
 from vtcframe.testing import make_inputs
-from vtcframe.testing.backbones import PATCH, SAMPLES, SIDE, draw
+from vtcframe.testing.tiny_models.llava_families import PATCH, SAMPLES, SIDE, draw
 
 
 def test_the_layout_tells_whose_each_view_is_and_where_its_tokens_stand(family):
@@ -125,7 +116,14 @@ def test_a_newline_stays_while_any_token_of_its_row_stays():
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_evidence_equals_what_the_eager_tower_shows(family, attention):
-    needs = (CLS, Rows("cls", (0,), logits=True), Rows("cls", (-1,), of="tower"), Keys((1,)), Features(), ClassToken())
+    needs = (
+        CLS,
+        AttentionRows("cls", (0,), pre_softmax=True),
+        AttentionRows("cls", (-1,), blocks="tower"),
+        AttentionKeys((1,)),
+        HiddenStates(),
+        ClassToken(),
+    )
     model, processor = backbone(family, attention)
     eager, _ = backbone(family, "eager")
     inputs = make_inputs(processor, SAMPLES["ragged several"])
@@ -147,9 +145,9 @@ def test_evidence_equals_what_the_eager_tower_shows(family, attention):
     shift = logits - out.attentions[0][:, :, 0, 1:].log()
     assert (shift - shift.mean(-1, keepdim=True)).abs().max() <= 1e-5  # equal up to the softmax's own constant
     torch.testing.assert_close(evidence[needs[3]][0].transpose(1, 2).flatten(2), keys[0][:, 1:])
-    torch.testing.assert_close(evidence[Features()], out.hidden_states[-2][:, 1:])
+    torch.testing.assert_close(evidence[HiddenStates()], out.hidden_states[-2][:, 1:])
     torch.testing.assert_close(evidence[ClassToken()], out.hidden_states[-2][:, 0])
-    projected = evidence.project(evidence[Features()])
+    projected = evidence.project(evidence[HiddenStates()])
     valid = evidence.layout.valid
     torch.testing.assert_close(projected[valid], evidence.tokens[valid])
 
@@ -163,7 +161,7 @@ def test_a_block_nobody_reads_is_not_run_and_the_tower_is_whole_again(family):
     adapter.observe(inputs, (CLS,))
     assert ran == [0, 1, 2]
     ran.clear()
-    adapter.observe(inputs, (Rows("cls", (-1,), of="tower"),))
+    adapter.observe(inputs, (AttentionRows("cls", (-1,), blocks="tower"),))
     assert ran == [0, 1, 2, 3]
     assert list(model.base_model.vision_tower.encoder.layers) == list(blocks)
     for hook in hooks:
@@ -175,9 +173,9 @@ def test_a_block_nobody_reads_is_not_run_and_the_tower_is_whole_again(family):
 
 
 def test_only_what_is_asked_for_is_captured(family):
-    evidence, *_ = observed(family, needs=(Rows("cls", (-1,)),))
-    assert list(evidence.found) == [Rows("cls", (-1,))]
-    assert evidence[Rows("cls", (-1,))].shape[:3] == (1, len(evidence.layout.sample), 4)
+    evidence, *_ = observed(family, needs=(AttentionRows("cls", (-1,)),))
+    assert list(evidence.found) == [AttentionRows("cls", (-1,))]
+    assert evidence[AttentionRows("cls", (-1,))].shape[:3] == (1, len(evidence.layout.sample), 4)
 
 
 def test_one_observation_may_be_pruned_many_times(family):

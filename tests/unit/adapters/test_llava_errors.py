@@ -6,16 +6,9 @@ from transformers import CLIPVisionConfig, SiglipVisionConfig
 
 from support.llava_cases import CLS, observed
 from support.models import BUILDERS, backbone
-from vtcframe import (
-    Budget,
-    RandomPruner,
-    Rows,
-    Similarity,
-    VtcCls,
-    adapter_for,
-)
+from vtcframe import AttentionRows, Budget, RandomPruner, Similarity, VtcCls, adapter_for
 from vtcframe.testing import check_restored, make_inputs
-from vtcframe.testing.backbones import PATCH, SAMPLES, SIDE, draw
+from vtcframe.testing.tiny_models.llava_families import PATCH, SAMPLES, SIDE, draw
 
 
 def test_placeholders_that_do_not_match_the_pictures_are_an_error_not_an_answer(family):
@@ -74,9 +67,9 @@ def test_evidence_of_another_batch_is_refused_by_splice(family):
 @pytest.mark.parametrize(
     ("need", "says"),
     [
-        (Rows("cls", (-4,)), "beyond the 3 \\(feeding\\) of CLIPVisionModel"),
-        (Rows("cls", (4,), of="tower"), "beyond the 4 \\(tower\\)"),
-        (Rows("cls", (1,), tower="llm"), "the language model is asked by 'last'"),
+        (AttentionRows("cls", (-4,)), "beyond the 3 \\(feeding\\) of CLIPVisionModel"),
+        (AttentionRows("cls", (4,), blocks="tower"), "beyond the 4 \\(tower\\)"),
+        (AttentionRows("cls", (1,), tower="llm"), "the language model is asked by 'last'"),
         (Similarity(), "cannot gather Similarity"),
     ],
 )
@@ -144,7 +137,7 @@ def test_an_unknown_model_is_an_error_listing_the_adapters():
 
 
 def test_old_transformers_are_refused_with_a_clear_error():
-    from vtcframe.adapter import _require_transformers
+    from vtcframe.adapters.base import _require_transformers
 
     with pytest.raises(ImportError, match=r"needs transformers >= 5.18 .*, found 5.17.2"):
         _require_transformers("5.17.2")

@@ -11,16 +11,16 @@ from transformers import Glm4vForConditionalGeneration
 from support.covering import pairs
 from support.other_families import FAMILIES, built, calls, members, taken, twin
 from vtcframe import Budget, Pipeline, RandomPruner
-from vtcframe.adapter import adapter_for
-from vtcframe.allocators import Even
-from vtcframe.compress import compress
-from vtcframe.ensemblers import Mean
-from vtcframe.needs import Features, Keys, Rows
-from vtcframe.pipeline import Scorer
-from vtcframe.selectors import TopK
-from vtcframe.testing.adapters import check_adapter, check_removed_is_masked
-from vtcframe.testing.families import BACKBONES
-from vtcframe.testing.samples import SAMPLES, make_inputs
+from vtcframe.adapters.base import adapter_for
+from vtcframe.components.allocators import Even
+from vtcframe.components.ensemblers import Mean
+from vtcframe.components.selectors import TopK
+from vtcframe.core.needs import AttentionKeys, AttentionRows, HiddenStates
+from vtcframe.core.verbs import Scorer
+from vtcframe.inference.compressed import compress
+from vtcframe.testing.laws.adapters import check_adapter, check_removed_is_masked
+from vtcframe.testing.tiny_models.other_families import BACKBONES
+from vtcframe.testing.tiny_models.samples import SAMPLES, make_inputs
 
 GREEDY: dict[str, Any] = {"do_sample": False, "max_new_tokens": 4}
 
@@ -37,7 +37,7 @@ class Asked(Scorer):
 
     @property
     def needs(self):
-        return (Rows(self.query, (-2, -1), heads="mean"),)
+        return (AttentionRows(self.query, (-2, -1), heads="mean"),)
 
     def __call__(self, evidence):
         return evidence[self.needs[0]].mean(2)
@@ -143,7 +143,7 @@ def test_llm_layers_are_those_of_the_language_model(family):
 def test_proxies_are_those_of_a_twin_from_eager_weights(family, samples, query, monkeypatch):
     model, processor = built(family)
     inputs = make_inputs(processor, SAMPLES[samples])
-    need = Rows(query, (0, -1))
+    need = AttentionRows(query, (0, -1))
     found = adapter_for(model).observe(inputs, [need])
     depth, classes = (3, 1) if family == "llava_next_video" else (4, 0)
     every = calls(family, inputs, monkeypatch)
@@ -163,7 +163,7 @@ def test_padded_patches_neither_ask_nor_answer(attention, query, monkeypatch):
     inputs["pixel_attention_mask"] = inputs["pixel_attention_mask"].clone()
     inputs["pixel_attention_mask"][0, 0, :, 14:] = 0  # one column of patches is left, half of two tokens
     inputs["pixel_values"][0, 0, :, :, 14:] = 1e4
-    need = Rows(query, (-1,))
+    need = AttentionRows(query, (-1,))
     found = adapter_for(model).observe(inputs, [need])
     real = [p % 4 == 0 for p in range(16)]
     q, k, weights = calls("idefics3", inputs, monkeypatch)[-1][0]
@@ -180,9 +180,9 @@ def test_features_and_keys_go_the_way_of_the_tokens(family):
         inputs = make_inputs(processor, samples)
         if family == "llava_next_video" and "pixel_values" in inputs:
             continue  # as in LLaVA-NeXT
-        evidence = adapter_for(model).observe(inputs, [Features(), Keys((-1,))])
+        evidence = adapter_for(model).observe(inputs, [HiddenStates(), AttentionKeys((-1,))])
         valid = evidence.layout.valid
         assert evidence.project is not None
-        again = evidence.project(evidence[Features()])
+        again = evidence.project(evidence[HiddenStates()])
         assert torch.allclose(again[valid], evidence.tokens[valid], atol=1e-5)
-        assert evidence[Keys((-1,))].shape[1:4:2] == valid.shape
+        assert evidence[AttentionKeys((-1,))].shape[1:4:2] == valid.shape

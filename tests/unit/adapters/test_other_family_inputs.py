@@ -7,12 +7,12 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from support.other_families import FAMILIES, built, calls, members, taken, twin
 from vtcframe import RandomPruner
-from vtcframe.adapter import adapter_for
-from vtcframe.compress import compress
-from vtcframe.needs import Rows
-from vtcframe.testimony import _portraits
-from vtcframe.testing.adapters import inputs_for
-from vtcframe.testing.samples import SAMPLES, make_inputs
+from vtcframe.adapters.auxiliary_evidence import _original_images
+from vtcframe.adapters.base import adapter_for
+from vtcframe.core.needs import AttentionRows
+from vtcframe.inference.compressed import compress
+from vtcframe.testing.laws.adapters import inputs_for
+from vtcframe.testing.tiny_models.samples import SAMPLES, make_inputs
 
 
 def silent(module, query, key, value, *args, **kwargs):
@@ -116,15 +116,19 @@ def shown(family, samples):
     """What a witness sees, [3, h, w] in 0..1 each, and which of them each view shows."""
     model, processor = built(family)
     adapter, inputs = adapter_for(model, processor), make_inputs(processor, samples)
-    return _portraits(Rows("cls", (-1,), tower="timm:any"), adapter, inputs, adapter.arrange(inputs))
+    return _original_images(AttentionRows("cls", (-1,), tower="timm:any"), adapter, inputs, adapter.arrange(inputs))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_witness_is_shown_each_picture(family):
     colours = [(200, 30, 90), (10, 240, 60), (120, 120, 250)]
     first, second, third = (Image.new("RGB", (112, 112), colour) for colour in colours)
-    portraits, of = shown(family, [("<image> and <image> ?", [first, second]), ("what ?", []), ("<image> ?", [third])])
-    assert [round(255 * float(x)) for p in portraits for x in p.mean((1, 2))] == pytest.approx(sum(colours, ()), abs=2)
+    original_images, of = shown(
+        family, [("<image> and <image> ?", [first, second]), ("what ?", []), ("<image> ?", [third])]
+    )
+    assert [round(255 * float(x)) for p in original_images for x in p.mean((1, 2))] == pytest.approx(
+        sum(colours, ()), abs=2
+    )
     assert of.tolist() == sorted(of.tolist())
     assert set(of.tolist()) == {0, 1, 2}
     half = Image.new("RGB", (112, 112))
@@ -137,9 +141,11 @@ def test_a_witness_is_shown_each_picture(family):
 
 @pytest.mark.parametrize(("family", "reds"), [("llava_next_video", [0, 60, 120, 180]), ("glm4v", [30, 150])])
 def test_a_witness_is_shown_each_frame(family, reds):
-    portraits, of = shown(family, [("<video> ?", [[Image.new("RGB", (56, 56), (60 * i, 20, 40)) for i in range(4)]])])
+    original_images, of = shown(
+        family, [("<video> ?", [[Image.new("RGB", (56, 56), (60 * i, 20, 40)) for i in range(4)]])]
+    )
     assert of.tolist() == list(range(len(reds)))
-    assert [round(255 * float(p[0].mean())) for p in portraits] == pytest.approx(reds, abs=2)
+    assert [round(255 * float(p[0].mean())) for p in original_images] == pytest.approx(reds, abs=2)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -200,14 +206,14 @@ def test_glm_refuses_images_and_videos_in_one_batch():
 def test_a_tower_without_a_class_token_names_the_proxies(family):
     model, processor = built(family)
     with pytest.raises(ValueError, match="it has no class token"):
-        adapter_for(model).observe(make_inputs(processor, SAMPLES["one"]), [Rows("cls", (-1,))])
+        adapter_for(model).observe(make_inputs(processor, SAMPLES["one"]), [AttentionRows("cls", (-1,))])
 
 
 @pytest.mark.parametrize("query", ["mean", "received"])
 def test_pictures_packed_in_one_sequence_have_rows_of_their_own(query, monkeypatch):
     model, processor = built("mistral3")
     inputs = make_inputs(processor, SAMPLES["ragged several"])
-    need = Rows(query, (0, -1))
+    need = AttentionRows(query, (0, -1))
     found = adapter_for(model).observe(inputs, [need])
     every = calls("mistral3", inputs, monkeypatch)
     sizes = (inputs["image_sizes"] // 14).tolist()

@@ -9,14 +9,27 @@ from open_clip.model import CLIP
 from torch.nn import functional as F
 
 from support.vision_encoders import DEPTH, PATCH, SIDE, VISION, WORDS, clip, pictures, shaken, timm_vit, untouched
-from vtcframe import Budget, ClassToken, Features, Keys, RandomPruner, Rows, Text, VtcCls, adapter_for, compress
-from vtcframe.allocators import Even
-from vtcframe.ensemblers import Mean
-from vtcframe.pipeline import Pipeline
-from vtcframe.scorers import ClsAttention
-from vtcframe.selectors import TopK
+from vtcframe import (
+    AttentionKeys,
+    AttentionRows,
+    Budget,
+    ClassToken,
+    HiddenStates,
+    RandomPruner,
+    TextTokens,
+    VtcCls,
+    adapter_for,
+    compress,
+)
+from vtcframe.components.allocators import Even
+from vtcframe.components.ensemblers import Mean
+from vtcframe.components.scorers import ClsAttention
+from vtcframe.components.selectors import TopK
+from vtcframe.core.pipeline import Pipeline
 from vtcframe.testing import check_restored
-from vtcframe_backbones.encoders import OpenClip, Timm, extract
+from vtcframe_backbones.encoders.extract import extract
+from vtcframe_backbones.encoders.open_clip import OpenClip
+from vtcframe_backbones.encoders.timm import Timm
 
 
 def eager(module, x):
@@ -45,8 +58,14 @@ def test_evidence_equals_a_twin_from_the_blocks_own_inputs(library, name):
     for hook in hooks:
         hook.remove()
     layers = (-1, 0)
-    cls = [Rows("cls", layers), Rows("cls", (-1,), of="tower")] if adapter.vit.has_class else []
-    needs = [Rows("received", layers), Rows("mean", layers), Keys(layers), Features(), *cls]
+    cls = [AttentionRows("cls", layers), AttentionRows("cls", (-1,), blocks="tower")] if adapter.vit.has_class else []
+    needs = [
+        AttentionRows("received", layers),
+        AttentionRows("mean", layers),
+        AttentionKeys(layers),
+        HiddenStates(),
+        *cls,
+    ]
     evidence = adapter.observe({"pixel_values": pixels}, needs)
     assert set(evidence.found) == set(needs)
     with torch.no_grad():
@@ -61,7 +80,7 @@ def test_evidence_equals_a_twin_from_the_blocks_own_inputs(library, name):
                 paid, _ = eager(adapter.vit.blocks[-1].attn, inputs[DEPTH - 1][view])
                 assert torch.allclose(evidence[cls[1]][0, view], paid[:, 0, k:], atol=1e-6)
     assert evidence[needs[1]].shape == evidence[needs[0]].shape
-    assert torch.equal(evidence[Features()], evidence.tokens)
+    assert torch.equal(evidence[HiddenStates()], evidence.tokens)
 
 
 def test_the_class_token_is_that_in_front_of_the_remaining_blocks():
@@ -134,11 +153,11 @@ def test_refusals_say_why():
     adapter = Timm(timm_vit("attention pooling"))
     with pytest.raises(ValueError, match=r"cannot gather Rows.*it has no class token. Use a proxy"):
         extract(adapter.model, pixels, VtcCls(), tokens=1)
-    for need in (ClassToken(), Text(Features()), Rows("last", (0,), "llm")):
+    for need in (ClassToken(), TextTokens(HiddenStates()), AttentionRows("last", (0,), "llm")):
         with pytest.raises(ValueError, match="cannot gather"):
             adapter.observe({"pixel_values": pixels}, [need])
     with pytest.raises(ValueError, match=r"beyond the 3 \(feeding\)"):
-        adapter.observe({"pixel_values": pixels}, [Keys((3,))])
+        adapter.observe({"pixel_values": pixels}, [AttentionKeys((3,))])
     for wrong, said in ((None, "is a NoneType"), (pixels[0], "64, 64"), (pixels[:0], r"\[0, 3")):
         with pytest.raises(ValueError, match=said):
             adapter.observe({"pixel_values": wrong})

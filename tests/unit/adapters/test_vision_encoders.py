@@ -5,11 +5,14 @@ import torch
 
 from support.vision_encoders import MODELS, PATCH, SIDE, averaged, clip, pictures, timm_vit, untouched
 from vtcframe import Budget, RandomPruner
-from vtcframe.ensemblers import Mean
-from vtcframe.pipeline import Allocator, Pipeline
-from vtcframe.scorers import Random
-from vtcframe.selectors import TopK
-from vtcframe_backbones.encoders import OpenClip, Timm, extract
+from vtcframe.components.ensemblers import Mean
+from vtcframe.components.scorers import Random
+from vtcframe.components.selectors import TopK
+from vtcframe.core.pipeline import Pipeline
+from vtcframe.core.verbs import Allocator
+from vtcframe_backbones.encoders.extract import extract
+from vtcframe_backbones.encoders.open_clip import OpenClip
+from vtcframe_backbones.encoders.timm import Timm
 
 
 class Ragged(Allocator):

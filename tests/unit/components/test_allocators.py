@@ -9,22 +9,14 @@ import pytest
 import torch
 
 from vtcframe import Budget, Evidence, Mean, Pipeline, Random, TopK
-from vtcframe.allocators import (
-    AttentionMass,
-    EffectiveRank,
-    Entropy,
-    Even,
-    Joint,
-    Outliers,
-    OverviewGuided,
-    apportion,
-    overview,
-    within,
-)
-from vtcframe.ensemblers import Borda, Max, OverviewFusion
-from vtcframe.methods.anyres import GlobalCom2, HiRed
-from vtcframe.methods.merging import OutliersAndSample
-from vtcframe.scorers import ClsAttention
+from vtcframe.components.allocators import AttentionMass, EffectiveRank, Entropy, Even, Joint, Outliers, OverviewGuided
+from vtcframe.components.ensemblers import Borda, Max, OverviewFusion
+from vtcframe.components.scorers import ClsAttention
+from vtcframe.methods.globalcom2 import GlobalCom2
+from vtcframe.methods.hired import HiRed
+from vtcframe.methods.prumerge import OutliersAndSample
+from vtcframe.ops.quotas import apportion
+from vtcframe.ops.views import overview_of, tokens_within
 from vtcframe.testing import check_allocator, check_ensembler, check_pruner, make_evidence
 
 ALLOCATORS = (
@@ -59,7 +51,7 @@ def cropped(needs=(), samples=None, **more):
 @pytest.mark.parametrize("crops", [False, True])
 def test_laws_hold_with_and_without_crops(allocator, crops, monkeypatch):
     if crops:
-        monkeypatch.setattr("vtcframe.testing.components.make_evidence", cropped)
+        monkeypatch.setattr("vtcframe.testing.laws.components.make_evidence", cropped)
     check_allocator(allocator)
 
 
@@ -67,7 +59,7 @@ def test_laws_hold_with_and_without_crops(allocator, crops, monkeypatch):
 @pytest.mark.parametrize("crops", [False, True])
 def test_laws_of_ensemblers_hold_with_and_without_crops(part, crops, monkeypatch):
     if crops:
-        monkeypatch.setattr("vtcframe.testing.components.make_evidence", cropped)
+        monkeypatch.setattr("vtcframe.testing.laws.components.make_evidence", cropped)
     check_ensembler(part)
 
 
@@ -75,7 +67,7 @@ def test_laws_of_ensemblers_hold_with_and_without_crops(part, crops, monkeypatch
 @pytest.mark.parametrize("crops", [False, True])
 def test_laws_of_methods_hold_with_and_without_crops(method, crops, monkeypatch):
     if crops:
-        monkeypatch.setattr("vtcframe.testing.components.make_evidence", cropped)
+        monkeypatch.setattr("vtcframe.testing.laws.components.make_evidence", cropped)
     check_pruner(method)
 
 
@@ -181,9 +173,9 @@ def test_an_overview_is_the_first_whole_view_of_a_picture_that_has_others():
     box[0, 2], box[1, 0] = 0.5, 0.5  # tiles first, their thumbnail behind them (InternVL)
     image = torch.tensor([0, 0, 0, 1, 0, 0, 1, 0])  # sample 2: a stitched map (OneVision), and a picture of its own
     layout = replace(evidence.layout, box=box, image=image)
-    assert overview(layout).tolist() == [2, 2, -1, -1, -1, 4, -1, -1]
+    assert overview_of(layout).tolist() == [2, 2, -1, -1, -1, 4, -1, -1]
     frames = replace(layout, image=image * 0, frame=torch.arange(8))
-    assert overview(frames).tolist() == [-1] * 8
+    assert overview_of(frames).tolist() == [-1] * 8
 
 
 def mass_by_hand(values, layout, o, v):
@@ -203,7 +195,7 @@ def test_a_token_on_the_border_of_crops_lies_in_one_and_padding_in_none():
     box[1, :2], box[2, 2:] = -1.0, 2.0  # tiles of a canvas that is larger than the picture
     values = drawn(evidence, 0)
     values[0, :6] = torch.arange(6.0)
-    seen = within(values, replace(layout, box=box, centre=layout.centre.where(layout.valid[..., None], -0.5)))
+    seen = tokens_within(values, replace(layout, box=box, centre=layout.centre.where(layout.valid[..., None], -0.5)))
     assert seen.tolist() == [0.0, 1.0, 2.0 + 3 + 4 + 5, 0.0]
 
 
@@ -214,7 +206,7 @@ def test_attention_mass_equals_its_twin(alpha):
     layout = evidence.layout
     heat = evidence[allocator.needs[0]][0].mean(1)
     crops = [mass_by_hand(heat, layout, 0, v) for v in (1, 2, 3)]
-    assert within(heat, layout)[1:4].tolist() == pytest.approx(crops)
+    assert tokens_within(heat, layout)[1:4].tolist() == pytest.approx(crops)
     weight = [alpha, *((1 - alpha) * mass / sum(crops) for mass in crops), 1.0, alpha, 1 - alpha]
     budget = torch.tensor([19, 7, 11])
     assert torch.equal(allocator(heat, budget, evidence), apportion(budget, torch.tensor(weight), layout))
@@ -329,7 +321,7 @@ def test_overview_fusion_equals_its_twin():
     scores = drawn(evidence, 2, levels=50).masked_fill(~layout.valid, 1e4)
     fused = OverviewFusion()([scores[None]], layout)
     sides = [grid for views in grids.values() for grid in views]
-    for v, o in enumerate(overview(layout).tolist()):
+    for v, o in enumerate(overview_of(layout).tolist()):
         count = int(layout.count[v])
         own = scores[v, :count].tolist()
         want = own

@@ -8,10 +8,12 @@ import torch
 import torch.nn.functional as F
 
 from support.merger_cases import drawn
-from vtcframe import Budget, ClassToken, Even, Evidence, Features, Keys, Mean, Pipeline, Random, TopK
-from vtcframe.mergers import Absorb, CellMean, Contextual, Fuse, Nearest
-from vtcframe.methods.merging import Pool, PruMerge, TopAndSample, VisionZip
-from vtcframe.scorers import ClsAttention
+from vtcframe import AttentionKeys, Budget, ClassToken, Even, Evidence, HiddenStates, Mean, Pipeline, Random, TopK
+from vtcframe.components.mergers import Absorb, CellMean, Contextual, Fuse, Nearest
+from vtcframe.components.scorers import ClsAttention
+from vtcframe.methods.baselines import Pool
+from vtcframe.methods.prumerge import PruMerge, TopAndSample
+from vtcframe.methods.visionzip import VisionZip
 from vtcframe.testing import check_merger, make_evidence
 
 MERGERS = (
@@ -111,7 +113,7 @@ def test_contextual_equals_its_twin(seed, class_token):
     pruned = merger(kept, slots, scores, evidence)
     project = evidence.project
     for v, on, off in rows(evidence, kept):
-        x, keys = evidence[Features()][v], evidence[Keys((-1,))][0, v].mean(0)
+        x, keys = evidence[HiddenStates()][v], evidence[AttentionKeys((-1,))][0, v].mean(0)
         wanted = max(int(slots[v]) - class_token, 0)
         targets = off[:: max(1, len(off) // max(wanted, 1))][:wanted]
         others = [n for n in off if n not in targets]
@@ -157,7 +159,7 @@ def test_absorb_equals_its_twin(seed, count):
         if not off:
             agree(pruned, v, list(evidence.tokens[v, on]), on)
             continue
-        x, a = evidence[Features()][v], scores[v]
+        x, a = evidence[HiddenStates()][v], scores[v]
         keys = evidence[merger.needs[1]][0, v].transpose(0, 1).flatten(1)
         stands_out = outliers_by_hand(a[: len(on) + len(off)].tolist())
         order = sorted(on, key=lambda n: (not stands_out[n], -float(a[n]) if stands_out[n] else n))
@@ -173,7 +175,7 @@ def test_absorb_takes_the_first_of_equal_neighbours():
     merger = Absorb(2, summary=False)
     evidence = make_evidence(merger.needs, {1: [(1, 6)]}, channels=2)
     key, feature = torch.ones(1, 1, 4, 6, 2), torch.eye(6)[None, :, :]
-    found = {merger.needs[1]: key, Features(): feature}
+    found = {merger.needs[1]: key, HiddenStates(): feature}
     evidence = Evidence(torch.zeros(1, 6, 6), evidence.layout, found, lambda features: features)
     kept = torch.tensor([[False, True, False, False, True, False]])
     pruned = merger(kept, torch.tensor([0]), torch.ones(1, 6), evidence)

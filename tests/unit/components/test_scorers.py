@@ -6,14 +6,15 @@ from dataclasses import replace
 import pytest
 import torch
 
-from vtcframe import ClsAttention, Keys, Rows
-from vtcframe.scorers import KeyNorm, Uniqueness, first_frames
+from vtcframe import AttentionKeys, AttentionRows, ClsAttention
+from vtcframe.components.scorers import KeyNorm, Uniqueness
+from vtcframe.ops.views import first_frames
 from vtcframe.testing import check_scorer, make_evidence
 
 
 @pytest.mark.parametrize(
     "scorer",
-    [KeyNorm(), Uniqueness(), ClsAttention(layers=(0, 5), of="tower", logits=True, heads="joined")],
+    [KeyNorm(), Uniqueness(), ClsAttention(layers=(0, 5), blocks="tower", pre_softmax=True, heads="joined")],
     ids=str,
 )
 def test_laws_hold(scorer):
@@ -21,11 +22,11 @@ def test_laws_hold(scorer):
 
 
 def test_cls_attention_asks_for_the_blocks_as_published():
-    assert ClsAttention(3).needs == (Rows("cls", (-3, -2, -1)),)
-    assert ClsAttention(1, "proxy").needs == (Rows("proxy", (-1,)),)
-    assert ClsAttention(layers=(0,)).needs == (Rows("cls", (0,)),)
-    told = ClsAttention(1, of="tower", logits=True, heads="joined")
-    assert told.needs == (Rows("cls", (-1,), of="tower", logits=True, heads="joined"),)
+    assert ClsAttention(3).needs == (AttentionRows("cls", (-3, -2, -1)),)
+    assert ClsAttention(1, "proxy").needs == (AttentionRows("proxy", (-1,)),)
+    assert ClsAttention(layers=(0,)).needs == (AttentionRows("cls", (0,)),)
+    told = ClsAttention(1, blocks="tower", pre_softmax=True, heads="joined")
+    assert told.needs == (AttentionRows("cls", (-1,), blocks="tower", pre_softmax=True, heads="joined"),)
     assert ClsAttention(layers=(4, 22)) == ClsAttention(layers=[4, 22])  # as YAML gives them
     evidence = make_evidence(told.needs)
     torch.testing.assert_close(told(evidence), evidence[told.needs[0]][:, :, 0])
@@ -47,7 +48,7 @@ def test_nonsense_is_told(options, told):
 
 
 def test_key_norm_is_the_l1_length_over_all_heads():
-    need = Keys((2,))
+    need = AttentionKeys((2,))
     evidence = make_evidence((need,))
     by_hand = sum(abs(float(x)) for head in evidence[need][0, 3, :, 100] for x in head)
     assert float(KeyNorm(2)(evidence)[0, 3, 100]) == pytest.approx(by_hand, abs=1e-5)

@@ -7,17 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from vtcframe import Features, Grid, Keys, Random, Rows, TopK
-from vtcframe.selectors import (
-    Coverage,
-    Deduplicate,
-    Dpp,
-    LocalGlobal,
-    MaxMin,
-    Mixed,
-    OutliersThenDraw,
-    WholeRows,
-)
+from vtcframe import AttentionKeys, AttentionRows, Grid, HiddenStates, Random, TopK
+from vtcframe.components.diverse_selectors import Coverage, Deduplicate, Dpp, MaxMin, Mixed
+from vtcframe.components.selectors import LocalGlobal, OutliersThenDraw, WholeRows
 from vtcframe.testing import check_selector, make_evidence
 
 RAGGED = {1: [(2, 6), (4, 5)], 2: [(1, 7)], 3: [], 4: [(1, 1), (5, 3)]}
@@ -195,10 +187,10 @@ def weeded_by_hand(row, alike, k, share):
 @pytest.mark.parametrize("seed", range(4))
 def test_deduplicate_equals_its_twin_for_odd_counts_too(seed, share):
     samples = {1: [(5, 9), (3, 4)], 2: [(7, 5)]}
-    evidence, scores, quota = drawn(seed, (Features(),), samples=samples)
+    evidence, scores, quota = drawn(seed, (HiddenStates(),), samples=samples)
     kept = Deduplicate(share)(scores, quota, evidence)
     for v, row, k in rows(evidence, scores, quota):
-        alike = cosines(evidence[Features()][v, : len(row)])
+        alike = cosines(evidence[HiddenStates()][v, : len(row)])
         assert kept[v].nonzero()[:, 0].tolist() == sorted(weeded_by_hand(row, alike, k, share))
 
 
@@ -236,7 +228,7 @@ def windowed_by_hand(row, shallow, grid, k, window, each):
 @pytest.mark.parametrize("each", ["floor", "ceil"])
 @pytest.mark.parametrize("seed", range(4))
 def test_local_global_equals_its_twin(seed, each):
-    need = Rows("cls", (2,))
+    need = AttentionRows("cls", (2,))
     samples = {1: [(5, 9), (2, 2)], 2: [(4, 4)]}
     evidence, scores, quota = drawn(seed, (need,), samples=samples)
     kept = LocalGlobal(2, 0.5, 2, each=each)(scores, quota, evidence)
@@ -258,9 +250,9 @@ def test_outliers_come_first_and_redundant_tokens_last(seed):
         low, high = (float(torch.tensor(row).quantile(q)) for q in (0.25, 0.75))
         out = [j for j in range(n) if row[j] > high + 1.5 * (high - low)]
         out = out or [best(row, range(n))]
-        alike = cosines(evidence[Keys((1,))][0, v, :, :n].transpose(0, 1).flatten(1))
+        alike = cosines(evidence[AttentionKeys((1,))][0, v, :, :n].transpose(0, 1).flatten(1))
         redundant = [any(alike[j][i] > 0.8 for i in range(j)) for j in range(n)]
-        shallow = evidence[Rows("cls", (1,))][0, v, :, :n].mean(0).tolist()
+        shallow = evidence[AttentionRows("cls", (1,))][0, v, :, :n].mean(0).tolist()
         race = [math.log(max(float(luck[v, j]), 1e-7)) / shallow[j] for j in range(n)]
         others = sorted(set(range(n)) - set(out), key=lambda j: (redundant[j], -race[j], j))
         assert kept[v].nonzero()[:, 0].tolist() == sorted((ranked(row, out) + others)[:k])

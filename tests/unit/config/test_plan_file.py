@@ -33,13 +33,15 @@ from vtcframe import (
     compress,
     registry,
 )
-from vtcframe.config import UsageError, bundled, expand
-from vtcframe.pipeline import Pruner, plan_for, planned
-from vtcframe.plan_file import FILE, load_plan, load_stages, save_plan
-from vtcframe.predict_command import MODE, Parser
+from vtcframe.assets import bundled
+from vtcframe.config.parser import MODE, Parser
+from vtcframe.config.plan_file import FILE, load_plan, load_stages, save_plan
+from vtcframe.config.short_names import expand
+from vtcframe.core.stages import Pruner, plan_for, planned
+from vtcframe.errors import UsageError
 from vtcframe.registry import entries
 from vtcframe.testing import make_inputs
-from vtcframe.testing.backbones import SAMPLES
+from vtcframe.testing.tiny_models.llava_families import SAMPLES
 
 PRUNERS = sorted(entry.name for entry in entries() if entry.kind == "pruner" and entry.name != "Pipeline")
 BUDGETS = None, Budget(64), Budget(ratio=0.25), Budget(64, per="image"), Budget(ratio=1 / 3, per="view")
@@ -164,7 +166,7 @@ def test_a_compressed_model_writes_its_plan_and_nothing_else(llava, tmp_path):
     again = compress(model, stages=load_stages(str(tmp_path)))
     inputs, options = make_inputs(processor, SAMPLES["one"]), {"max_new_tokens": 3, "do_sample": False}
     assert torch.equal(again.generate(**inputs, **options), compressed.generate(**inputs, **options))
-    assert again.last.after.tolist() == [5]
+    assert again.last.tokens_after.tolist() == [5]
 
 
 # Components that are not registered
@@ -190,11 +192,11 @@ SMUGGLED = {
     "a class path": f"pruner: {{class_path: {EVIL}.Foo}}",
     "a class path inside": f"pruner: {{name: Pipeline, scorers: [{{class_path: {EVIL}.Foo}}]}}",
     "a scorer": f"pruner: {{name: Pipeline, scorers: [{EVIL}.Foo], ensembler: Mean, allocator: Even, selector: TopK}}",
-    "under another key": f"pruner: {{name: vtcframe.methods.sparse.OnTop, pipeline: {EVIL}.Foo}}",
-    "YAML in a string": f"pruner: {{name: vtcframe.methods.sparse.OnTop, pipeline: '{{class_path: {EVIL}.Foo}}'}}",
+    "under another key": f"pruner: {{name: vtcframe.methods.sparsevlm.PlusRecycled, pipeline: {EVIL}.Foo}}",
+    "YAML in a string": f"pruner: {{name: vtcframe.methods.sparsevlm.PlusRecycled, pipeline: '{{class_path: {EVIL}.Foo}}'}}",
     "a list in a string": f"pruner: {{name: Pipeline, scorers: '[{EVIL}.Foo]'}}",
     "quotes in a string": f"pruner: \"'{EVIL}.Foo'\"",
-    "quotes under another key": f"pruner: {{name: vtcframe.methods.sparse.OnTop, pipeline: \"'{EVIL}.Foo'\"}}",
+    "quotes under another key": f"pruner: {{name: vtcframe.methods.sparsevlm.PlusRecycled, pipeline: \"'{EVIL}.Foo'\"}}",
     "quotes in a class path": f"pruner: {{class_path: \"'{EVIL}.Foo'\"}}",
     "a dotted key": f"pruner.class_path: {EVIL}.Foo",
     "a budget": f"pruner: VtcCls\n  budget: {{class_path: {EVIL}.Foo}}",
@@ -338,4 +340,4 @@ def test_the_bundled_checkpoint_may_hold_one_beside_its_weights(tmp_path):
     save_plan(plan_for(VtcCls(last=3), Budget(18)), folder)
     model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
     assert compress(model, stages=load_stages(folder)).plan.budget == Budget(18)
-    assert expand(said(folder / FILE))["stages"][0]["pruner"]["class_path"] == "vtcframe.methods.VtcCls"
+    assert expand(said(folder / FILE))["stages"][0]["pruner"]["class_path"] == "vtcframe.methods.vtc_cls.VtcCls"

@@ -2,9 +2,10 @@ import json
 
 import pytest
 
-from vtcframe.config import UsageError, expand, resolve, shorten
+from vtcframe.config.short_names import expand, resolve, shorten
+from vtcframe.errors import UsageError
 
-CLS = {"class_path": "vtcframe.methods.VtcCls"}
+CLS = {"class_path": "vtcframe.methods.vtc_cls.VtcCls"}
 
 
 def test_names_become_classes_wherever_a_component_stands():
@@ -12,7 +13,7 @@ def test_names_become_classes_wherever_a_component_stands():
     assert expand({"stages": [{"pruner": {"name": "VtcCls", "last": 2}}]}) == {
         "stages": [{"pruner": CLS | {"init_args": {"last": 2}}}]
     }
-    scorer = {"class_path": "vtcframe.scorers.TokenNorm"}
+    scorer = {"class_path": "vtcframe.components.scorers.TokenNorm"}
     assert expand({"name": "Pipeline", "scorers": ["TokenNorm"]}, "model.pruner")["init_args"] == {"scorers": [scorer]}
 
 

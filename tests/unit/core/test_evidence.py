@@ -4,18 +4,30 @@ import numpy as np
 import pytest
 import torch
 
-from vtcframe import Budget, ClassToken, Evidence, Features, Keys, Pruned, RandomPruner, Rows, Similarity, Text, VtcCls
-from vtcframe.core import Structural, reading
+from vtcframe import (
+    AttentionKeys,
+    AttentionRows,
+    Budget,
+    ClassToken,
+    Evidence,
+    HiddenStates,
+    Pruned,
+    RandomPruner,
+    Similarity,
+    TextTokens,
+    VtcCls,
+)
+from vtcframe.core.layout import Structural, reading_order
 from vtcframe.testing import make_evidence, make_layout
 
-NEED = Rows("cls", (-2, -1))
+NEED = AttentionRows("cls", (-2, -1))
 ALL_KINDS = (
     NEED,
-    Keys((0,), "llm"),
-    Features(),
+    AttentionKeys((0,), "llm"),
+    HiddenStates(),
     ClassToken(),
-    Text(Features(2, "llm")),
-    Text(Keys((1,))),
+    TextTokens(HiddenStates(2, "llm")),
+    TextTokens(AttentionKeys((1,))),
     Similarity(),
 )
 
@@ -76,7 +88,7 @@ def test_counts_boxes_and_centres_are_derived():
 
 def test_reading_fills_a_views_own_columns_in_the_order_of_its_tokens():
     column = torch.tensor([[9, 3, 5, -1], [4, -1, -1, -1]])
-    assert reading(column).tolist() == [[3, 5, 9, -1], [4, -1, -1, -1]]
+    assert reading_order(column).tolist() == [[3, 5, 9, -1], [4, -1, -1, -1]]
 
 
 def test_joined_puts_all_views_of_a_sample_in_one_row_in_reading_order():
@@ -124,7 +136,7 @@ def test_evidence_that_was_not_gathered_is_an_error_naming_need_and_cure():
     with pytest.raises(
         LookupError, match=r"Rows\(query='cls', layers=\(-1,\).* was not gathered: add it to the `needs`"
     ):
-        make_evidence((NEED,))[Rows("cls", (-1,))]
+        make_evidence((NEED,))[AttentionRows("cls", (-1,))]
 
 
 @pytest.mark.parametrize("structural", [None, Structural(torch.rand(2, 8), *torch.arange(8).view(4, 2))])

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from vtcframe import (
+    AttentionRows,
     Budget,
     ClsAttention,
     Even,
@@ -16,23 +17,23 @@ from vtcframe import (
     Pruned,
     Random,
     RankFusion,
-    Rows,
     Scorer,
     Selector,
     Stage,
     TopK,
     VtcCls,
 )
-from vtcframe.pipeline import Allocator, gather
+from vtcframe.core.pipeline import gather
+from vtcframe.core.verbs import Allocator
 from vtcframe.testing import check_merger, check_pruner, make_evidence
 
 PLAIN = Pipeline((Random(),), Mean(), Even(), TopK())
 
 
 def test_needs_are_those_of_the_parts_each_once():
-    need = Rows("cls", (-1,))
+    need = AttentionRows("cls", (-1,))
     pipeline = Pipeline((ClsAttention(1), ClsAttention(1), Random(), ClsAttention(2)), RankFusion(), Even(), TopK())
-    assert pipeline.needs == (need, Rows("cls", (-2, -1)))
+    assert pipeline.needs == (need, AttentionRows("cls", (-2, -1)))
     assert PLAIN.needs == ()
 
 

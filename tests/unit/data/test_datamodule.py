@@ -5,10 +5,14 @@ from types import SimpleNamespace
 import pytest
 from PIL import Image
 
-from vtcframe.benchmark import Benchmark
-from vtcframe.config import UsageError, bundled
-from vtcframe.data import Questions, Sample, read_samples
-from vtcframe.transforms import FramesAsPictures, Transform
+from vtcframe.assets import bundled
+from vtcframe.data.benchmarks.base import Benchmark
+from vtcframe.data.datamodule import Questions
+from vtcframe.data.decode import load_sample
+from vtcframe.data.formats import read_samples
+from vtcframe.data.sample import Sample
+from vtcframe.data.transforms import FramesAsPictures, Transform
+from vtcframe.errors import UsageError
 
 LINE = {"id": "a", "image": "a.png", "question": "what is it ?"}
 
@@ -78,7 +82,7 @@ def test_pictures_are_decoded_to_rgb_the_right_way_up(tmp_path):
     Image.new("LA", (2, 1)).save(tmp_path / "grey.png")
     line = {"id": "a", "images": ["turned.jpg", "grey.png"], "question": "?"}
     (sample,) = read_samples(written(tmp_path, line), tmp_path)
-    assert [(p.mode, p.size) for p in sample.loaded().pictures] == [("RGB", (1, 2)), ("RGB", (2, 1))]
+    assert [(p.mode, p.size) for p in load_sample(sample).pictures] == [("RGB", (1, 2)), ("RGB", (2, 1))]
 
 
 def test_a_picture_that_cannot_be_read_makes_its_sample_fail_and_no_other(tmp_path):
@@ -99,7 +103,7 @@ def test_bundled_names_stand_for_folders_of_the_package():
     data = Questions("vtcframe:questions")
     data.setup("predict")
     assert len(data.samples) >= 600
-    assert all(sample.loaded().error is None for sample in data.samples)
+    assert all(load_sample(sample).error is None for sample in data.samples)
     assert bundled("some/folder") == "some/folder"
     with pytest.raises(UsageError, match=r"nothing bundled is called 'vtcframe:tinny': use .*vtcframe:tiny"):
         bundled("vtcframe:tinny")
@@ -117,7 +121,7 @@ def levels(sample):
 
 def asked(folder, frames=None, **fields):
     (sample,) = read_samples(written(folder, {"id": "a", "question": "?"} | fields), folder)
-    return sample.loaded(frames)
+    return load_sample(sample, frames)
 
 
 def test_a_video_is_a_list_of_frames_a_folder_of_them_or_an_animation(tmp_path):

@@ -11,10 +11,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from support.question_files import encoded, levels, picture, saved, table
-from vtcframe import formats
-from vtcframe.benchmark import ImageFolder
-from vtcframe.config import UsageError
-from vtcframe.data import Questions, read_samples
+from vtcframe.data import formats
+from vtcframe.data.benchmarks.base import ImageFolder
+from vtcframe.data.datamodule import Questions
+from vtcframe.data.decode import load_sample
+from vtcframe.data.formats import read_samples
+from vtcframe.errors import UsageError
 
 
 def parquet(path, rows, **options):
@@ -64,7 +66,7 @@ def test_a_table_that_excel_saved_is_read_like_any_other(tmp_path):
 def test_a_table_may_name_videos(tmp_path):
     saved(tmp_path / "film" / "1.png", picture(5))
     (sample,) = read_samples(table(tmp_path / "q.csv", {"id": "a", "question": "?", "image": "", "video": "film"}))
-    assert (sample.images, len(sample.loaded().videos[0])) == ((), 1)
+    assert (sample.images, len(load_sample(sample).videos[0])) == ((), 1)
 
 
 CELLS = {  # what a cell of a Parquet file may be -> the brightness of its pictures
@@ -121,16 +123,16 @@ def test_embedded_pictures_go_to_the_processes_of_a_loader_and_come_back_in_orde
 
 def test_an_embedded_picture_that_cannot_be_read_fails_with_its_row_and_column(tmp_path):
     path = parquet(tmp_path / "q.parquet", [{"question": "?", "image": cell} for cell in (b"torn", None)])
-    torn, missing = (sample.loaded() for sample in read_samples(path))
+    torn, missing = (load_sample(sample) for sample in read_samples(path))
     assert f"cannot read the image {path}, row 1, column image: UnidentifiedImageError" in torn.error
     assert f"{path}, row 2, column image: TypeError: a picture is bytes, base64 or a path, got None" in missing.error
     path = parquet(tmp_path / "q.parquet", [{"question": "?", "images": cell} for cell in ([b"torn"], [])])
-    _, empty = (sample.loaded() for sample in read_samples(path))
+    _, empty = (load_sample(sample) for sample in read_samples(path))
     assert empty.error == f"there is no image in {path}, row 2, column images"
     path = table(tmp_path / "q.csv", {"question": "?", "image": "some_pictures"})
     (neither,) = read_samples(path)
     told = f"cannot read the image {path}, row 1, column image: ValueError: 'some_pictures' is no base64"
-    assert neither.loaded().error.startswith(told)
+    assert load_sample(neither).error.startswith(told)
 
 
 @pytest.mark.parametrize(

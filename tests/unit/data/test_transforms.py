@@ -10,12 +10,13 @@ from PIL import Image
 
 from support.models import backbone
 from vtcframe import Budget, Even, Mean, Pipeline, compress
-from vtcframe.backbone import asked
 from vtcframe.cli import main
-from vtcframe.data import Sample
-from vtcframe.methods.pictures import BySpacing, Spaced, TsLlava
+from vtcframe.data.decode import apply_transforms
+from vtcframe.data.processor import processor_inputs
+from vtcframe.data.sample import Sample
+from vtcframe.data.transforms import Downsample, FramesAsPictures, Thumbnail, placeholders
+from vtcframe.methods.ts_llava import BySpacing, Spaced, TsLlava
 from vtcframe.testing import check_allocator, check_pruner, check_selector, make_evidence
-from vtcframe.transforms import Downsample, FramesAsPictures, Thumbnail, placeholders
 
 
 def noise(width, height, seed=0):
@@ -49,7 +50,7 @@ def test_placeholders_are_those_that_the_model_replaces():
         model, processor = backbone(family)
         frames = 4 if kind == "video" else 0
         shown = {"videos": (film(4, 80, 60),)} if frames else {"pictures": (noise(80, 60),)}
-        ids = asked(processor, [replace(Sample("", "", ()), **shown)])["input_ids"]
+        ids = processor_inputs(processor, [replace(Sample("", "", ()), **shown)])["input_ids"]
         count = int((ids == getattr(model.config, f"{kind}_token_id")).sum())
         assert placeholders(processor, (80, 60), frames) == count > 1
 
@@ -166,10 +167,10 @@ def test_laws_hold(whole):
 def test_a_video_is_answered_by_a_model_that_takes_none(order, monkeypatch):
     model, processor = backbone("llava")
     transforms = [Thumbnail(6, 56, beside=order), FramesAsPictures()]
-    sample = Sample("a", "what is in the image ?", (), videos=(film(8, 60, 45),)).transformed(transforms)
+    sample = apply_transforms(Sample("a", "what is in the image ?", (), videos=(film(8, 60, 45),)), transforms)
     assert (len(sample.pictures), sample.videos) == (9, ())
     small = compress(model, TsLlava(order), tokens=16 + 10)
-    small.generate(**asked(processor, [sample]), max_new_tokens=2, do_sample=False)
+    small.generate(**processor_inputs(processor, [sample]), max_new_tokens=2, do_sample=False)
     assert small.last is not None
     kept = small.last.kept.sum(1).tolist()
     thumbnail = 0 if order == "first" else 8
@@ -191,7 +192,9 @@ def test_transforms_stand_in_the_configuration(tmp_path, capsys):
     questions.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
     def predict(*transforms):
-        given = [{"class_path": f"vtcframe.transforms.{name}", "init_args": options} for name, options in transforms]
+        given = [
+            {"class_path": f"vtcframe.data.transforms.{name}", "init_args": options} for name, options in transforms
+        ]
         arguments = {
             "model.backbone.path": "vtcframe:tiny",
             "data.path": questions,

@@ -8,14 +8,18 @@ import pytest
 from PIL import Image
 
 from support.explore_page import Breaks
-from vtcframe import Budget, RandomPruner, VtcCls, explore_answers, predict
-from vtcframe.backbone import Backbone
-from vtcframe.config import UsageError, bundled
-from vtcframe.explain import Explainer, explain
-from vtcframe.explore_answers import FRACTION, NONE, TOKENS, Outcome, Questioner, budget_of, methods, told
-from vtcframe.explore_page import answers
-from vtcframe.metrics import Row
+from vtcframe.inference.session import Session
+from vtcframe import Budget, RandomPruner, VtcCls
+from vtcframe.assets import bundled
+from vtcframe.data.results import Prediction
+from vtcframe.errors import UsageError
+from vtcframe.explore import session as explore_answers
+from vtcframe.explore.explain import Explainer, explain
+from vtcframe.explore.page import answers
+from vtcframe.explore.session import FRACTION, NONE, TOKENS, Outcome, Questioner, budget_of, methods, told
+from vtcframe.inference.checkpoint import Backbone
 from vtcframe.registry import Entry, entries
+from vtcframe.runs import predictor as predict
 
 pytest.importorskip("gradio", reason="the extra `explore` is not installed")
 
@@ -54,9 +58,9 @@ def test_answers_are_those_of_explain(questioner, kind, amount, budget):
 
 
 def test_the_model_is_loaded_once_and_a_picture_encoded_once_for_both_methods(monkeypatch):
-    loaded, encoded, load, encode = [], [], Backbone.load, predict.encode
+    loaded, encoded, load, encode = [], [], Backbone.load, Session.encode
     monkeypatch.setattr(Backbone, "load", lambda self: loaded.append(1) or load(self))
-    monkeypatch.setattr(predict, "encode", lambda *given: encoded.append(1) or encode(*given))
+    monkeypatch.setattr(Session, "encode", lambda *arguments: encoded.append(1) or encode(*arguments))
     questioner = Questioner(Explainer("vtcframe:tiny"))
     for _ in range(3):
         ask(questioner)
@@ -211,7 +215,9 @@ def test_a_method_is_described_and_one_without_a_place_in_the_model_told_before_
 
 
 def test_words_of_the_model_and_of_people_are_no_markup():
-    row = Row("a", None, "?", None, "unpruned", None, "<b>bold</b>", 4, 4, 0, [4, 4], seconds=0.25, encode_seconds=0.0)
+    row = Prediction(
+        "a", None, "?", None, "unpruned", None, "<b>bold</b>", 4, 4, 0, [4, 4], seconds=0.25, encode_seconds=0.0
+    )
     page = answers(Outcome(row, [Image.new("RGB", (8, 8))], [("<i>", "<u>wrong</u>")]))
     assert not re.search("<[biu]>", page)
     assert "&lt;b&gt;bold" in page

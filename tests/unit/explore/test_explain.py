@@ -8,19 +8,20 @@ from PIL import Image, ImageDraw
 from transformers import CLIPImageProcessor, LlavaImageProcessor, VideoLlavaImageProcessor, VideoLlavaVideoProcessor
 
 from support.models import SERVED
-from vtcframe import Budget, TokenNorm, VtcCls, compress
-from vtcframe.allocators import Even
-from vtcframe.backbone import Backbone, asked, device_for, shown
+from vtcframe import Budget, RandomPruner, TokenNorm, VtcCls, compress
+from vtcframe.assets import bundled
 from vtcframe.cli import main
-from vtcframe.config import UsageError, bundled
-from vtcframe.data import Sample
-from vtcframe.ensemblers import Mean
-from vtcframe.explain import explain
-from vtcframe.methods import RandomPruner
-from vtcframe.pipeline import Pipeline
-from vtcframe.selectors import TopK
-from vtcframe.testing.alignment import silent_attention
-from vtcframe.testing.families import BACKBONES, VIDEO
+from vtcframe.components.allocators import Even
+from vtcframe.components.ensemblers import Mean
+from vtcframe.components.selectors import TopK
+from vtcframe.core.pipeline import Pipeline
+from vtcframe.data.processor import processor_inputs, visible_region
+from vtcframe.data.sample import Sample
+from vtcframe.errors import UsageError
+from vtcframe.explore.explain import explain
+from vtcframe.inference.checkpoint import Backbone, device_for
+from vtcframe.testing.laws.alignment import silent_attention
+from vtcframe.testing.tiny_models.other_families import BACKBONES, VIDEO
 
 SCENE = f"{bundled('vtcframe:questions')}/images/scene-000.png"
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning:transformers")  # GLM-4V
@@ -88,7 +89,7 @@ def test_a_picture_and_its_numbers_are_written_beside_both_answers(tmp_path, cap
     assert {"vtcframe", "torch", "transformers"} <= told["versions"].keys()
     model, processor = Backbone("vtcframe:tiny", dtype="float32").load()
     short = compress(model, VtcCls(last=3), tokens=18)
-    inputs = asked(processor, [Sample("", QUESTION, (), pictures=(Image.open(SCENE).convert("RGB"),))])
+    inputs = processor_inputs(processor, [Sample("", QUESTION, (), pictures=(Image.open(SCENE).convert("RGB"),))])
     short.generate(**inputs, max_new_tokens=1, do_sample=False)
     assert short.last is not None
     assert lines(view["kept"]) == short.last.kept[0].tolist()
@@ -225,7 +226,7 @@ def test_what_a_processor_crops_or_pads_is_told_as_it_does_it(name, size):
     processor.image_processor, processor.video_processor = image_processor, video_processor
     height, width = size
     for video in (False, True) if video_processor else (False,):
-        top, left, bottom, right = shown(processor, size, video)
+        top, left, bottom, right = visible_region(processor, size, video)
         picture = Image.new("RGB", (width, height), (9, 9, 9))
         y, x = (max(low, 0) + 0.6 * (min(high, 1) - max(low, 0)) for low, high in ((top, bottom), (left, right)))
         reach = max(3, min(size) // 10)
@@ -312,7 +313,7 @@ def test_a_model_without_an_adapter_is_told(monkeypatch, of_family):
 
 @pytest.mark.parametrize("change", ["another placeholder", "another number of patches", "another size"])
 def test_a_processor_of_another_model_is_named_as_the_likely_cause(monkeypatch, capsys, change):
-    from vtcframe.testing.backbones import tiny_llava
+    from vtcframe.testing.tiny_models.llava_families import tiny_llava
 
     model, processor = tiny_llava()
     if change == "another placeholder":

@@ -10,9 +10,9 @@ import sys
 
 import pytest
 
-from vtcframe import explore
-from vtcframe.config import UsageError
-from vtcframe.explore import _bypass_proxies
+from vtcframe.errors import UsageError
+from vtcframe.explore import command as explore
+from vtcframe.explore.command import _bypass_proxies
 
 pytest.importorskip("gradio", reason="the extra `explore` is not installed")
 
@@ -21,7 +21,7 @@ pytest.importorskip("gradio", reason="the extra `explore` is not installed")
 
 
 def test_neither_gradio_nor_torch_is_imported_before_there_is_something_to_serve():
-    code = "import sys, vtcframe.explore; print({'gradio', 'torch', 'transformers'} & set(sys.modules))"
+    code = "import sys, vtcframe.explore.command; print({'gradio', 'torch', 'transformers'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "set()\n"
 
 

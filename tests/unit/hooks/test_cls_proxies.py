@@ -4,10 +4,12 @@ import pytest
 import torch
 
 from support.models import backbone
-from vtcframe import attention
-from vtcframe.attention import Call, Groups, KeyStates, MeanQuery, Received, Row, Tap
+from vtcframe.hooks import tap as attention
+from vtcframe.hooks.kernel_call import KernelCall
+from vtcframe.hooks.readers import KeyStates, MeanQuery, PatchGroups, QueryRow, ReceivedAttention
+from vtcframe.hooks.tap import Tap
 from vtcframe.testing import make_inputs
-from vtcframe.testing.backbones import SAMPLES
+from vtcframe.testing.tiny_models.llava_families import SAMPLES
 
 POISON, SKIP, LENGTH = 1e4, 1, 13  # one class token, twelve patches
 
@@ -50,7 +52,7 @@ def calls():
         masks["additive"] = torch.zeros(sees[:, None].shape).masked_fill(~sees[:, None], torch.finfo(torch.float32).min)
         masks["infinite"] = torch.zeros(sees[:, None].shape).masked_fill(~sees[:, None], -torch.inf)
         for kind, mask in masks.items():
-            built[f"{name}, {kind} mask"] = Call(*drawn(real), mask, 0.3, causal, size), sees, real
+            built[f"{name}, {kind} mask"] = KernelCall(*drawn(real), mask, 0.3, causal, size), sees, real
     return built
 
 
@@ -82,9 +84,9 @@ def close(found, want):
 def test_row_leaves_class_tokens_out_and_pools_behind_the_softmax(name):
     call, sees, _ = CALLS[name]
     whole = matrix(call, sees)[:, :, 6]
-    close(Row(6, skip=SKIP)(call), whole[..., SKIP:])
-    close(Row(6, skip=SKIP, pool=Groups(4))(call), grouped(whole))
-    close(Row(6, heads="mean", skip=SKIP, pool=Groups(4))(call), grouped(whole).mean(1, keepdim=True))
+    close(QueryRow(6, skip=SKIP)(call), whole[..., SKIP:])
+    close(QueryRow(6, skip=SKIP, pool=PatchGroups(4))(call), grouped(whole))
+    close(QueryRow(6, heads="mean", skip=SKIP, pool=PatchGroups(4))(call), grouped(whole).mean(1, keepdim=True))
 
 
 def received_by_hand(call, sees, real):
@@ -103,10 +105,10 @@ def test_received_is_the_mean_over_the_rows_of_patches(name, elements, monkeypat
     monkeypatch.setattr(attention, "ELEMENTS", elements)
     call, sees, real = CALLS[name]
     want = received_by_hand(call, sees, real)
-    close(Received(skip=SKIP)(call), want[..., SKIP:])
-    close(Received(skip=SKIP, pool=Groups(4))(call), grouped(want))
-    close(Received("mean", SKIP, Groups(4))(call), grouped(want).mean(1, keepdim=True))
-    assert not Received(skip=SKIP)(call)[(~real)[:, None, SKIP:].expand(2, 4, -1)].any()
+    close(ReceivedAttention(skip=SKIP)(call), want[..., SKIP:])
+    close(ReceivedAttention(skip=SKIP, pool=PatchGroups(4))(call), grouped(want))
+    close(ReceivedAttention("mean", SKIP, PatchGroups(4))(call), grouped(want).mean(1, keepdim=True))
+    assert not ReceivedAttention(skip=SKIP)(call)[(~real)[:, None, SKIP:].expand(2, 4, -1)].any()
 
 
 def mean_query_by_hand(call, real, size):
@@ -127,10 +129,10 @@ def test_mean_query_asks_the_mean_keys_of_the_tokens(name):
     call, _, real = CALLS[name]
     close(MeanQuery(skip=SKIP)(call), mean_query_by_hand(call, real, 1).softmax(-1))
     logits = mean_query_by_hand(call, real, 4)
-    close(MeanQuery(skip=SKIP, pool=Groups(4))(call), logits.softmax(-1))
+    close(MeanQuery(skip=SKIP, pool=PatchGroups(4))(call), logits.softmax(-1))
     mean = logits.softmax(-1).mean(1, keepdim=True)
-    close(MeanQuery(heads="mean", skip=SKIP, pool=Groups(4))(call), mean)
-    found = MeanQuery(logits=True, skip=SKIP, pool=Groups(4))(call).double()
+    close(MeanQuery(heads="mean", skip=SKIP, pool=PatchGroups(4))(call), mean)
+    found = MeanQuery(pre_softmax=True, skip=SKIP, pool=PatchGroups(4))(call).double()
     close(found[logits.isfinite()].float(), logits[logits.isfinite()])
     assert (found[logits.isinf()] < -1e30).all()
 
@@ -139,8 +141,8 @@ def test_mean_query_of_joined_heads_is_that_of_one_wide_head():
     real = torch.ones(2, LENGTH, dtype=torch.bool)
     query, key = drawn(real, groups=4)
     wide = [x.transpose(1, 2).flatten(2)[:, None] for x in (query, key)]
-    want = MeanQuery(skip=SKIP, pool=Groups(4))(Call(*wide, None, 32**-0.5, False, None))
-    found = MeanQuery(heads="joined", skip=SKIP, pool=Groups(4))(Call(query, key, None, 0.3, False, None))
+    want = MeanQuery(skip=SKIP, pool=PatchGroups(4))(KernelCall(*wide, None, 32**-0.5, False, None))
+    found = MeanQuery(heads="joined", skip=SKIP, pool=PatchGroups(4))(KernelCall(query, key, None, 0.3, False, None))
     close(found, want.double())
 
 
@@ -148,48 +150,48 @@ def test_key_states_are_means_of_groups_behind_the_class_token():
     call, _, _ = CALLS["none, without mask"]
     assert torch.equal(KeyStates(skip=SKIP)(call), call.key[:, :, SKIP:])
     want = grouped(call.key.double().transpose(2, 3)).transpose(2, 3)
-    close(KeyStates(SKIP, Groups(4))(call), want)
+    close(KeyStates(SKIP, PatchGroups(4))(call), want)
 
 
 def test_a_padded_sample_reads_the_same_alone_without_its_padding():
     call, _, real = CALLS["padded right, bool mask"]
     n = int(real[1].sum())
-    alone = Call(call.query[1:, :, :n], call.key[1:, :, :n], None, call.scaling, False, None)
-    for reader in (Row(3, skip=SKIP), MeanQuery(skip=SKIP), Received(skip=SKIP)):
+    alone = KernelCall(call.query[1:, :, :n], call.key[1:, :, :n], None, call.scaling, False, None)
+    for reader in (QueryRow(3, skip=SKIP), MeanQuery(skip=SKIP), ReceivedAttention(skip=SKIP)):
         close(reader(call)[1:, :, : n - SKIP], reader(alone).double())
 
 
 def test_a_probe_that_is_no_token_of_the_sequence_asks_all_the_same():
     call, _, real = CALLS["padded right, flat mask"]
-    probe = Call(call.query[:, :, 2:3], call.key, real, call.scaling, False, None)
+    probe = KernelCall(call.query[:, :, 2:3], call.key, real, call.scaling, False, None)
     want = matrix(probe, real[:, None])[:, :, 0]
-    close(Received()(probe), want)
+    close(ReceivedAttention()(probe), want)
     close(MeanQuery()(probe), want)
-    close(Received(skip=SKIP)(probe), want[..., SKIP:])
+    close(ReceivedAttention(skip=SKIP)(probe), want[..., SKIP:])
 
 
 def test_behind_a_cache_class_tokens_are_counted_from_its_beginning():
     call, sees, _ = CALLS["causal, without mask"]
-    last = Call(call.query[:, :, -4:], call.key, None, call.scaling, True, None)
+    last = KernelCall(call.query[:, :, -4:], call.key, None, call.scaling, True, None)
     whole = matrix(call, sees)
-    close(Received(skip=SKIP)(last), whole[:, :, -4:, SKIP:].mean(2))
-    close(Received(skip=LENGTH - 3)(last), whole[:, :, -3:, LENGTH - 3 :].mean(2))
+    close(ReceivedAttention(skip=SKIP)(last), whole[:, :, -4:, SKIP:].mean(2))
+    close(ReceivedAttention(skip=LENGTH - 3)(last), whole[:, :, -3:, LENGTH - 3 :].mean(2))
     padded, sees, real = CALLS["padded left, causal, bool mask"]
-    last = Call(padded.query[:, :, -10:], padded.key, padded.mask[:, :, -10:], padded.scaling, True, None)
+    last = KernelCall(padded.query[:, :, -10:], padded.key, padded.mask[:, :, -10:], padded.scaling, True, None)
     whole = matrix(padded, sees)
     asked = [[q for q in range(LENGTH - 10, LENGTH) if real[b, q]] for b in range(2)]
-    close(Received()(last), torch.stack([whole[b][:, asked[b]].mean(1) for b in range(2)]))
+    close(ReceivedAttention()(last), torch.stack([whole[b][:, asked[b]].mean(1) for b in range(2)]))
 
 
 def test_patches_that_make_no_whole_groups_are_an_error():
     call, _, _ = CALLS["none, without mask"]
     with pytest.raises(ValueError, match="13 patches make no groups of 4"):
-        Received(pool=Groups(4))(call)
+        ReceivedAttention(pool=PatchGroups(4))(call)
 
 
 def test_readers_with_the_same_pool_are_one_reader():
-    for kind in (Row, MeanQuery, Received, KeyStates):
-        assert len({kind(skip=1, pool=Groups(4)), kind(skip=1, pool=Groups(4)), kind(skip=1)}) == 2
+    for kind in (QueryRow, MeanQuery, ReceivedAttention, KeyStates):
+        assert len({kind(skip=1, pool=PatchGroups(4)), kind(skip=1, pool=PatchGroups(4)), kind(skip=1)}) == 2
 
 
 def encode(model, inputs, **options):
@@ -204,7 +206,7 @@ def test_readers_of_a_tower_equal_those_of_eager_weights(family):
     inputs = make_inputs(processor, SAMPLES["ragged several"])
     whole = encode(eager, inputs, output_attentions=True, output_hidden_states=True)
     blocks = list(model.base_model.vision_tower.encoder.layers)
-    received, mean = Received(skip=1, pool=Groups(4)), MeanQuery(skip=1)
+    received, mean = ReceivedAttention(skip=1, pool=PatchGroups(4)), MeanQuery(skip=1)
     with Tap({block.self_attn: [received, mean] for block in blocks}) as tap:
         encode(model, inputs)
     for block, weights, hidden in zip(blocks, whole.attentions, whole.hidden_states, strict=False):
@@ -230,9 +232,9 @@ def test_received_in_a_causal_padded_grouped_query_model_equals_that_of_eager_we
     modules = [block.self_attn for block in model.base_model.language_model.layers]
     with torch.no_grad():
         whole = reference(**inputs, output_attentions=True).attentions
-        with Tap({module: [Received()] for module in modules}) as tap:
+        with Tap({module: [ReceivedAttention()] for module in modules}) as tap:
             model(**inputs)
     assert not real.all()
     for module, weights in zip(modules, whole, strict=True):
         want = torch.stack([one[:, mine].double().mean(1) for one, mine in zip(weights, real, strict=True)])
-        close(tap[module, Received()][0], want)
+        close(tap[module, ReceivedAttention()][0], want)

@@ -8,27 +8,28 @@ import torch
 from support.encoder_stages import BLOCKS, GREEDY, METHODS, OPENED, RANDOM, at, taken, within
 from support.models import backbone
 from vtcframe import (
+    AttentionKeys,
+    AttentionRows,
     Budget,
     ClassToken,
     ClsAttention,
     Even,
-    Features,
-    Keys,
+    HiddenStates,
     Mean,
     Pipeline,
     RandomPruner,
-    Rows,
     Stage,
     TopK,
     VtcCls,
     compress,
 )
-from vtcframe.encoder_stage import Attended, Midway
-from vtcframe.faults import ComponentError
-from vtcframe.methods.encoder import ToMe
-from vtcframe.remains import composed
+from vtcframe.core.needs import AttentionReceived
+from vtcframe.core.token_merging import EncoderEvidence
+from vtcframe.errors import ComponentError
+from vtcframe.methods.tome import ToMe
+from vtcframe.ops.compose import compose_prunings
 from vtcframe.testing import check_restored, make_inputs, samples_of
-from vtcframe.testing.backbones import SAMPLES
+from vtcframe.testing.tiny_models.llava_families import SAMPLES
 
 
 def by_hand(model, pixels, stages, size=False):
@@ -116,7 +117,7 @@ def test_a_sample_is_answered_alike_alone_and_in_a_batch(method, name, attention
     inputs = make_inputs(processor, samples)
     together = compressed.generate(**inputs, **GREEDY)[:, inputs["input_ids"].shape[1] :]
     left, arranged = compressed.last.pruned, compressed.last.layout
-    assert compressed.last.after.tolist() == Budget(ratio=0.4).total(arranged).tolist()
+    assert compressed.last.tokens_after.tolist() == Budget(ratio=0.4).total(arranged).tolist()
     for p, sample in enumerate(samples):
         if not sample[1]:
             continue
@@ -165,37 +166,51 @@ def test_beams_answer_as_by_splicing(options):
 
 def test_evidence_of_a_stage_is_that_of_its_own_block():
     _, adapter, inputs = taken("llava")
-    needs = (Rows("cls", (-1,)), Rows("cls", (1,), of="tower"), Rows("cls", (-2, -1)), Keys((-1,)), Features())
+    needs = (
+        AttentionRows("cls", (-1,)),
+        AttentionRows("cls", (1,), blocks="tower"),
+        AttentionRows("cls", (-2, -1)),
+        AttentionKeys((-1,)),
+        HiddenStates(),
+    )
     seen = []
 
     @dataclass(frozen=True)
     class Look(RandomPruner):
         @property
         def needs(self):
-            return (*needs, ClassToken(), Attended())
+            return (*needs, ClassToken(), AttentionReceived())
 
         def __call__(self, evidence, budget=None):
             seen.append(evidence)
             return super().__call__(evidence, budget)
 
     within(adapter, inputs, at("encoder:1", pruner=Look()))
-    whole = adapter.observe(inputs, [Rows("cls", (0, 1)), Keys((1,)), Rows("received", (1,), heads="mean")])
+    whole = adapter.observe(
+        inputs, [AttentionRows("cls", (0, 1)), AttentionKeys((1,)), AttentionRows("received", (1,), heads="mean")]
+    )
     (evidence,) = seen
-    rows = whole[Rows("cls", (0, 1))]
-    for need, want in zip(needs, (rows[1:], rows[1:], rows, whole[Keys((1,))]), strict=False):
+    rows = whole[AttentionRows("cls", (0, 1))]
+    for need, want in zip(needs, (rows[1:], rows[1:], rows, whole[AttentionKeys((1,))]), strict=False):
         assert torch.allclose(evidence[need], want, atol=1e-6)
     n = rows.shape[-1]
-    asked = whole[Rows("received", (1,), heads="mean")][0, :, 0] * n + rows[1].mean(1)
-    assert torch.allclose(evidence[Attended()], asked / (n + 1), atol=1e-6)
-    assert torch.equal(evidence[Features()], evidence.tokens)
+    asked = whole[AttentionRows("received", (1,), heads="mean")][0, :, 0] * n + rows[1].mean(1)
+    assert torch.allclose(evidence[AttentionReceived()], asked / (n + 1), atol=1e-6)
+    assert torch.equal(evidence[HiddenStates()], evidence.tokens)
     assert evidence[ClassToken()].shape == evidence.tokens[:, 0].shape
-    assert isinstance(evidence, Midway)
+    assert isinstance(evidence, EncoderEvidence)
     assert evidence.classes == 1
 
 
 def test_later_evidence_is_of_what_is_left_whichever_block_showed_it():
     _, adapter, inputs = taken("llava")
-    needs = (Rows("cls", (0, 1, 2)), Keys((0,)), Features(), ClassToken(), Rows("cls", (-1,), of="tower"))
+    needs = (
+        AttentionRows("cls", (0, 1, 2)),
+        AttentionKeys((0,)),
+        HiddenStates(),
+        ClassToken(),
+        AttentionRows("cls", (-1,), blocks="tower"),
+    )
     evidence, left = within(adapter, inputs, at("encoder:1"), needs)
     whole = adapter.observe(inputs, needs)
     index = left.place.clamp(min=0)
@@ -209,8 +224,8 @@ def test_later_evidence_is_of_what_is_left_whichever_block_showed_it():
     assert not torch.allclose(got[2][mask], rows[2][mask], atol=1e-4)  # paid to what is left alone
     assert (got[2].sum(-1) <= 1).all()
     assert (evidence[needs[4]].shape[0], evidence[needs[3]].shape[0]) == (1, len(index))
-    assert evidence[Features()].shape[1] == evidence.tokens.shape[1]
-    assert torch.allclose(adapter.project(evidence[Features()])[real], evidence.tokens[real], atol=1e-5)
+    assert evidence[HiddenStates()].shape[1] == evidence.tokens.shape[1]
+    assert torch.allclose(adapter.project(evidence[HiddenStates()])[real], evidence.tokens[real], atol=1e-5)
 
 
 @pytest.mark.parametrize("across", ["view", "sample"])
@@ -221,7 +236,7 @@ def test_stages_compose_and_one_at_the_projector_works_on_what_is_left(across):
     compressed = compress(model, stages=stages)
     compressed.generate(**inputs, **GREEDY)
     result = compressed.last
-    assert (result.before.tolist(), result.after.tolist()) == ([32, 16, 0], [5, 5, 0])
+    assert (result.tokens_before.tolist(), result.tokens_after.tolist()) == ([32, 16, 0], [5, 5, 0])
     evidence, left = within(adapter, inputs, stages[:2], last.needs)
     assert left.total.tolist() == [12, 12, 0]
     then = last(evidence, Budget(5))
@@ -232,7 +247,7 @@ def test_stages_compose_and_one_at_the_projector_works_on_what_is_left(across):
         assert set(column.tolist()) <= set(left.sequence(p)[1].tolist())
     assert result.kept.sum() == 10
     assert result.kept.shape == ((3, 16) if across == "view" else (3, 32))
-    assert torch.equal(composed(left, then).kept, result.kept)
+    assert torch.equal(compose_prunings(left, then).kept, result.kept)
     scores = result.scores[result.kept].flatten()  # of those judged last: their attention, no random number
     want = torch.cat([then.scores[then.kept]])
     assert torch.equal(scores.sort().values, want.sort().values)
@@ -256,4 +271,4 @@ def test_a_budget_that_covers_everything_calls_the_model_untouched(monkeypatch):
     compressed = compress(model, ToMe(blocks=(0, 1)), ratio=1.0)
     monkeypatch.setattr(compressed.adapter, "within", lambda *_: pytest.fail("the encoder was pruned"))
     assert torch.equal(compressed.generate(**inputs, **GREEDY), model.generate(**inputs, **GREEDY))
-    assert compressed.last.after.tolist() == compressed.last.before.tolist()
+    assert compressed.last.tokens_after.tolist() == compressed.last.tokens_before.tolist()

@@ -8,13 +8,14 @@ import torch
 
 from support.encoder_stages import BLOCKS, RANDOM, at, taken, tome_by_hand, within
 from support.vision_encoders import MODELS, averaged, clip, pictures, timm_vit, untouched
-from vtcframe import (
-    Budget,
-    Stage,
-)
-from vtcframe.methods.encoder import DiffRate, Mctf, ToMe
+from vtcframe import Budget, Stage
+from vtcframe.methods.diffrate import DiffRate
+from vtcframe.methods.mctf import Mctf
+from vtcframe.methods.tome import ToMe
 from vtcframe.testing import check_restored
-from vtcframe_backbones.encoders import OpenClip, Timm, extract
+from vtcframe_backbones.encoders.extract import extract
+from vtcframe_backbones.encoders.open_clip import OpenClip
+from vtcframe_backbones.encoders.timm import Timm
 
 # timm and open_clip
 

@@ -9,18 +9,14 @@ from transformers import SiglipVisionConfig
 
 from support.encoder_stages import GREEDY, OPENED, RANDOM, at, taken, within
 from support.models import SERVED, backbone
-from vtcframe import (
-    Budget,
-    Stage,
-    VtcCls,
-    adapter_for,
-    compress,
-)
-from vtcframe.encoder_stage import Attended
-from vtcframe.methods.encoder import DiffRate, EVit, ToMe
-from vtcframe.pipeline import Plan, planned
+from vtcframe import Budget, Stage, VtcCls, adapter_for, compress
+from vtcframe.core.needs import AttentionReceived
+from vtcframe.core.stages import Plan, planned
+from vtcframe.methods.diffrate import DiffRate
+from vtcframe.methods.evit import EVit
+from vtcframe.methods.tome import ToMe
 from vtcframe.testing import emulated_flash, make_inputs
-from vtcframe.testing.backbones import SAMPLES, VISION, randomised, tiny_llava
+from vtcframe.testing.tiny_models.llava_families import SAMPLES, VISION, randomised, tiny_llava
 
 
 def test_images_and_videos_of_one_batch_have_a_tower_each():
@@ -29,7 +25,7 @@ def test_images_and_videos_of_one_batch_have_a_tower_each():
     inputs = make_inputs(processor, [video, image])
     compressed = compress(model, EVit((0, 1)), tokens=6)
     both = compressed.generate(**inputs, **GREEDY)[:, inputs["input_ids"].shape[1] :]
-    assert compressed.last.after.tolist() == [6, 6]
+    assert compressed.last.tokens_after.tolist() == [6, 6]
     assert compressed.last.structural_after.tolist() == [4, 0]
     for p, sample in enumerate((video, image)):
         single = make_inputs(processor, [sample])
@@ -63,7 +59,7 @@ def test_what_cannot_be_done_is_refused_before_anything_runs(monkeypatch):
         with pytest.raises(ValueError, match=says):
             compress(model, stages=stages).generate(**inputs, **GREEDY)
     with pytest.raises(ValueError, match=r"Attended\(\)"):
-        adapter.observe(inputs, [Attended()])
+        adapter.observe(inputs, [AttentionReceived()])
     with pytest.raises(ValueError, match="several lengths"):
         compress(model, stages=at("encoder:0")).generate(**inputs, **GREEDY, vision_feature_layer=[-2, -3])
 
@@ -118,7 +114,7 @@ def test_a_picture_may_lose_all_its_tokens_also_without_a_class_token(siglip, me
     inputs = make_inputs(processor, SAMPLES["ragged several"])
     compressed = compress(model, method, tokens=1)  # for two pictures
     out = compressed.generate(**inputs, **GREEDY)[:, inputs["input_ids"].shape[1] :]
-    assert compressed.last.after.tolist() == [1, 1, 0]
+    assert compressed.last.tokens_after.tolist() == [1, 1, 0]
     assert compressed.last.kept.sum(1).tolist() == [1, 0, 1]
     assert compressed.last.pruned.tokens[compressed.last.pruned.place >= 0].isfinite().all()
     for p, sample in enumerate(SAMPLES["ragged several"][:2]):

@@ -9,9 +9,10 @@ from torch.overrides import _get_current_function_mode_stack
 
 from support.gates import ROW, TIMM, open_clip_model, pixels, randomised
 from support.models import backbone
-from vtcframe.attention import Row, Tap
+from vtcframe.hooks.readers import QueryRow
+from vtcframe.hooks.tap import Tap
 from vtcframe.testing import check_restored, make_inputs
-from vtcframe.testing.backbones import SAMPLES
+from vtcframe.testing.tiny_models.llava_families import SAMPLES
 
 
 def masks_of(kind, heads):
@@ -50,10 +51,10 @@ def test_rows_of_multihead_attention_under_all_its_masks(kind, batch_first, opti
     masks = masks_of(kind, 2)
     _, want = module(query, key, key, average_attn_weights=False, **masks)
     plain, _ = module(query, key, key, need_weights=False, **masks)
-    with Tap({module: [Row(2)]}) as tap:
+    with Tap({module: [QueryRow(2)]}) as tap:
         out, _ = module(query, key, key, need_weights=False, **masks)
     assert torch.equal(out, plain)
-    torch.testing.assert_close(tap[module, Row(2)], [want[:, :, 2]], atol=1e-6, rtol=0)
+    torch.testing.assert_close(tap[module, QueryRow(2)], [want[:, :, 2]], atol=1e-6, rtol=0)
 
 
 @torch.no_grad()
@@ -61,9 +62,9 @@ def test_multihead_attention_without_a_batch_axis_and_with_positional_masks():
     module, x = randomised(nn.MultiheadAttention(16, 2)), torch.randn(6, 16)
     hides = torch.ones(6, 6, dtype=torch.bool).triu(1)
     _, want = module(x, x, x, None, True, hides, False)
-    with Tap({module: [Row(2)]}) as tap:
+    with Tap({module: [QueryRow(2)]}) as tap:
         module(x, x, x, None, True, hides, False)
-    torch.testing.assert_close(tap[module, Row(2)], [want[None, :, 2]], atol=1e-6, rtol=0)
+    torch.testing.assert_close(tap[module, QueryRow(2)], [want[None, :, 2]], atol=1e-6, rtol=0)
 
 
 class Plain(nn.Module):
@@ -97,10 +98,10 @@ def test_arguments_of_the_kernel_are_read_as_it_reads_them():
         ),
     ):
         module = Plain(call)
-        with Tap({module: [Row(2)]}) as tap:
+        with Tap({module: [QueryRow(2)]}) as tap:
             out = module()
         assert torch.equal(out, module())
-        torch.testing.assert_close(tap[module, Row(2)], [want.softmax(-1)[:, :, 2]], atol=1e-6, rtol=0)
+        torch.testing.assert_close(tap[module, QueryRow(2)], [want.softmax(-1)[:, :, 2]], atol=1e-6, rtol=0)
 
 
 def test_what_cannot_be_read_is_an_error_and_leaves_nothing_behind():

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from support.gates import ROW, TIMM, open_clip_model, pixels, randomised
-from vtcframe.attention import MeanQuery, Received, Row, Tap
+from vtcframe.hooks.readers import MeanQuery, QueryRow, ReceivedAttention
+from vtcframe.hooks.tap import Tap
 from vtcframe.testing import check_restored
 
 
@@ -33,7 +34,7 @@ def attentions(model, modules, switch, *args):
 def test_rows_of_timm_equal_its_attention_weights_and_its_features_stay_bit_equal(encoder):
     modules = [block.attn for block in encoder.blocks]
     plain, want = encoder(pixels()), attentions(encoder, modules, "fused_attn", pixels())
-    received = Received(skip=encoder.num_prefix_tokens)
+    received = ReceivedAttention(skip=encoder.num_prefix_tokens)
     with check_restored(encoder), Tap({module: [ROW, received] for module in modules}) as tap:
         assert torch.equal(encoder(pixels()), plain)
     for module, weights in zip(modules, want, strict=True):
@@ -77,14 +78,16 @@ def test_rows_of_open_clip_equal_its_attention_weights_and_its_features_stay_bit
     blocks = model.visual.transformer.resblocks if tower == "visual" else model.transformer.resblocks
     modules = [block.attn for block in blocks]
     plain, want = run(), multihead_weights(model, modules, run)
-    readers = [ROW, Row(5), MeanQuery(skip=1), Received(skip=1)]
+    readers = [ROW, QueryRow(5), MeanQuery(skip=1), ReceivedAttention(skip=1)]
     with check_restored(model), Tap({module: readers for module in modules}) as tap:
         assert torch.equal(run(), plain)
     for module, weights in zip(modules, want, strict=True):
         assert weights[:, :, 5].max() > 0.15
         torch.testing.assert_close(tap[module, ROW], [weights[:, :, 0]], atol=1e-6, rtol=0)
-        torch.testing.assert_close(tap[module, Row(5)], [weights[:, :, 5]], atol=1e-6, rtol=0)
-        torch.testing.assert_close(tap[module, Received(skip=1)], [weights[:, :, 1:, 1:].mean(2)], atol=1e-6, rtol=0)
+        torch.testing.assert_close(tap[module, QueryRow(5)], [weights[:, :, 5]], atol=1e-6, rtol=0)
+        torch.testing.assert_close(
+            tap[module, ReceivedAttention(skip=1)], [weights[:, :, 1:, 1:].mean(2)], atol=1e-6, rtol=0
+        )
         assert tap[module, MeanQuery(skip=1)][0].shape == weights[:, :, 0, 1:].shape
 
 

@@ -7,14 +7,14 @@ from transformers import DynamicCache, GenerationConfig, StaticCache
 from support.llm_stages import GREEDY, LAYOUTS, Keeper, at, ranked, shown
 from support.models import backbone
 from vtcframe import Budget, VtcCls, compress
-from vtcframe.adapter import adapter_for
-from vtcframe.needs import Features, Rows, Text
-from vtcframe.pipeline import Stage, planned
-from vtcframe.scorers import ClsAttention, Random, TextAttention
-from vtcframe.testing.adapters import inputs_for
-from vtcframe.testing.families import BACKBONES
-from vtcframe.testing.llm import passage_of
-from vtcframe.testing.samples import SAMPLES
+from vtcframe.adapters.base import adapter_for
+from vtcframe.components.scorers import ClsAttention, Random, TextAttention
+from vtcframe.core.needs import AttentionRows, HiddenStates, TextTokens
+from vtcframe.core.stages import Stage, planned
+from vtcframe.testing.laws.adapters import inputs_for
+from vtcframe.testing.laws.llm import prepare
+from vtcframe.testing.tiny_models.other_families import BACKBONES
+from vtcframe.testing.tiny_models.samples import SAMPLES
 
 
 @pytest.mark.parametrize("family", ["llava", "llava_next", "qwen2_vl", "mistral3"])
@@ -41,7 +41,7 @@ def test_positions_of_new_tokens_follow_the_prompt_and_never_the_length_of_a_cac
     length, cache = inputs["input_ids"].shape[1], DynamicCache()
     given = GREEDY | {"min_new_tokens": 4, "past_key_values": cache}
     stages = [at(2, TextAttention(-1), forget=0), at(3, TextAttention(-1), tokens=1, positions="compact")]
-    passage = passage_of(adapter_for(model), inputs, planned(stages))
+    passage = prepare(adapter_for(model), inputs, planned(stages))
     with passage:  # hooks run in the order in which they were made: these see what the stages hand on
         hooks = [
             layer.register_forward_pre_hook(
@@ -50,7 +50,7 @@ def test_positions_of_new_tokens_follow_the_prompt_and_never_the_length_of_a_cac
             )
             for i, layer in enumerate(adapter_for(model).llm_layers())
         ]
-        model.generate(**passage.given, **given)
+        model.generate(**passage.generate_kwargs, **given)
     for hook in hooks:
         hook.remove()
     held = [layer.get_seq_length() for layer in cache.layers]
@@ -68,10 +68,10 @@ def test_positions_of_new_tokens_follow_the_prompt_and_never_the_length_of_a_cac
 def test_scores_are_float32_where_the_model_is_not():
     model, processor = BACKBONES["llava"]()  # its own: there is no way back from half precision
     half = model.to(torch.bfloat16)
-    inputs, keeper = inputs_for(half, processor, SAMPLES["one"]), Keeper(Rows("last", (1,), tower="llm"))
-    passage = passage_of(adapter_for(half), inputs, planned([Stage("llm:2", keeper)]))
+    inputs, keeper = inputs_for(half, processor, SAMPLES["one"]), Keeper(AttentionRows("last", (1,), tower="llm"))
+    passage = prepare(adapter_for(half), inputs, planned([Stage("llm:2", keeper)]))
     with passage, torch.autocast("cpu", torch.bfloat16):
-        half.generate(**passage.given, max_new_tokens=1)
+        half.generate(**passage.generate_kwargs, max_new_tokens=1)
     assert keeper.seen[keeper.asked[0]].dtype == torch.float32
     assert len(keeper.seen[keeper.asked[0]].unique()) == 16 * 4
 
@@ -80,7 +80,7 @@ def test_half_precision_would_make_one_score_of_many_and_float32_does_not():
     """LOOK-M adds -65516 to the scores of images in half precision, and 576 of them become one."""
     scores = torch.rand(576, generator=torch.Generator().manual_seed(0))
     assert len((scores.half() + torch.tensor(-65504.0).half()).unique()) == 1
-    evidence, *_ = shown("llava", [Rows("last", (1,), tower="llm", heads="mean")], samples="one")
+    evidence, *_ = shown("llava", [AttentionRows("last", (1,), tower="llm", heads="mean")], samples="one")
     (paid,) = evidence.found.values()
     assert paid.dtype == torch.float32
     assert len(paid.unique()) == paid.numel()
@@ -106,7 +106,9 @@ def test_stages_that_a_model_has_no_place_for_are_refused(family, stage, says):
         compress(backbone(family)[0], stages=[stage])
 
 
-@pytest.mark.parametrize("need", [Features(2, "llm"), Text(Features(2, "llm")), Rows("cls", (1,), tower="llm")])
+@pytest.mark.parametrize(
+    "need", [HiddenStates(2, "llm"), TextTokens(HiddenStates(2, "llm")), AttentionRows("cls", (1,), tower="llm")]
+)
 def test_what_is_not_there_yet_cannot_be_asked(llava, need):
     with pytest.raises(ValueError, match=r"can be read at|is asked by"):
         compress(llava[0], stages=[Stage("llm:2", Keeper(need))])
@@ -161,9 +163,9 @@ def test_a_static_cache_is_refused(llava):
 def test_a_prompt_that_is_read_twice_is_an_error_and_leaves_nothing_behind(llava):
     model, processor = llava
     inputs = inputs_for(model, processor, SAMPLES["one"])
-    passage = passage_of(adapter_for(model), inputs, planned(LAYOUTS["FastV"]))
+    passage = prepare(adapter_for(model), inputs, planned(LAYOUTS["FastV"]))
     with passage, pytest.raises(ValueError, match="need a cache"):
-        model.generate(**passage.given, max_new_tokens=3, min_new_tokens=3, use_cache=False)
+        model.generate(**passage.generate_kwargs, max_new_tokens=3, min_new_tokens=3, use_cache=False)
 
 
 def test_a_stage_is_told_what_towers_showed_of_the_tokens_left():
@@ -171,13 +173,13 @@ def test_a_stage_is_told_what_towers_showed_of_the_tokens_left():
     inputs = inputs_for(model, processor, SAMPLES["ragged several"])
     keeper, scorer = Keeper(*ClsAttention(2).needs), ClsAttention(2)
     adapter = adapter_for(model)
-    passage = passage_of(
+    passage = prepare(
         adapter,
         inputs,
         planned([Stage("projector", VtcCls(1), Budget(5)), at(1, Random(), tokens=3), Stage("llm:2", keeper)]),
     )
     with passage:
-        model.generate(**passage.given, max_new_tokens=1)
+        model.generate(**passage.generate_kwargs, max_new_tokens=1)
     whole = adapter.observe(inputs, scorer.needs)
     before = {
         (p, c): s

@@ -11,11 +11,18 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from support.llm_stages import GREEDY, LAYOUTS, at, shown
 from support.models import backbone
 from vtcframe import compress
-from vtcframe.adapter import adapter_for
-from vtcframe.needs import Features, Flow, Keys, Probed, Rows, Text
-from vtcframe.scorers import TextAttention
-from vtcframe.testing.adapters import inputs_for
-from vtcframe.testing.samples import SAMPLES
+from vtcframe.adapters.base import adapter_for
+from vtcframe.components.scorers import TextAttention
+from vtcframe.core.needs import (
+    AttentionKeys,
+    AttentionPageRank,
+    AttentionRows,
+    HiddenStates,
+    ProbeAttention,
+    TextTokens,
+)
+from vtcframe.testing.laws.adapters import inputs_for
+from vtcframe.testing.tiny_models.samples import SAMPLES
 
 
 def geometry(evidence, full, p):
@@ -62,7 +69,7 @@ def crops(layout, v):
 @pytest.mark.parametrize("layer", [0, 1, 2])
 def test_text_attention_is_that_of_the_eager_model(family, layer):
     needs = [
-        Rows(query, (layer,), tower="llm", heads=heads, over=over)
+        AttentionRows(query, (layer,), tower="llm", heads=heads, reduce=over)
         for query in ("last", "text", "rated", "after")
         for heads in ("split", "mean")
         for over in ("mean", "max")
@@ -83,30 +90,47 @@ def test_text_attention_is_that_of_the_eager_model(family, layer):
                 rows = asking(need.query, until, every, visual, length, full, entering[0][p])
                 block = paid[p][:, rows][:, :, view]  # [H, R, n]
                 block = block.mean(0, keepdim=True) if need.heads == "mean" else block
-                want = block.amax(1) if need.over == "max" else block.mean(1)
+                want = block.amax(1) if need.reduce == "max" else block.mean(1)
                 got = evidence[need][0, v, :, : len(view)]
                 torch.testing.assert_close(got, want, atol=2e-6, rtol=1e-4, msg=lambda m, need=need: f"{need}: {m}")
 
 
 def test_raters_are_few_where_some_text_stands_out():
-    evidence, *_ = shown("llava", [Rows("rated", (1,), tower="llm"), Rows("text", (1,), tower="llm")])
+    evidence, *_ = shown("llava", [AttentionRows("rated", (1,), tower="llm"), AttentionRows("text", (1,), tower="llm")])
     rated, text = (evidence[need] for need in evidence.found)
     assert not torch.allclose(rated[0, 0], text[0, 0], atol=1e-4)
 
 
 @pytest.mark.parametrize("family", ["llava", "qwen2_vl", "idefics3"])
 def test_a_probe_before_the_language_model_shows_what_a_stage_inside_would(family):
-    needs = [Rows("last", (0, 1), tower="llm"), Rows("text", (1,), tower="llm"), Keys((1,), "llm"), Features(1, "llm")]
-    needs += [Text(Keys((1,), "llm")), Text(Features(0, "llm")), Flow((1,)), Probed((1,), random=0.3)]
+    needs = [
+        AttentionRows("last", (0, 1), tower="llm"),
+        AttentionRows("text", (1,), tower="llm"),
+        AttentionKeys((1,), "llm"),
+        HiddenStates(1, "llm"),
+    ]
+    needs += [
+        TextTokens(AttentionKeys((1,), "llm")),
+        TextTokens(HiddenStates(0, "llm")),
+        AttentionPageRank((1,)),
+        ProbeAttention((1,), random=0.3),
+    ]
     inside, *_ = shown(family, needs, 3)
     model, processor = backbone(family)
-    evidence = adapter_for(model).observe(inputs_for(model, processor, SAMPLES["ragged several"]), [*needs, Features()])
+    evidence = adapter_for(model).observe(
+        inputs_for(model, processor, SAMPLES["ragged several"]), [*needs, HiddenStates()]
+    )
     for need in needs:
         torch.testing.assert_close(evidence[need], inside[need], rtol=1e-5, atol=1e-6, equal_nan=True)
 
 
 def test_hidden_states_keys_and_text_are_the_models_own(llava):
-    needs = [Features(1, "llm"), Text(Features(1, "llm")), Keys((1,), "llm"), Text(Keys((1,), "llm"))]
+    needs = [
+        HiddenStates(1, "llm"),
+        TextTokens(HiddenStates(1, "llm")),
+        AttentionKeys((1,), "llm"),
+        TextTokens(AttentionKeys((1,), "llm")),
+    ]
     evidence, _, states, full, adapter = shown("llava", needs)
     normed, layout = adapter.decoder().norm(states[1]), evidence.layout
     cache = DynamicCache()
@@ -138,7 +162,7 @@ def test_tokens_are_the_hidden_states_that_enter_the_layer():
 
 
 def test_relative_attention_is_divided_by_what_rotary_positions_alone_would_pay():
-    plain, relative = (Rows("last", (1,), tower="llm", relative=r) for r in (False, True))
+    plain, relative = (AttentionRows("last", (1,), tower="llm", divide_by_rope_prior=r) for r in (False, True))
     evidence, *_, full, adapter = shown("llava", [plain, relative])
     config = adapter.decoder().config
     width = config.hidden_size // config.num_attention_heads
@@ -159,7 +183,7 @@ def test_a_layer_that_is_read_ahead_is_not_run_and_its_cache_stays_empty(llava):
     compressed = compress(model, stages=[at(2, TextAttention(2))])
     out = compressed.generate(**inputs, max_new_tokens=1, return_dict_in_generate=True)
     hook.remove()
-    read = compressed.last.visual[0]
+    read = compressed.last.tokens_per_layer[0]
     whole = inputs["input_ids"].shape[1]
     lengths = [layer.get_seq_length() for layer in out.past_key_values.layers]
     assert len(ran) == 1

@@ -7,11 +7,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from support.models import backbone
-from vtcframe.attention import Groups, KeyStates, MeanQuery, Received, Row, Tap
+from vtcframe.hooks.readers import KeyStates, MeanQuery, PatchGroups, QueryRow, ReceivedAttention
+from vtcframe.hooks.tap import Tap
 from vtcframe.testing import check_restored, make_inputs
-from vtcframe.testing.backbones import SAMPLES
+from vtcframe.testing.tiny_models.llava_families import SAMPLES
 
-ROW = Row()
+ROW = QueryRow()
 
 
 def vision_attention(model):
@@ -53,12 +54,12 @@ def test_rows_of_a_causal_padded_grouped_query_model_equal_eager_weights(attenti
     with torch.no_grad():
         want = reference(**inputs, output_attentions=True).attentions
         modules = llm_attention(model)
-        with Tap({module: [Row(index)] for module in modules}) as tap:
+        with Tap({module: [QueryRow(index)] for module in modules}) as tap:
             model(**inputs)
     at = index % inputs["input_ids"].shape[1]
     real = inputs["attention_mask"][:, at].bool()  # a padded query's row means nothing
     for layer, module in enumerate(modules):
-        (row,) = tap[module, Row(index)]
+        (row,) = tap[module, QueryRow(index)]
         assert (row[real] - want[layer][real, :, at]).abs().max() <= 1e-6
 
 
@@ -112,7 +113,7 @@ def seen(module, reader, *args, **options):
 
 def test_row_equals_a_plain_python_softmax_with_grouped_queries():
     query, key = drawn(groups=2)
-    (row,) = seen(Kernel(), Row(3), query, key, scaling=0.3)
+    (row,) = seen(Kernel(), QueryRow(3), query, key, scaling=0.3)
     torch.testing.assert_close(row, row_by_hand(query, key, 3, 0.3, lambda b, j: True), atol=1e-6, rtol=0)
 
 
@@ -123,26 +124,26 @@ def test_row_honours_boolean_additive_and_padding_masks():
     want = row_by_hand(query, key, 2, 8**-0.5, lambda b, j: bool(allowed[b, 0, 2, j]))
     additive = torch.zeros(allowed.shape).masked_fill(~allowed, torch.finfo(torch.float32).min)
     for mask in (allowed, additive):
-        torch.testing.assert_close(seen(Kernel(), Row(2), query, key, mask)[0], want, atol=1e-6, rtol=0)
+        torch.testing.assert_close(seen(Kernel(), QueryRow(2), query, key, mask)[0], want, atol=1e-6, rtol=0)
     padding = torch.tensor([[0, 1, 1, 1, 1], [1, 1, 1, 1, 1]])
-    (row,) = seen(Kernel(), Row(2), query, key, padding)
+    (row,) = seen(Kernel(), QueryRow(2), query, key, padding)
     want = row_by_hand(query, key, 2, 8**-0.5, lambda b, j: bool(padding[b, j]))
     torch.testing.assert_close(row, want, atol=1e-6, rtol=0)
 
 
 def test_row_of_a_causal_kernel_sees_no_later_key_and_no_key_before_its_window():
     query, key = drawn(queries=3, keys=5)  # two keys come from a cache
-    (row,) = seen(Kernel(causal=True), Row(1), query, key)
+    (row,) = seen(Kernel(causal=True), QueryRow(1), query, key)
     torch.testing.assert_close(row, row_by_hand(query, key, 1, 8**-0.5, lambda b, j: j <= 3), atol=1e-6, rtol=0)
-    (row,) = seen(Kernel(causal=True), Row(1), query, key, sliding_window=2)
+    (row,) = seen(Kernel(causal=True), QueryRow(1), query, key, sliding_window=2)
     torch.testing.assert_close(row, row_by_hand(query, key, 1, 8**-0.5, lambda b, j: 1 < j <= 3), atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize("kind", [Row, MeanQuery, Received, KeyStates])
+@pytest.mark.parametrize("kind", [QueryRow, MeanQuery, ReceivedAttention, KeyStates])
 @pytest.mark.parametrize("causal", [False, True])
 def test_packed_sequences_are_read_as_if_each_came_alone(kind, causal):
     query, key = drawn(queries=14, keys=14, groups=2, batch=1)
-    module, reader = Kernel(causal=causal), kind(skip=1, pool=Groups(2))
+    module, reader = Kernel(causal=causal), kind(skip=1, pool=PatchGroups(2))
     found = seen(module, reader, query, key, cu_seq_lens_q=torch.tensor([0, 5, 14], dtype=torch.int32))
     for segment, (start, end) in zip(found, ((0, 5), (5, 14)), strict=True):
         assert torch.equal(segment, seen(module, reader, query[:, :, start:end], key[:, :, start:end])[0])
@@ -150,7 +151,7 @@ def test_packed_sequences_are_read_as_if_each_came_alone(kind, causal):
 
 def test_packed_sequences_give_one_row_a_segment():
     query, key = drawn(queries=7, keys=7, batch=1)
-    rows = seen(Kernel(), Row(-1), query, key, cu_seq_lens_q=torch.tensor([0, 3, 7], dtype=torch.int32))
+    rows = seen(Kernel(), QueryRow(-1), query, key, cu_seq_lens_q=torch.tensor([0, 3, 7], dtype=torch.int32))
     for row, (start, end) in zip(rows, ((0, 3), (3, 7)), strict=True):
         want = row_by_hand(query[:, :, start:end], key[:, :, start:end], end - start - 1, 8**-0.5, lambda b, j: True)
         torch.testing.assert_close(row, want, atol=1e-6, rtol=0)
@@ -159,11 +160,11 @@ def test_packed_sequences_give_one_row_a_segment():
 def test_heads_are_split_averaged_or_joined_and_logits_come_before_the_softmax():
     query, key = drawn()
     split = row_by_hand(query, key, 0, 8**-0.5, lambda b, j: True)
-    torch.testing.assert_close(seen(Kernel(), Row(heads="mean"), query, key)[0], split.mean(1, keepdim=True))
+    torch.testing.assert_close(seen(Kernel(), QueryRow(heads="mean"), query, key)[0], split.mean(1, keepdim=True))
     wide = [x.transpose(1, 2).flatten(2)[:, None] for x in (query, key)]
     joined = row_by_hand(*wide, 0, 32**-0.5, lambda b, j: True)
-    torch.testing.assert_close(seen(Kernel(), Row(heads="joined"), query, key)[0], joined, atol=1e-6, rtol=0)
-    (logits,) = seen(Kernel(), Row(logits=True), query, key)
+    torch.testing.assert_close(seen(Kernel(), QueryRow(heads="joined"), query, key)[0], joined, atol=1e-6, rtol=0)
+    (logits,) = seen(Kernel(), QueryRow(pre_softmax=True), query, key)
     torch.testing.assert_close(logits.softmax(-1), split, atol=1e-6, rtol=0)
     assert not torch.allclose(logits, split)
     assert torch.equal(seen(Kernel(), KeyStates(), query, key)[0], key)
@@ -178,7 +179,9 @@ def test_rows_are_float32_under_autocast_and_from_half_precision():
     torch.testing.assert_close(row, want, atol=1e-6, rtol=0)  # bfloat16 products would be 1e-3 off
 
 
-@pytest.mark.parametrize("reader", [MeanQuery(), MeanQuery(pool=Groups(5)), Received(), Row(pool=Groups(5))])
+@pytest.mark.parametrize(
+    "reader", [MeanQuery(), MeanQuery(pool=PatchGroups(5)), ReceivedAttention(), QueryRow(pool=PatchGroups(5))]
+)
 def test_every_reader_is_float32_under_autocast_and_from_half_precision(reader):
     query, key = (x.bfloat16() for x in drawn())
     (want,) = seen(Kernel(), reader, query.float(), key.float())
@@ -268,7 +271,7 @@ class Largest(TorchDispatchMode):
         return out
 
 
-@pytest.mark.parametrize("reader", [Row(), MeanQuery(), Received(), KeyStates()])
+@pytest.mark.parametrize("reader", [QueryRow(), MeanQuery(), ReceivedAttention(), KeyStates()])
 @pytest.mark.parametrize("length", [2, 17, 1800])
 @pytest.mark.parametrize("causal", [False, True])
 def test_readers_hold_no_square_matrix_however_long_the_sequence(reader, length, causal):

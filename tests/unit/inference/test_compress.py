@@ -13,7 +13,7 @@ from transformers.generation.streamers import BaseStreamer
 from support.models import backbone
 from vtcframe import Budget, RandomPruner, Stage, VtcCls, compress
 from vtcframe.testing import check_restored, make_inputs
-from vtcframe.testing.backbones import SAMPLES
+from vtcframe.testing.tiny_models.llava_families import SAMPLES
 
 GREEDY = {"do_sample": False, "max_new_tokens": 5}
 
@@ -171,8 +171,8 @@ def test_the_last_result_tells_what_was_kept_and_what_it_cost(family):
     assert compressed.last is None
     compressed.generate(**inputs, **GREEDY)
     result = compressed.last
-    assert result.after.tolist() == [5, 5, 0]
-    assert result.before.tolist() == result.layout.untouched.tolist()
+    assert result.tokens_after.tolist() == [5, 5, 0]
+    assert result.tokens_before.tolist() == result.layout.untouched.tolist()
     assert result.kept.sum() == 10
     assert result.scores.shape == result.kept.shape
     assert list(result.seconds) == ["observe", "prune", "splice", "generate"]
@@ -192,7 +192,7 @@ def test_a_budget_that_covers_everything_calls_the_model_untouched(ready, monkey
             monkeypatch.setattr(compressed.adapter, step, lambda *_, **__: pytest.fail("the model was touched"))
         assert torch.equal(compressed.generate(**inputs, **GREEDY), want)
         result = compressed.last
-        assert result.after.tolist() == result.before.tolist()
+        assert result.tokens_after.tolist() == result.tokens_before.tolist()
         assert result.scores is None
         assert torch.equal(result.kept, result.layout.valid)
 

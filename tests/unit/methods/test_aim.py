@@ -8,15 +8,17 @@ import torch
 
 from support.aim import FLOW
 from support.models import SERVED, backbone
-from vtcframe import Budget, adapter_for, compress, flow
-from vtcframe.attention import Call
-from vtcframe.flow import flow as walk
-from vtcframe.methods.aim import Aim, AttentionFlow, Fading, Halving, entering
-from vtcframe.needs import Flow
-from vtcframe.pipeline import Pruner, Stage, gather, planned
+from vtcframe import Budget, adapter_for, compress
+from vtcframe.core.needs import AttentionPageRank
+from vtcframe.core.pipeline import gather
+from vtcframe.core.stages import Pruner, Stage, planned
+from vtcframe.hooks import flow
+from vtcframe.hooks.flow import page_rank as walk
+from vtcframe.hooks.kernel_call import KernelCall
+from vtcframe.methods.aim import Aim, BipartiteMerge, LinearSchedule, TokenPageRank, entering
 from vtcframe.testing import check_pruner, check_scorer, make_evidence, make_layout
-from vtcframe.testing.adapters import inputs_for
-from vtcframe.testing.samples import SAMPLES
+from vtcframe.testing.laws.adapters import inputs_for
+from vtcframe.testing.tiny_models.samples import SAMPLES
 
 NAN = math.nan
 
@@ -49,7 +51,7 @@ def prompts(kind):
     query, key = torch.randn(len(LENGTHS), HEADS, longest, WIDTH), torch.randn(len(LENGTHS), GROUPS, longest, WIDTH)
     real = torch.stack([torch.arange(longest) >= longest - n for n in LENGTHS])
     if kind == "none":
-        return Call(query[:1], key[:1], None, 0.7, True, None), LENGTHS[:1]
+        return KernelCall(query[:1], key[:1], None, 0.7, True, None), LENGTHS[:1]
     query = query.masked_fill(~real[:, None, :, None], NAN)
     key = key.masked_fill(~real[:, None, :, None], NAN if kind == "own" else 1e4)
     causal = torch.ones(longest, longest, dtype=torch.bool).tril()
@@ -60,7 +62,7 @@ def prompts(kind):
         "lowest": torch.zeros(bool_mask.shape).masked_fill(~bool_mask, torch.finfo(torch.float32).min),
         "infinite": torch.zeros(bool_mask.shape).masked_fill(~bool_mask, -torch.inf),
     }[kind]
-    return Call(query, key, mask, 0.7, kind == "own", None), LENGTHS
+    return KernelCall(query, key, mask, 0.7, kind == "own", None), LENGTHS
 
 
 @pytest.mark.parametrize("elements", [1, 100, 2**21])
@@ -69,7 +71,11 @@ def test_a_walk_equals_its_twin_whatever_the_mask_and_its_pieces(monkeypatch, ki
     torch.manual_seed(0)
     monkeypatch.setattr(flow, "ELEMENTS", elements)
     call, lengths = prompts(kind)
-    for need in (Flow((0,)), Flow((0,), temperature=1.0, steps=1), Flow((0,), temperature=2.0, steps=3)):
+    for need in (
+        AttentionPageRank((0,)),
+        AttentionPageRank((0,), temperature=1.0, steps=1),
+        AttentionPageRank((0,), temperature=2.0, steps=3),
+    ):
         got = walk(call, need)
         assert got.dtype == torch.float32
         for b, n in enumerate(lengths):
@@ -91,7 +97,7 @@ def test_a_walk_equals_its_twin_whatever_the_mask_and_its_pieces(monkeypatch, ki
 def test_a_walk_adds_the_masks_biases_before_it_sharpens():
     torch.manual_seed(0)
     query, key, bias = torch.randn(1, 2, 5, 3), torch.randn(1, 2, 5, 3), torch.randn(1, 2, 5, 5)
-    got = walk(Call(query, key, bias, 0.5, False, None), FLOW)
+    got = walk(KernelCall(query, key, bias, 0.5, False, None), FLOW)
     for head in range(2):
         added = bias[0, head].tolist()
         twin = walked(query[0, head].tolist(), key[0, head].tolist(), 0.5, lambda i, j, m=added: m[i][j], 0.1, 5)
@@ -102,18 +108,18 @@ def test_a_walk_loses_nothing_and_never_holds_the_whole_map(monkeypatch):
     held = []
     logits = flow.logits_of
     monkeypatch.setattr(flow, "logits_of", lambda query, *rest: held.append(query.shape[2]) or logits(query, *rest))
-    got = walk(Call(torch.randn(2, 4, 64, 8), torch.randn(2, 2, 64, 8), None, 1.0, True, None), FLOW)
+    got = walk(KernelCall(torch.randn(2, 4, 64, 8), torch.randn(2, 2, 64, 8), None, 1.0, True, None), FLOW)
     torch.testing.assert_close(got.sum(2), torch.ones(2, 4))
     assert max(held) <= 32
 
 
 def test_a_walk_needs_a_whole_prompt():
     with pytest.raises(ValueError, match="got 1 queries of 4 tokens"):
-        walk(Call(torch.randn(1, 1, 1, 2), torch.randn(1, 1, 4, 2), None, 1.0, True, None), FLOW)
+        walk(KernelCall(torch.randn(1, 1, 1, 2), torch.randn(1, 1, 4, 2), None, 1.0, True, None), FLOW)
 
 
 def test_laws_of_the_scorer_hold_and_it_is_the_root_mean_square_over_heads():
-    scorer = AttentionFlow()
+    scorer = TokenPageRank()
     check_scorer(scorer)
     evidence = make_evidence(scorer.needs)
     got, ends = scorer(evidence), evidence[scorer.needs[0]]
@@ -121,9 +127,9 @@ def test_laws_of_the_scorer_hold_and_it_is_the_root_mean_square_over_heads():
         by_hand = math.sqrt(sum(float(ends[0, view, head, token]) ** 2 for head in range(4)) / 4)
         assert float(got[0, view, token]) == pytest.approx(by_hand)
     with pytest.raises(ValueError, match="temperature must be positive, got 0"):
-        AttentionFlow(temperature=0)
+        TokenPageRank(temperature=0)
     with pytest.raises(ValueError, match="steps must be at least 1, got 0"):
-        AttentionFlow(steps=0)
+        TokenPageRank(steps=0)
 
 
 # merging
@@ -156,7 +162,7 @@ GRIDS = {3: [(5, 5)], 4: [(1, 1), (3, 4), (7, 2)], 5: [], 6: [(1, 2)], 7: [(1, 1
 def test_merging_equals_its_twin(budget):
     evidence = make_evidence((), GRIDS, channels=6)
     evidence = replace(evidence, tokens=evidence.tokens - 0.5)
-    got, total = Halving()(evidence, budget), budget.total(evidence.layout)
+    got, total = BipartiteMerge()(evidence, budget), budget.total(evidence.layout)
     counts = [int(n) for n in evidence.layout.count]
     left = [0] * len(counts)
     for p, n in enumerate(total.tolist()):  # token by token to the view with the fewest that has one more
@@ -173,16 +179,18 @@ def test_merging_equals_its_twin(budget):
 
 
 def test_laws_of_merging_hold_and_nothing_at_padding_matters():
-    check_pruner(Halving(), (Budget(20), Budget(ratio=0.3), Budget(1), Budget(40, per="view"), Budget(ratio=1.0)))
+    check_pruner(
+        BipartiteMerge(), (Budget(20), Budget(ratio=0.3), Budget(1), Budget(40, per="view"), Budget(ratio=1.0))
+    )
     evidence = make_evidence((), GRIDS)
     poisoned = replace(evidence, tokens=evidence.tokens.masked_fill(~evidence.layout.valid[..., None], NAN))
-    a, b = (Halving()(e, Budget(ratio=0.4)) for e in (evidence, poisoned))
+    a, b = (BipartiteMerge()(e, Budget(ratio=0.4)) for e in (evidence, poisoned))
     assert torch.equal(a.place, b.place)
     assert torch.equal(a.tokens[a.place >= 0], b.tokens[b.place >= 0])
     empty = make_evidence((), {1: []})
-    assert Halving()(empty, Budget(3)).total.tolist() == [0]
+    assert BipartiteMerge()(empty, Budget(3)).total.tolist() == [0]
     with pytest.raises(ValueError, match="merges down to a budget: give tokens or ratio"):
-        Halving()(evidence)
+        BipartiteMerge()(evidence)
 
 
 def test_holes_in_a_row_count_as_nothing():
@@ -190,10 +198,10 @@ def test_holes_in_a_row_count_as_nothing():
     hole = torch.isin(torch.arange(20), torch.tensor([0, 7, 8, 19]))
     column = evidence.layout.column.masked_fill(hole, -1)
     some = replace(evidence, layout=replace(evidence.layout, column=column, untouched=torch.tensor([16])))
-    got, dense = Halving()(some, Budget(5)), replace(evidence, tokens=evidence.tokens[:, ~hole])
+    got, dense = BipartiteMerge()(some, Budget(5)), replace(evidence, tokens=evidence.tokens[:, ~hole])
     grid, column = evidence.layout.grid[:, ~hole], column[:, ~hole]
     dense = replace(dense, layout=replace(some.layout, grid=grid, column=column, centre=grid.float()))
-    want = Halving()(dense, Budget(5))
+    want = BipartiteMerge()(dense, Budget(5))
     assert torch.equal(got.column, want.column)
     assert torch.equal(got.tokens, want.tokens)
 
@@ -202,13 +210,13 @@ def test_a_hole_at_the_start_of_a_shorter_row_is_not_read_as_padding():
     evidence = make_evidence((), {1: [(2, 3)], 2: [(4, 4)]})
     column = evidence.layout.column.clone()
     column[0, 0], evidence.tokens[0, 0] = -1, NAN
-    got = Halving()(replace(evidence, layout=replace(evidence.layout, column=column)), Budget(3))
+    got = BipartiteMerge()(replace(evidence, layout=replace(evidence.layout, column=column)), Budget(3))
     assert got.tokens[got.place >= 0].isfinite().all()
 
 
 def test_a_view_that_keeps_all_keeps_its_order_beside_one_that_merges():
     evidence = make_evidence((), {1: [(4, 5)], 2: [(2, 3)]})
-    got = Halving()(evidence, Budget(6))
+    got = BipartiteMerge()(evidence, Budget(6))
     assert got.place[1].tolist() == list(range(6))
     assert torch.equal(got.tokens[1], evidence.tokens[1, :6])
     assert got.scores[1, :6].tolist() == [1] * 6
@@ -230,7 +238,7 @@ def test_stages_are_those_published_and_follow_their_fields():
         ("llm:1", "original", Budget(9)),
         ("llm:2", "original", Budget(9)),
     ]
-    assert [stage.pruner.needs for stage in stages] == [(), *[(Flow((-1,), 0.5, 3),)] * 2]
+    assert [stage.pruner.needs for stage in stages] == [(), *[(AttentionPageRank((-1,), 0.5, 3),)] * 2]
     with pytest.raises(ValueError, match="what 9 for each view were: give ratio, or tokens for each sample"):
         Aim().stages(Budget(9, per="view"))
     with pytest.raises(ValueError, match="got first=0 and span=8"):
@@ -278,7 +286,7 @@ def test_views_of_a_sample_fade_together():
     untouched = torch.tensor([128, 64])
     evidence = replace(evidence, layout=replace(evidence.layout, untouched=untouched))
     stage = Aim().stages(Budget(ratio=0.25))[4]
-    assert stage.pruner.allocator == Fading(4, 8, Budget(ratio=0.25))
+    assert stage.pruner.allocator == LinearSchedule(4, 8, Budget(ratio=0.25))
     kept = stage.pruner(evidence, stage.budget).kept
     ends = evidence[FLOW][0].square().mean(1).sqrt()
     best = sorted(((float(ends[v, i]), v, i) for v in (0, 1) for i in range(16)), reverse=True)[:16]
@@ -292,7 +300,7 @@ def test_views_of_a_sample_fade_together():
 class Look(Pruner):
     """Keeps all, and what it was shown."""
 
-    needs = (Flow((-1, -2), temperature=1.0, steps=3),)
+    needs = (AttentionPageRank((-1, -2), temperature=1.0, steps=3),)
 
     def __call__(self, evidence, budget=None):
         self.evidence, layout = evidence, evidence.layout
@@ -329,8 +337,8 @@ def test_every_family_lets_its_tokens_merge_and_fade(family):
     last, entry = compressed.last, Budget(ratio=0.25).total(compressed.last.layout)
     layers = len(adapter.llm_layers())
     by_hand = torch.stack([entry * (2 - min(max(i - first + 1, 0), 2)) // 2 for i in range(layers)], 1)
-    assert torch.equal(last.visual, by_hand)
-    assert not last.after.any()
+    assert torch.equal(last.tokens_per_layer, by_hand)
+    assert not last.tokens_after.any()
     for sample in SAMPLES["ragged one"]:
         alone = inputs_for(model, processor, [sample])
         row = SAMPLES["ragged one"].index(sample)

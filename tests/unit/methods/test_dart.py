@@ -8,17 +8,17 @@ import torch
 
 from support.models import backbone
 from vtcframe import Budget, compress
-from vtcframe.methods.dart import KEYS, STATES, Dart, LeastLike
-from vtcframe.needs import Text
-from vtcframe.scorers import KeyNorm
+from vtcframe.components.scorers import KeyNorm
+from vtcframe.core.needs import TextTokens
+from vtcframe.methods.dart import KEYS, STATES, Dart, PivotDissimilarity
 from vtcframe.testing import check_pruner, check_scorer, check_selector, make_evidence
-from vtcframe.testing.adapters import inputs_for
-from vtcframe.testing.samples import SAMPLES
+from vtcframe.testing.laws.adapters import inputs_for
+from vtcframe.testing.tiny_models.samples import SAMPLES
 
 SAID = (6, 2, 3, 0)  # tokens of text behind the pictures of each sample
 
 
-MORE = [LeastLike(), LeastLike(1, 0), LeastLike(2, 9)]
+MORE = [PivotDissimilarity(), PivotDissimilarity(1, 0), PivotDissimilarity(2, 9)]
 
 
 def test_laws_of_the_scorer_hold():
@@ -39,7 +39,7 @@ def quiet(samples=None, said=SAID):
     """Evidence whose samples have a number of text tokens each, some of them none."""
     evidence = make_evidence(Dart().needs, **({} if samples is None else {"samples": samples}))
     found = dict(evidence.found)
-    for need in (Text(KEYS), Text(STATES)):
+    for need in (TextTokens(KEYS), TextTokens(STATES)):
         found[need] = found[need].clone() - 0.5
         for p, count in enumerate(said):
             found[need][p, count:] = math.nan
@@ -80,8 +80,8 @@ def test_dart_equals_its_twin(image, text, tokens):
         want = twin(
             lengths,
             joined[STATES][p, :count].tolist(),
-            evidence[Text(KEYS)][p, said].abs().sum(1).tolist(),
-            evidence[Text(STATES)][p, said].tolist(),
+            evidence[TextTokens(KEYS)][p, said].abs().sum(1).tolist(),
+            evidence[TextTokens(STATES)][p, said].tolist(),
             min(tokens, count),
             image,
             text,
@@ -93,12 +93,12 @@ def test_text_pivots_matter_and_its_padding_does_not():
     evidence = quiet()
     kept = Dart()(evidence, Budget(20)).kept
     some = {need: x.clone() for need, x in evidence.found.items()}
-    some[Text(STATES)][0, :6] = some[Text(STATES)][0, :6].flip(0)
+    some[TextTokens(STATES)][0, :6] = some[TextTokens(STATES)][0, :6].flip(0)
     other = Dart()(replace(evidence, found=some), Budget(20)).kept
     assert not torch.equal(kept[0], other[0])
     assert torch.equal(kept[1:], other[1:])
     longer = {
-        need: torch.cat([x, torch.full_like(x, math.nan)], 1) if isinstance(need, Text) else x
+        need: torch.cat([x, torch.full_like(x, math.nan)], 1) if isinstance(need, TextTokens) else x
         for need, x in evidence.found.items()
     }
     assert torch.equal(Dart()(replace(evidence, found=longer), Budget(20)).kept, kept)
@@ -106,7 +106,7 @@ def test_text_pivots_matter_and_its_padding_does_not():
 
 def test_no_text_at_all_leaves_the_rest_to_visual_pivots():
     evidence = quiet()
-    none = {need: x[:, :0] if isinstance(need, Text) else x for need, x in evidence.found.items()}
+    none = {need: x[:, :0] if isinstance(need, TextTokens) else x for need, x in evidence.found.items()}
     pruned = Dart()(replace(evidence, found=none), Budget(20))
     assert torch.equal(pruned.kept, Dart(text_pivots=0)(evidence, Budget(20)).kept)
     assert pruned.total.tolist() == [20, 20, 0, 20]
@@ -118,7 +118,7 @@ def test_it_acts_before_a_layer_and_needs_a_budget():
     with pytest.raises(ValueError, match="least like its pivots: give tokens or ratio"):
         Dart().stages(None)
     with pytest.raises(ValueError, match="at least 1 and text_pivots at least 0, got 0 and 4"):
-        LeastLike(image_pivots=0)
+        PivotDissimilarity(image_pivots=0)
     with pytest.raises(ValueError, match="got 4 and -1"):
         Dart(text_pivots=-1).pipeline()
 
@@ -130,11 +130,14 @@ def test_a_tiny_model_answers_alone_as_in_a_batch(family):
     samples = SAMPLES["ragged several"]
     inputs = inputs_for(model, processor, samples)
     options = {"max_new_tokens": 3, "do_sample": False}
-    together, after = compressed.generate(**inputs, **options)[:, inputs["input_ids"].shape[1] :], compressed.last.after
+    together, after = (
+        compressed.generate(**inputs, **options)[:, inputs["input_ids"].shape[1] :],
+        compressed.last.tokens_after,
+    )
     assert after.tolist() == Budget(ratio=0.3).total(compressed.last.layout).tolist()
     for p, sample in enumerate(samples):
         if sample[1]:
             one = inputs_for(model, processor, [sample])
             alone = compressed.generate(**one, **options)[0, one["input_ids"].shape[1] :]
             assert alone.tolist() == together[p, : len(alone)].tolist()
-            assert compressed.last.after.tolist() == [after[p]]
+            assert compressed.last.tokens_after.tolist() == [after[p]]

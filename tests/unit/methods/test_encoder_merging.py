@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from support.encoder_stages import best_of, cos, drawn, ranked, tome_by_hand
-from vtcframe.methods.encoder import DiffRateStep, MctfStep, ToMeStep
+from vtcframe.methods.diffrate import DiffRateStep
+from vtcframe.methods.mctf import MctfStep
+from vtcframe.methods.tome import ToMeStep
 
 
 def mctf_by_hand(step, tokens, attended, size, classes):

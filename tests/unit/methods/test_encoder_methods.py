@@ -9,22 +9,20 @@ import torch
 
 from support.encoder_stages import GREEDY, GRIDS, METHODS, drawn, taken, within
 from support.models import backbone
-from vtcframe import (
-    Budget,
-    RandomPruner,
-    VtcCls,
-    adapter_for,
-    compress,
-)
-from vtcframe.backbone import Backbone
-from vtcframe.config import bundled
-from vtcframe.data import read_samples
-from vtcframe.encoder_stage import fused, merge, sizes
-from vtcframe.mergers import Fuse
-from vtcframe.methods.encoder import DiffRate, EVit, KeepRate, Mctf, MctfStep, ToMe, ToMeStep
-from vtcframe.predict import Comparison, Predictor
+from vtcframe import Budget, RandomPruner, VtcCls, adapter_for, compress
+from vtcframe.assets import bundled
+from vtcframe.components.mergers import Fuse
+from vtcframe.core.token_merging import fuse_attention, merge, sizes
+from vtcframe.data.decode import load_sample
+from vtcframe.data.formats import read_samples
+from vtcframe.inference.checkpoint import Backbone
+from vtcframe.methods.diffrate import DiffRate
+from vtcframe.methods.evit import EVit, KeepRate
+from vtcframe.methods.mctf import Mctf, MctfStep
+from vtcframe.methods.tome import ToMe, ToMeStep
+from vtcframe.runs.predictor import Comparison, Predictor
 from vtcframe.testing import check_pruner, make_evidence, make_inputs
-from vtcframe.testing.backbones import SAMPLES, tiny_llava
+from vtcframe.testing.tiny_models.llava_families import SAMPLES, tiny_llava
 
 QUESTIONS = Path(bundled("vtcframe:questions"))
 
@@ -35,7 +33,7 @@ def test_a_fused_map_is_summed_over_keys_and_averaged_over_queries():
     merged = step(evidence)
     views, n = evidence.layout.column.shape
     paid = torch.rand(views, 2, 1 + n, 1 + n)
-    got = fused(paid, merged, 1)
+    got = fuse_attention(paid, merged, 1)
     for v in range(views):
         rows = [[0]]
         for row in range(int((merged.place[v] >= 0).sum())):
@@ -157,7 +155,7 @@ def test_published_schedules_leave_what_they_say():
     ):
         compressed = compress(model, method)
         compressed.generate(**inputs, **GREEDY)
-        assert compressed.last.after.tolist() == [after], method
+        assert compressed.last.tokens_after.tolist() == [after], method
 
 
 @pytest.mark.parametrize("when", ["fused", "before", "after"])
@@ -195,7 +193,7 @@ def test_the_predict_loop_encodes_once_for_all_that_prune_alike_inside(monkeypat
         monkeypatch.setattr(predictor.adapter, name, lambda *args, o=own, n=name: (calls.append(n), o(*args))[1])
     samples = read_samples(QUESTIONS / "questions.jsonl", QUESTIONS)[:2]
     with torch.no_grad():
-        rows = predictor.predict_step([sample.loaded() for sample in samples], 0)
+        rows = predictor.predict_step([load_sample(sample) for sample in samples], 0)
     assert [row.error for row in rows] == [None] * len(rows)
     assert sorted(calls) == ["encode", "within", "within"]
     of = {(row.method, row.budget and row.budget["ratio"]): row for row in rows}

@@ -7,22 +7,18 @@ import pytest
 import torch
 
 from support.llm_methods import DIMS, LAST, ONCE, SINKLESS
-from vtcframe import Budget, Rows
-from vtcframe.methods.llm import (
-    Descent,
-    FastV,
-    ProbeAttention,
-    PyramidDrop,
-    SinkFilter,
-    Sinkless,
-    VisualExit,
-)
-from vtcframe.pipeline import planned
-from vtcframe.scorers import KeyNorm, TextAttention
+from vtcframe import AttentionRows, Budget
+from vtcframe.components.scorers import KeyNorm, TextAttention
+from vtcframe.core.stages import planned
+from vtcframe.methods.fastv import FastV
+from vtcframe.methods.pyramiddrop import GeometricSchedule, PyramidDrop
+from vtcframe.methods.sink_filter import DemoteSinks, SinkFilter
+from vtcframe.methods.visual_exit import VisualExit
+from vtcframe.methods.zipcache import ProbeSaliency
 from vtcframe.testing import check_allocator, check_pruner, check_scorer, make_evidence
 
 
-@pytest.mark.parametrize("scorer", [ProbeAttention(), SINKLESS, Sinkless(KeyNorm(), DIMS, 1.5)], ids=str)
+@pytest.mark.parametrize("scorer", [ProbeSaliency(), SINKLESS, DemoteSinks(KeyNorm(), DIMS, 1.5)], ids=str)
 def test_laws_of_scorers_hold(scorer):
     check_scorer(scorer)
 
@@ -38,7 +34,7 @@ def test_laws_of_a_published_stage_hold(stage):
 
 
 def test_laws_of_a_descent_hold():
-    check_allocator(Descent(0.5))
+    check_allocator(GeometricSchedule(0.5))
 
 
 @pytest.mark.parametrize("method", ONCE, ids=str)
@@ -121,7 +117,7 @@ def test_whole_numbers_on_the_way_are_met_though_their_powers_round():
 def test_each_stage_of_a_pyramid_ranks_what_is_left_by_the_layer_that_comes_next():
     stages = PyramidDrop((2, 3), (0.5, 0.25)).stages(None)
     needs = [need for stage in stages for need in stage.pruner.needs]
-    assert needs == [Rows("last", (layer,), tower="llm", heads="mean") for layer in (2, 3)]
+    assert needs == [AttentionRows("last", (layer,), tower="llm", heads="mean") for layer in (2, 3)]
     first, second = through(stages, {7: [(4, 5)]})
     evidence = make_evidence(needs, {7: [(4, 5)]})
     scores = [evidence[need][0, 0, 0].tolist() for need in needs]
@@ -145,10 +141,10 @@ def test_each_stage_of_a_pyramid_ranks_what_is_left_by_the_layer_that_comes_next
         (lambda: VisualExit(threshold=0), r"must lie in \(0, 1\], got 0"),
         (lambda: VisualExit((2,), 0.1, patience=3), "give 1 to 2, got 3"),
         (lambda: VisualExit().stages(Budget(3)), "takes no budget: leave out Budget"),
-        (lambda: ProbeAttention(recent=5), "recent is a share of the prompt and must lie in 0..1, got 5"),
-        (lambda: ProbeAttention(random=-1), "random is a share"),
-        (lambda: Sinkless(TextAttention(), ()), "one at least"),
-        (lambda: Sinkless(TextAttention(), (-1,)), "counted from 0"),
+        (lambda: ProbeSaliency(recent=5), "recent is a share of the prompt and must lie in 0..1, got 5"),
+        (lambda: ProbeSaliency(random=-1), "random is a share"),
+        (lambda: DemoteSinks(TextAttention(), ()), "one at least"),
+        (lambda: DemoteSinks(TextAttention(), (-1,)), "counted from 0"),
         (lambda: SinkFilter()(make_evidence((LAST,)), Budget(3)), r"dims \(1415, 2533\) are none of a model with 8"),
     ],
 )
@@ -161,7 +157,7 @@ def test_lists_are_as_good_as_tuples():
     assert PyramidDrop([8, 16], [0.5, 0.25]) == PyramidDrop((8, 16), (0.5, 0.25))  # as YAML gives them
     assert VisualExit([3]) == VisualExit((3,))
     assert hash(SinkFilter(dims=[3, 4])) == hash(SinkFilter(dims=(3, 4)))
-    assert Sinkless(TextAttention(), [3]) == Sinkless(TextAttention(), (3,))
+    assert DemoteSinks(TextAttention(), [3]) == DemoteSinks(TextAttention(), (3,))
 
 
 def test_plans_say_the_method_and_not_its_steps():

@@ -9,10 +9,12 @@ import torch
 
 from support.merger_cases import drawn
 from vtcframe import Budget, ClassToken
-from vtcframe.mergers import Contextual
-from vtcframe.methods.merging import Pool, PruMerge, PruMergePlus, TopAndSample, VisionZip
-from vtcframe.scorers import ClsAttention
-from vtcframe.selectors import highest
+from vtcframe.components.mergers import Contextual
+from vtcframe.components.scorers import ClsAttention
+from vtcframe.methods.baselines import Pool
+from vtcframe.methods.prumerge import PruMerge, PruMergePlus, TopAndSample
+from vtcframe.methods.visionzip import VisionZip
+from vtcframe.ops.gather import highest
 from vtcframe.testing import check_pruner, check_selector, make_evidence
 
 METHODS = (VisionZip(), VisionZip(0.5, "mean"), PruMerge(), PruMerge(3, "mean"), PruMergePlus(), Pool())
@@ -56,7 +58,7 @@ def test_a_class_token_stands_for_every_patch_of_a_token():
 
 def test_prumerge_adapts_and_its_summary_comes_on_top():
     evidence = make_evidence(PruMerge().needs)
-    (need,) = ClsAttention(1, of="tower", heads="joined").needs
+    (need,) = ClsAttention(1, blocks="tower", heads="joined").needs
     evidence[need][0, 1, 0, [3, 50]] = 4.0  # two stand out
     pruned = PruMerge()(evidence)
     assert pruned.place[1, :3].tolist() == [3, 50, 0]

@@ -9,11 +9,11 @@ import torch
 from support.models import SERVED, backbone
 from support.mustdrop import CLS, MEAN, MOST
 from vtcframe import Budget, adapter_for, compress
-from vtcframe.methods.mustdrop import Above, KeySet, MustDrop, TextPeak, TextShare, Windows
-from vtcframe.pipeline import planned
+from vtcframe.core.stages import planned
+from vtcframe.methods.mustdrop import ClsKeySet, MustDrop, TextPeak, TextShare, Threshold, WindowMerge
 from vtcframe.testing import check_allocator, check_pruner, check_scorer, make_evidence
-from vtcframe.testing.adapters import inputs_for
-from vtcframe.testing.samples import SAMPLES
+from vtcframe.testing.laws.adapters import inputs_for
+from vtcframe.testing.tiny_models.samples import SAMPLES
 
 # windows
 
@@ -58,7 +58,7 @@ def test_windows_equal_their_twin(alike, side, hole):
         gone = evidence.layout.column % 11 == 0
         column = evidence.layout.column.masked_fill(gone, -1)
         evidence = replace(evidence, layout=replace(evidence.layout, column=column))
-    got = Windows(alike, side)(evidence)
+    got = WindowMerge(alike, side)(evidence)
     assert type(got.tokens) is torch.Tensor
     assert not hasattr(got, "size")  # so that later blocks take a mean for one patch
     for v in range(len(got.place)):
@@ -75,28 +75,37 @@ def test_windows_equal_their_twin(alike, side, hole):
 
 def test_laws_of_windows_hold():
     for alike in (-1.0, 0.7, 2.0):
-        check_pruner(Windows(alike), (None,))
+        check_pruner(WindowMerge(alike), (None,))
     evidence = scenes()
     poisoned = replace(evidence, tokens=evidence.tokens.masked_fill(~evidence.layout.valid[..., None], math.nan))
-    a, b = (Windows(0.1)(e) for e in (evidence, poisoned))
+    a, b = (WindowMerge(0.1)(e) for e in (evidence, poisoned))
     assert torch.equal(a.place, b.place)
     assert torch.equal(a.tokens[a.place >= 0], b.tokens[b.place >= 0])
-    assert torch.equal(Windows(2.0)(evidence).tokens[evidence.layout.valid], evidence.tokens[evidence.layout.valid])
-    assert Windows()(make_evidence((), {1: []})).total.tolist() == [0]
+    assert torch.equal(WindowMerge(2.0)(evidence).tokens[evidence.layout.valid], evidence.tokens[evidence.layout.valid])
+    assert WindowMerge()(make_evidence((), {1: []})).total.tolist() == [0]
     with pytest.raises(ValueError, match="takes no budget"):
-        Windows()(evidence, Budget(3))
+        WindowMerge()(evidence, Budget(3))
     with pytest.raises(ValueError, match="at least 2, got 1"):
-        Windows(side=1)
+        WindowMerge(side=1)
 
 
 # thresholds and the key set
 
 
 def test_laws_of_the_parts_hold():
-    for scorer in (TextShare(), TextShare(0.3), TextPeak(), TextPeak(0.4), KeySet(), KeySet(0.5), KeySet(0), KeySet(1)):
+    for scorer in (
+        TextShare(),
+        TextShare(0.3),
+        TextPeak(),
+        TextPeak(0.4),
+        ClsKeySet(),
+        ClsKeySet(0.5),
+        ClsKeySet(0),
+        ClsKeySet(1),
+    ):
         check_scorer(scorer)
     for threshold in (0.2, 1.0, 50.0):
-        check_allocator(Above(threshold))
+        check_allocator(Threshold(threshold))
     for share, peak in ((0.001, 0.001), (0.004, 0.5), (1.0, 2.0)):
         pruner = MustDrop(share, peak).stages(None)[-1].pruner
         check_pruner(pruner, (None, Budget(20)))
@@ -104,7 +113,7 @@ def test_laws_of_the_parts_hold():
         with pytest.raises(ValueError, match=f"{name} is a threshold and must be positive, got 0"):
             kind(0)
     with pytest.raises(ValueError, match=r"must lie in \[0, 1\], got 8"):
-        KeySet(8)
+        ClsKeySet(8)
 
 
 @pytest.mark.parametrize("need", [MEAN, MOST, CLS])
@@ -164,10 +173,10 @@ def test_above_counts_and_a_sample_keeps_one():
     evidence = make_evidence((), {1: [(1, 3), (1, 2)], 2: [(1, 2)], 3: []})
     scores = torch.tensor([[1.0, 0.5, 2.0], [0.9, 1.0, math.inf], [0.1, 0.2, math.inf]])
     scores = scores.masked_fill(~evidence.layout.valid, -math.inf)
-    assert Above()(scores, None, evidence).tolist() == [2, 1, 1]
-    assert Above(0.6)(scores, None, evidence).tolist() == [2, 2, 1]
-    assert Above(9)(scores, None, evidence).tolist() == [1, 0, 1]
-    assert Above()(scores, torch.tensor([3, 1, 0]), evidence).tolist() == [2, 1, 1]
+    assert Threshold()(scores, None, evidence).tolist() == [2, 1, 1]
+    assert Threshold(0.6)(scores, None, evidence).tolist() == [2, 2, 1]
+    assert Threshold(9)(scores, None, evidence).tolist() == [1, 0, 1]
+    assert Threshold()(scores, torch.tensor([3, 1, 0]), evidence).tolist() == [2, 1, 1]
 
 
 # stages
@@ -175,7 +184,7 @@ def test_above_counts_and_a_sample_keeps_one():
 
 def test_stages_are_those_published_and_follow_their_fields():
     first, *inside = MustDrop().stages(None)
-    assert (first.at, first.pruner, first.pruner.when) == ("encoder:0", Windows(0.8, 3), "after")
+    assert (first.at, first.pruner, first.pruner.when) == ("encoder:0", WindowMerge(0.8, 3), "after")
     assert [(stage.at, stage.forget) for stage in inside] == [(f"llm:{k}", 2) for k in (3, 7, 11, 15)]
     assert {(stage.positions, stage.budget) for stage in (first, *inside)} == {("original", None)}
     assert planned(MustDrop().stages(None)).needs == (CLS,)
@@ -184,9 +193,9 @@ def test_stages_are_those_published_and_follow_their_fields():
         ("llm:1", 0, "compact"),
         ("llm:4", 0, "compact"),
     ]
-    assert own[0].pruner.scorers == (TextShare(0.2), TextPeak(0.3), KeySet(0.1, "proxy"))
+    assert own[0].pruner.scorers == (TextShare(0.2), TextPeak(0.3), ClsKeySet(0.1, "proxy"))
     assert {stage.forget for stage in MustDrop(forget=False).stages(None)} == {None}
-    assert MustDrop(alike=0.5, positions="compact").stages(None)[0].pruner == Windows(0.5)
+    assert MustDrop(alike=0.5, positions="compact").stages(None)[0].pruner == WindowMerge(0.5)
     assert MustDrop(positions="compact").stages(None)[0].positions == "compact"
     for layers in ((), (3, 1), (2, 2), (0, 2)):
         with pytest.raises(ValueError, match="layers counts from 0 and ascends"):
@@ -224,14 +233,14 @@ def test_every_family_lets_tokens_leave_and_forgets_them(family):
     most = int(adapter.arrange(inputs_for(model, processor, samples)).layout.untouched.max())
     method = MustDrop(1 / most, 1.0, layers, keys=0.1, windows=False, forget=forget, query="proxy")
     out, last = asked(family, samples, method)
-    whole, left = last.layout.untouched, last.after
+    whole, left = last.layout.untouched, last.tokens_after
     assert (left >= (whole * 0.1).ceil()).all()
     assert (left <= whole).all()
     assert (left < whole).any()
-    assert torch.equal(last.visual[:, :first], whole[:, None].expand(-1, first))
-    assert torch.equal(last.visual[:, first + 1 :], left[:, None].expand(-1, depth - first - 1))
+    assert torch.equal(last.tokens_per_layer[:, :first], whole[:, None].expand(-1, first))
+    assert torch.equal(last.tokens_per_layer[:, first + 1 :], left[:, None].expand(-1, depth - first - 1))
     if not forget:
-        assert torch.equal(last.visual[:, 0], whole)
+        assert torch.equal(last.tokens_per_layer[:, 0], whole)
         return
     # each layer from the first of `layers` on has forgotten what left
     lines = last.structural_before - last.structural_after
@@ -254,9 +263,9 @@ def test_windows_merge_in_the_encoder_and_what_is_left_goes_on(family):
         sides = (last.layout.grid.amax(1) + 1) // 3  # windows down and across
         merged = last.layout.total(sides.prod(1) * 8) * (alike < 0)
         assert merged.any() == (alike < 0)
-        assert last.visual[:, 0].tolist() == (whole - merged).tolist()
-        assert last.visual[:, 1].tolist() == last.visual[:, 0].tolist()
-        assert (last.after >= (whole * 0.08).ceil().minimum(whole - merged)).all()
+        assert last.tokens_per_layer[:, 0].tolist() == (whole - merged).tolist()
+        assert last.tokens_per_layer[:, 1].tolist() == last.tokens_per_layer[:, 0].tolist()
+        assert (last.tokens_after >= (whole * 0.08).ceil().minimum(whole - merged)).all()
         for row, sample in enumerate(samples):
             if sample[1]:
                 assert asked(family, [sample], method)[0][0, -3:].tolist() == out[row, -3:].tolist()

@@ -10,11 +10,11 @@ from support.models import backbone
 from support.recorded_cases import layout_of
 from support.sparsevlm import RATED
 from vtcframe import Budget, compress
-from vtcframe.methods.sparse import Recycle, SparseVlm
-from vtcframe.pipeline import planned
+from vtcframe.core.stages import planned
+from vtcframe.methods.sparsevlm import Recycle, SparseVlm
 from vtcframe.testing import check_merger, check_pruner, make_evidence
-from vtcframe.testing.adapters import inputs_for
-from vtcframe.testing.samples import SAMPLES
+from vtcframe.testing.laws.adapters import inputs_for
+from vtcframe.testing.tiny_models.samples import SAMPLES
 
 TABLE = {  # of the authors' code
     1.5: {192: (300, 200, 110), 128: (303, 110, 36), 96: (238, 48, 26), 64: (66, 30, 17)},
@@ -157,7 +157,7 @@ def test_budgets_are_the_published_ones_or_the_same_as_a_fraction(version):
 def test_versions_ask_differently():
     first, second = (SparseVlm(version=version).stages(Budget(192)) for version in (1.5, 2))
     assert first[0].pruner.needs == (RATED,)
-    assert second[0].pruner.needs == (replace(RATED, heads="split", relative=True),)
+    assert second[0].pruner.needs == (replace(RATED, heads="split", divide_by_rope_prior=True),)
     few = SparseVlm(version=2).stages(Budget(192))[0].pruner
     with pytest.raises(ValueError, match=r"heads=14.*has 4 heads only"):
         few(make_evidence(few.needs), Budget(20))
@@ -190,7 +190,10 @@ def test_a_tiny_model_answers_alone_as_in_a_batch(family, version):
     samples = SAMPLES["ragged several"]
     inputs = inputs_for(model, processor, samples)
     options = {"max_new_tokens": 3, "do_sample": False}
-    together, after = compressed.generate(**inputs, **options)[:, inputs["input_ids"].shape[1] :], compressed.last.after
+    together, after = (
+        compressed.generate(**inputs, **options)[:, inputs["input_ids"].shape[1] :],
+        compressed.last.tokens_after,
+    )
     left = compressed.last.layout.untouched.tolist()
     for keep in TABLE[version][192]:
         for p, now in enumerate(left):
@@ -203,7 +206,7 @@ def test_a_tiny_model_answers_alone_as_in_a_batch(family, version):
             one = inputs_for(model, processor, [sample])
             alone = compressed.generate(**one, **options)[0, one["input_ids"].shape[1] :]
             assert alone.tolist() == together[p, : len(alone)].tolist()
-            assert compressed.last.after.tolist() == [after[p]]
+            assert compressed.last.tokens_after.tolist() == [after[p]]
 
 
 def test_positions_of_several_axes_are_not_numbered_anew():

@@ -7,9 +7,12 @@ import torch
 
 from support.recorded_cases import layout_of
 from support.staged_methods import kept_places
-from vtcframe import Budget, Evidence, Rows
-from vtcframe.methods.staged import Crops, HoliTom, MiniMonkeyScm, PairwiseMean, PruneVid, Share, VScan
-from vtcframe.methods.video import HoliTomOuter, PruneVidOuter
+from vtcframe import AttentionRows, Budget, Evidence
+from vtcframe.components.allocators import KeepRatio
+from vtcframe.methods.holitom import HoliTom, HoliTomOuter, PairwiseMean
+from vtcframe.methods.mini_monkey import Crops, MiniMonkeyScm
+from vtcframe.methods.prunevid import PruneVid, PruneVidOuter
+from vtcframe.methods.vscan import VScan
 from vtcframe.testing import check_allocator, check_merger, check_pruner, make_evidence
 
 CROPS = ((0, 0, 0.5, 0.5), (0, 0.5, 0.5, 1), (0.5, 0, 1, 0.5), (0.5, 0.5, 1, 1))
@@ -49,7 +52,7 @@ def rows_of(evidence, need):
 # laws
 
 
-@pytest.mark.parametrize("allocator", [Share(), Share(0.1, "nearest"), Crops(), Crops(0.2)], ids=str)
+@pytest.mark.parametrize("allocator", [KeepRatio(), KeepRatio(0.1, "nearest"), Crops(), Crops(0.2)], ids=str)
 def test_laws_hold_for_allocators(allocator):
     check_allocator(allocator)
 
@@ -91,7 +94,7 @@ def test_share_equals_its_twin(ratio, rounded):
     evidence = pictures()
     scores = torch.rand(evidence.layout.column.shape, generator=torch.Generator().manual_seed(3))
     scores = scores.masked_fill(~evidence.layout.valid, -torch.inf)
-    quota = Share(ratio, rounded)(scores, None, evidence).tolist()
+    quota = KeepRatio(ratio, rounded)(scores, None, evidence).tolist()
     counts, owner = evidence.layout.count.tolist(), evidence.layout.sample.tolist()
     want = [int(n * ratio) if rounded == "down" else round(n * ratio) for n in counts]
     for p in range(4):
@@ -106,7 +109,7 @@ def test_share_equals_its_twin(ratio, rounded):
 def test_mini_monkey_equals_its_twin(ratio):
     method = MiniMonkeyScm(ratio)
     evidence = pictures(method.needs)
-    paid = [heads[0] for heads in rows_of(evidence, Rows("after", (1,), "llm", heads="mean"))]
+    paid = [heads[0] for heads in rows_of(evidence, AttentionRows("after", (1,), "llm", heads="mean"))]
     got, at = kept_places(method(evidence)), 0
     for views in PICTURES.values():
         mine = range(at, at + len(views))
@@ -207,7 +210,7 @@ def test_v_scan_keeps_three_halves_before_and_half_behind(budget, early, late):
     whole = layout_of([(24, 24)])
     left = replace(whole, column=whole.column[:, : int(early.total(whole))])
     assert behind.budget.total(left).tolist() == late.total(left).tolist()
-    assert behind.pruner.needs == (Rows("last", (3,), "llm", heads="mean"),)
+    assert behind.pruner.needs == (AttentionRows("last", (3,), "llm", heads="mean"),)
     assert {stage.positions for stage in VScan().stages(budget)} == {"original"}
 
 
@@ -227,7 +230,7 @@ def test_prune_vid_keeps_alpha_of_each_frame(alpha):
     outer, inner = PruneVid(3, alpha, 0.7, 0.5).stages(Budget(40))
     assert (outer.at, outer.pruner, outer.budget) == ("projector", PruneVidOuter(0.7, 0.5), Budget(40))
     assert (inner.at, inner.budget, inner.forget, inner.positions) == ("llm:3", None, 0, "original")
-    need = Rows("text", (-1,), "llm", over="max")
+    need = AttentionRows("text", (-1,), "llm", reduce="max")
     assert inner.pruner.needs == (need,)
     evidence = make_evidence([need], {1: [(4, 5)] * 3, 2: [], 3: [(1, 2), (3, 3)]})
     paid = [[max(x) for x in zip(*heads, strict=True)] for heads in rows_of(evidence, need)]
@@ -244,7 +247,7 @@ def test_holi_tom_merges_what_the_last_token_does_not_look_at(ratio):
     outer, inner = HoliTom(2, ratio, 0.65, 0.5, "mean").stages(Budget(ratio=0.2))
     assert (outer.at, outer.pruner, outer.budget) == ("projector", HoliTomOuter(0.65, 0.5, "mean"), Budget(ratio=0.2))
     assert (inner.at, inner.budget, inner.forget, inner.positions) == ("llm:2", None, None, "original")
-    need = Rows("last", (-1,), "llm", heads="mean")
+    need = AttentionRows("last", (-1,), "llm", heads="mean")
     assert inner.pruner.needs == (need,)
     evidence = make_evidence([need], {1: [(3, 5)] * 3, 2: [], 3: [(1, 2), (3, 3)]})
     pruned = inner.pruner(evidence)
@@ -265,8 +268,8 @@ def test_holi_tom_merges_what_the_last_token_does_not_look_at(ratio):
 @pytest.mark.parametrize(
     ("make", "told"),
     [
-        (lambda: Share(0), "ratio is the fraction of tokens kept and must lie in"),
-        (lambda: Share(0.5, "up"), "rounded must be 'down' or 'nearest', got 'up'"),
+        (lambda: KeepRatio(0), "ratio is the fraction of tokens kept and must lie in"),
+        (lambda: KeepRatio(0.5, "up"), "rounded must be 'down' or 'nearest', got 'up'"),
         (lambda: Crops(1.5), "ratio is the fraction of tokens kept"),
         (lambda: PruneVid(alpha=0), "alpha is the fraction of tokens kept"),
         (lambda: HoliTom(ratio=2), "ratio is the fraction of tokens kept"),

@@ -6,12 +6,14 @@ import torch
 from support.models import SERVED, backbone
 from support.staged_methods import left
 from vtcframe import Budget, compress
-from vtcframe.allocators import overview
-from vtcframe.methods.staged import HoliTom, MiniMonkeyScm, PruneVid, VScan
-from vtcframe.methods.video import HoliTomOuter, PruneVidOuter
-from vtcframe.testing.adapters import inputs_for
-from vtcframe.testing.families import samples_of
-from vtcframe.testing.samples import SAMPLES
+from vtcframe.methods.holitom import HoliTom, HoliTomOuter
+from vtcframe.methods.mini_monkey import MiniMonkeyScm
+from vtcframe.methods.prunevid import PruneVid, PruneVidOuter
+from vtcframe.methods.vscan import VScan
+from vtcframe.ops.views import overview_of
+from vtcframe.testing.laws.adapters import inputs_for
+from vtcframe.testing.tiny_models.other_families import samples_of
+from vtcframe.testing.tiny_models.samples import SAMPLES
 
 # whole models
 
@@ -32,7 +34,7 @@ def test_two_stages_leave_what_they_say(family, samples):
         pytest.skip(f"no {samples} here")
     budget = Budget(ratio=0.5)
     last, _ = run(family, samples, VScan(2, 2, shallow=0, query="proxy"), budget)
-    early, late = ((last.before.double() * part).round().long() for part in (0.75, 0.25))
+    early, late = ((last.tokens_before.double() * part).round().long() for part in (0.75, 0.25))
     assert last.visual.T.tolist() == [early.tolist()] * 2 + [late.tolist()] * 2
 
     half = budget.total(last.layout)
@@ -68,8 +70,8 @@ def test_prune_vid_forgets_what_leaves():
 def test_mini_monkey_spares_overviews(family):
     last, _ = run(family, "ragged several", MiniMonkeyScm(0.3))
     layout = last.layout
-    parts, left = overview(layout) >= 0, last.kept.sum(1).cpu()
-    spared = torch.isin(torch.arange(len(parts)), overview(layout))
+    parts, left = overview_of(layout) >= 0, last.kept.sum(1).cpu()
+    spared = torch.isin(torch.arange(len(parts)), overview_of(layout))
     assert spared.any() == parts.any() == (family != "llava")
     assert torch.equal(left[spared], layout.count[spared])
     picture = layout.sample * 100 + layout.image

@@ -9,8 +9,11 @@ import torch
 
 from support.recorded_videos import video
 from vtcframe import Budget
-from vtcframe.methods.video import ByUniqueness, FastVid, HoliTomOuter, PruneVidOuter, VidCom2
-from vtcframe.scorers import Uniqueness
+from vtcframe.components.scorers import Uniqueness
+from vtcframe.methods.fastvid import FastVid
+from vtcframe.methods.holitom import HoliTomOuter
+from vtcframe.methods.prunevid import PruneVidOuter
+from vtcframe.methods.vidcom2 import ByUniqueness, VidCom2
 from vtcframe.testing import check_allocator, check_pruner, make_evidence
 
 METHODS = (

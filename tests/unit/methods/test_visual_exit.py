@@ -7,17 +7,14 @@ import torch
 
 from support.llm_methods import LAST, ONCE
 from support.models import backbone, has_mrope
-from vtcframe import Budget, Rows, adapter_for, compress
-from vtcframe.methods.llm import (
-    Exit,
-    PyramidDrop,
-    VisualExit,
-)
-from vtcframe.pipeline import planned
+from vtcframe import AttentionRows, Budget, adapter_for, compress
+from vtcframe.core.stages import planned
+from vtcframe.methods.pyramiddrop import PyramidDrop
+from vtcframe.methods.visual_exit import DropAll, VisualExit
 from vtcframe.testing import check_restored, make_evidence
-from vtcframe.testing import samples as tiny
-from vtcframe.testing.adapters import inputs_for
-from vtcframe.testing.llm import check_llm_stages, masked_layers, passage_of
+from vtcframe.testing.laws.adapters import inputs_for
+from vtcframe.testing.laws.llm import check_llm_stages, masked_layers, prepare
+from vtcframe.testing.tiny_models import samples as tiny
 
 RAGGED = tiny.SAMPLES["ragged several"]  # two pictures, one, none
 
@@ -36,7 +33,7 @@ def test_all_visual_tokens_exit_at_a_fixed_layer():
 def test_samples_exit_by_themselves_once_little_was_paid_for_long_enough():
     *_, stage = VisualExit((2, 5), threshold=0.3, patience=2).stages(None)
     assert [s.at for s in VisualExit((2, 5), threshold=0.3).stages(None)] == ["llm:2", "llm:5"]
-    need = Rows("last", (-2, -1), tower="llm", heads="mean")
+    need = AttentionRows("last", (-2, -1), tower="llm", heads="mean")
     assert stage.pruner.needs == (need,)
     evidence = make_evidence((need,))  # samples 0, 1, 1, 1, 3, 3
     paid = torch.zeros_like(evidence[need])
@@ -50,16 +47,16 @@ def test_samples_exit_by_themselves_once_little_was_paid_for_long_enough():
     assert pruned.total.tolist() == [0, 432, 0, 360]
     assert torch.equal(pruned.kept, evidence.layout.valid & (evidence.layout.sample > 0)[:, None])
     assert (pruned.scores[~evidence.layout.valid] == -torch.inf).all()
-    again = Exit(0.3)(replace(make_evidence((LAST,)), found={LAST: poisoned[:1]}))
+    again = DropAll(0.3)(replace(make_evidence((LAST,)), found={LAST: poisoned[:1]}))
     assert again.total.tolist() == [0, 432, 0, 0]
-    assert Exit(0.5)(replace(make_evidence((LAST,)), found={LAST: poisoned[:1]})).total.tolist() == [0, 0, 0, 0]
+    assert DropAll(0.5)(replace(make_evidence((LAST,)), found={LAST: poisoned[:1]})).total.tolist() == [0, 0, 0, 0]
 
 
 def test_attention_that_is_not_finite_lets_nobody_exit():
     paid = make_evidence((LAST,))[LAST].clone()
     paid[0, -1, 0, 3] = torch.nan
     with pytest.raises(ValueError, match=r"samples \[3\] is not finite"):
-        Exit(0.3)(replace(make_evidence(), found={LAST: paid}))
+        DropAll(0.3)(replace(make_evidence(), found={LAST: paid}))
 
 
 # On tiny models of four layers
@@ -86,7 +83,11 @@ def exited(family, threshold, samples):
     out = compressed.generate(
         **inputs, max_new_tokens=3, do_sample=False, return_dict_in_generate=True, output_logits=True
     )
-    return compressed.last.visual, out.sequences[:, inputs["input_ids"].shape[1] :], torch.stack(out.logits, 1)
+    return (
+        compressed.last.tokens_per_layer,
+        out.sequences[:, inputs["input_ids"].shape[1] :],
+        torch.stack(out.logits, 1),
+    )
 
 
 @pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
@@ -95,12 +96,12 @@ def test_what_has_exited_is_hidden_from_later_layers(family):
     inputs, options = inputs_for(model, processor, RAGGED), {"max_new_tokens": 3, "do_sample": False}
     options |= {"return_dict_in_generate": True, "output_logits": True}
     adapter, plan = adapter_for(model, processor), planned(VisualExit((2,)).stages(None))
-    passage = passage_of(adapter, inputs, plan)
+    passage = prepare(adapter, inputs, plan)
     with check_restored(model), passage:
-        got = model.generate(**passage.given, **options)
-    assert passage.stages.visual[:, 2:].eq(0).all()
-    assert passage.stages.visual[:-1, 1].gt(0).all()
-    given = passage_of(adapter, inputs, plan).given
+        got = model.generate(**passage.generate_kwargs, **options)
+    assert passage.stages.tokens_per_layer[:, 2:].eq(0).all()
+    assert passage.stages.tokens_per_layer[:-1, 1].gt(0).all()
+    given = prepare(adapter, inputs, plan).generate_kwargs
     with masked_layers(adapter, passage.stages):
         want = model.generate(**given, **options)
     assert torch.equal(got.sequences, want.sequences)

@@ -6,21 +6,19 @@ from dataclasses import replace
 import pytest
 import torch
 
-from vtcframe import probed
-from vtcframe.attention import Call
-from vtcframe.methods.llm import (
-    ProbeAttention,
-)
-from vtcframe.needs import Probed
+from vtcframe.core.needs import ProbeAttention
+from vtcframe.hooks import probed
+from vtcframe.hooks.kernel_call import KernelCall
+from vtcframe.methods.zipcache import ProbeSaliency
 from vtcframe.testing import make_evidence
 
 # Probes
 
 
 def test_probe_attention_is_the_mean_over_heads():
-    scorer = ProbeAttention(3, 0.1, 0.2, seed=5)
+    scorer = ProbeSaliency(3, 0.1, 0.2, seed=5)
     (need,) = scorer.needs
-    assert need == Probed((3,), 0.1, 0.2, 5)
+    assert need == ProbeAttention((3,), 0.1, 0.2, 5)
     evidence = make_evidence(scorer.needs)
     by_hand = sum(float(x) for x in evidence[need][0, 2, :, 9]) / 4
     assert float(scorer(evidence)[0, 2, 9]) == pytest.approx(by_hand, abs=1e-6)
@@ -40,7 +38,7 @@ def prompts(lengths, gaps=False, heads=4, groups=2, width=8):
     real = column >= 0
     seen = torch.ones(longest, longest, dtype=torch.bool).tril() & real[:, None]
     seen |= torch.eye(longest, dtype=torch.bool)  # a row of padding sees itself
-    return Call(query, key, seen[:, None], 0.3, False, None), column, keys
+    return KernelCall(query, key, seen[:, None], 0.3, False, None), column, keys
 
 
 def attention(call, b, h, row):
@@ -56,11 +54,13 @@ def attention(call, b, h, row):
     return [w / sum(weights) for w in weights]
 
 
-@pytest.mark.parametrize("need", [Probed((0,), 0.2, 0.3), Probed((0,), 0.0, 0.5, seed=3), Probed((0,), 0.3, 0.0)])
+@pytest.mark.parametrize(
+    "need", [ProbeAttention((0,), 0.2, 0.3), ProbeAttention((0,), 0.0, 0.5, seed=3), ProbeAttention((0,), 0.3, 0.0)]
+)
 def test_probed_equals_its_twin(need):
     lengths = [23, 40, 3]
     call, column, keys = prompts(lengths)
-    got, asking = probed.probed(call, need, column, keys), probed.probes(column, keys, need)
+    got, asking = probed.probe_attention(call, need, column, keys), probed.probes(column, keys, need)
     assert got.dtype == torch.float32
     for b, n in enumerate(lengths):
         rows = asking[b].nonzero()[:, 0].tolist()
@@ -77,27 +77,27 @@ def test_probed_equals_its_twin(need):
 
 
 def test_probes_of_a_sample_are_the_same_in_any_batch_and_by_no_more_than_its_hash_and_seed():
-    need = Probed((0,), 0.1, 0.4)
+    need = ProbeAttention((0,), 0.1, 0.4)
     call, column, keys = prompts([31, 50, 17], gaps=True)
     whole = probed.probes(column, keys, need)
-    paid = probed.probed(call, need, column, keys)
+    paid = probed.probe_attention(call, need, column, keys)
     for b, n in enumerate([31, 50, 17]):
         alone, own, key = prompts([n], gaps=True)
         assert torch.equal(whole[b, 50 - n :], probed.probes(own, key, need)[0])
         assert not whole[b, : 50 - n].any()
-        one = probed.probed(alone, need, own, key)
+        one = probed.probe_attention(alone, need, own, key)
         torch.testing.assert_close(paid[b, :, 50 - n :], one[0], atol=1e-6, rtol=1e-5)
         assert (paid[b, :, : 50 - n] == 0).all()
     assert not torch.equal(whole, probed.probes(column, keys, replace(need, seed=1)))
     assert not torch.equal(whole, probed.probes(column, keys + 1, need))
-    everyone = probed.probes(column, keys, Probed((0,), 0.5, 1.0))
+    everyone = probed.probes(column, keys, ProbeAttention((0,), 0.5, 1.0))
     assert torch.equal(everyone, column >= 0)  # never more than there are
 
 
 def test_masks_of_every_kind_say_the_same_and_chunks_change_nothing(monkeypatch):
-    need = Probed((0,), 0.2, 0.3)
+    need = ProbeAttention((0,), 0.2, 0.3)
     call, column, keys = prompts([40])
-    want = probed.probed(call, need, column, keys)
+    want = probed.probe_attention(call, need, column, keys)
     additive = torch.zeros(call.mask.shape).masked_fill(~call.mask, torch.finfo(torch.float16).min)
     for same in (
         replace(call, mask=additive),
@@ -106,12 +106,12 @@ def test_masks_of_every_kind_say_the_same_and_chunks_change_nothing(monkeypatch)
         replace(call, mask=column >= 0, causal=True),
         replace(call, mask=call.mask.expand(-1, 4, -1, -1)),
     ):
-        torch.testing.assert_close(probed.probed(same, need, column, keys), want, atol=1e-6, rtol=1e-5)
+        torch.testing.assert_close(probed.probe_attention(same, need, column, keys), want, atol=1e-6, rtol=1e-5)
     monkeypatch.setattr(probed, "ELEMENTS", 500)
-    torch.testing.assert_close(probed.probed(call, need, column, keys), want, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(probed.probe_attention(call, need, column, keys), want, atol=1e-6, rtol=1e-5)
     free = replace(call, mask=None)  # every query sees every key
     rows = probed.probes(column, keys, need)[0].nonzero()[:, 0]
-    _, seen = probed.attended(free, rows)
+    _, seen = probed.sum_attention(free, rows)
     assert seen.unique().tolist() == [len(rows)]
 
 
@@ -125,5 +125,5 @@ def test_no_more_than_probe_rows_are_computed(monkeypatch):
         return logits(query, key, scaling)
 
     monkeypatch.setattr(probed, "logits_of", spied)
-    probed.probed(call, Probed((0,)), column, keys)
+    probed.probe_attention(call, ProbeAttention((0,)), column, keys)
     assert made == [3 + 3, 2 + 2]

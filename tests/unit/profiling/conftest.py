@@ -4,9 +4,9 @@ import pytest
 
 from support.models import backbone
 from support.profiling_cases import TINY
-from vtcframe import bench as command
-from vtcframe.shapes import SHAPES
-from vtcframe.testing.published import PUBLISHED
+from vtcframe.profiling import command
+from vtcframe.profiling.sizes import SHAPES
+from vtcframe.testing.tiny_models.published import PUBLISHED
 
 
 @pytest.fixture

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from support.profiling_cases import TINY, cells
-from vtcframe import measure as measuring
-from vtcframe.bench import main
-from vtcframe.config import UsageError
-from vtcframe.measure import measure
+from vtcframe.errors import UsageError
+from vtcframe.profiling import measure as measuring
+from vtcframe.profiling.command import main
+from vtcframe.profiling.measure import measure
 
 # The command
 
@@ -94,7 +94,7 @@ def test_numbers_and_names_are_checked_at_once(options, capsys):
 
 def test_a_typo_is_answered_without_torch():
     script = (
-        "import sys\nfrom vtcframe.bench import main\nfrom vtcframe.config import UsageError\n"
+        "import sys\nfrom vtcframe.profiling.command import main\nfrom vtcframe.config.short_names import UsageError\n"
         "try: main(['--pruner', 'VtcCl'])\nexcept UsageError as error: print(error)\n"
         "print({'torch', 'transformers'} & set(sys.modules))"
     )

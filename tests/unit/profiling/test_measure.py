@@ -7,12 +7,20 @@ import torch
 
 from support.models import backbone
 from support.profiling_cases import CPU
-from vtcframe import EVit, FastV, VtcCls, compress
-from vtcframe import measure as measuring
-from vtcframe.measure import answer, measure, operations, oracle, peak, prompts, see, stages, steps
-from vtcframe.methods import DivPrune, RandomPruner
-from vtcframe.passage import Passage, encode, prune
-from vtcframe.testing.backbones import SAMPLES, make_inputs
+from vtcframe import DivPrune, EVit, FastV, RandomPruner, VtcCls, compress
+from vtcframe.profiling import measure as measuring
+from vtcframe.profiling.measure import (
+    answer,
+    encode_pictures,
+    measure,
+    operations,
+    oracle,
+    peak,
+    prompts,
+    run_steps,
+    stages,
+)
+from vtcframe.testing.tiny_models.llava_families import SAMPLES, make_inputs
 
 
 def asked(family, name="one"):
@@ -30,9 +38,8 @@ def test_the_oracle_reads_as_many_tokens_as_the_pruned_prompt_has(family, name, 
     case = compress(model, RandomPruner(), tokens=5)
     answer(case, inputs, 1)
     told, seen = prompts(inputs, case.last), []
-    arrangement = case.adapter.arrange(inputs)
-    evidence, left = encode(case.adapter, inputs, arrangement, case.plan, case.plan.needs)
-    spliced = Passage(case.adapter, inputs, case.plan, evidence, *prune(case.plan, evidence, left)).given
+    encoded = case.session.encode(inputs, case.session.arrange(inputs))
+    spliced = case.session.prepare(inputs, encoded).generate_kwargs
     generate = model.generate
     monkeypatch.setattr(model, "generate", lambda **given: seen.append(given) or generate(**given))
     out = oracle(model, inputs, told, 2)
@@ -40,7 +47,7 @@ def test_the_oracle_reads_as_many_tokens_as_the_pruned_prompt_has(family, name, 
     assert not (seen[0]["input_ids"] == model.config.image_token_id).any()
     assert out.shape[1] == spliced["input_ids"].shape[1] + 2
     with torch.no_grad():
-        apart = operations(partial(see, model, inputs)) + operations(partial(model.generate, **seen[0]))
+        apart = operations(partial(encode_pictures, model, inputs)) + operations(partial(model.generate, **seen[0]))
         assert operations(partial(oracle, model, inputs, told, 2)) == apart
 
 
@@ -51,7 +58,7 @@ def test_the_plain_encode_is_all_that_the_model_does_of_vision(family):
     text["attention_mask"] = inputs["attention_mask"]
     with torch.no_grad():
         whole, alone = (operations(partial(answer, model, given, 1)) for given in (inputs, text))
-        assert operations(partial(see, model, inputs)) == whole - alone
+        assert operations(partial(encode_pictures, model, inputs)) == whole - alone
 
 
 def test_answers_have_their_length_even_where_the_model_would_end_at_once(llava, monkeypatch):
@@ -68,7 +75,7 @@ def test_the_steps_do_the_work_of_the_product_and_no_other(pruner):
     model, inputs = asked("llava")
     case = compress(model, pruner, tokens=5)
     with torch.no_grad(), measuring.FlopCounterMode(display=False) as counter:
-        taken = steps(case, inputs, lambda: (counter.get_total_flops(),))
+        taken = run_steps(case, inputs, lambda: (counter.get_total_flops(),))
     product = operations(partial(answer, case, inputs, 1))
     assert product > 0
     assert sum(count for step, (count,) in taken.items() if step != "scoring") == product

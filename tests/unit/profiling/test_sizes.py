@@ -9,12 +9,12 @@ import torch
 from support.models import backbone
 from support.profiling_cases import CPU, TINY
 from vtcframe import adapter_for
-from vtcframe import bench as command
-from vtcframe import subject as subjects
-from vtcframe.config import UsageError
-from vtcframe.shapes import SHAPES
-from vtcframe.subject import built, depth, noise, published
-from vtcframe.testing.published import on_meta
+from vtcframe.errors import UsageError
+from vtcframe.profiling import command
+from vtcframe.profiling import workload as subjects
+from vtcframe.profiling.sizes import SHAPES
+from vtcframe.profiling.workload import built, depth, noise, published
+from vtcframe.testing.tiny_models.published import on_meta
 
 # Whose costs
 

@@ -3,8 +3,8 @@
 import pytest
 
 from support.profiling_cases import cells, even, run
-from vtcframe.costs import Answer, Batch, per_token, tables, verdict
-from vtcframe.timing import estimate
+from vtcframe.profiling.tables import Answer, Batch, per_token, tables, verdict
+from vtcframe.profiling.timing import estimate
 
 
 def test_tables_tell_speed_the_two_limits_and_stages():

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from vtcframe.timing import Estimate, estimate, ratio, rounds, shuffled
+from vtcframe.profiling.timing import Estimate, estimate, ratio, rounds, shuffled
 
 # How time is taken
 
@@ -31,8 +31,8 @@ def test_every_call_is_made_once_a_round_in_changing_order_behind_a_round_that_d
 
 def test_cpu_and_wall_seconds_are_those_of_the_call(monkeypatch):
     clock = SimpleNamespace(cpu=0.0, wall=0.0)
-    monkeypatch.setattr("vtcframe.timing.time.process_time", lambda: clock.cpu)
-    monkeypatch.setattr("vtcframe.timing.time.perf_counter", lambda: clock.wall)
+    monkeypatch.setattr("vtcframe.profiling.timing.time.process_time", lambda: clock.cpu)
+    monkeypatch.setattr("vtcframe.profiling.timing.time.perf_counter", lambda: clock.wall)
 
     def call():
         clock.cpu, clock.wall = clock.cpu + 2, clock.wall + 3

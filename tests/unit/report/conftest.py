@@ -2,7 +2,7 @@ import pytest
 from PIL import Image
 
 from support.report_runs import QUARTER, folder, rows
-from vtcframe.metrics import Row
+from vtcframe.data.results import Prediction
 
 # Words and pages
 
@@ -10,7 +10,7 @@ from vtcframe.metrics import Row
 @pytest.fixture
 def sweep(tmp_path):
     """Two sets of questions, methods better and worse than chance, slower and faster, some samples failed."""
-    failed = [Row(f"f{n}", None, "what ?", None, error="the picture <b>x|y</b> is missing") for n in range(7)]
+    failed = [Prediction(f"f{n}", None, "what ?", None, error="the picture <b>x|y</b> is missing") for n in range(7)]
     for name in ("toys", "more"):
         path = folder(
             tmp_path / "runs" / name,

@@ -6,8 +6,8 @@ import pytest
 
 from support.browser import NARROW, WIDE, started, watched
 from support.report_runs import QUARTER, folder, pages, rows
-from vtcframe.metrics import Row
-from vtcframe.report_numbers import unit
+from vtcframe.data.results import Prediction
+from vtcframe.report.statistics import unit
 
 pytest.importorskip("scipy", reason="the extra `report` is not installed")
 
@@ -25,7 +25,7 @@ def browser():
 
 
 @pytest.fixture
-def opened(browser, sweep):
+def ungrid(browser, sweep):
     """The page, and what it said and asked for."""
     pages(sweep)
     with watched(browser) as (page, said, asked):
@@ -112,7 +112,7 @@ def test_it_follows_the_colours_asked_for_and_prints_on_white(opened):
 
 def test_questions_about_the_same_pictures_are_drawn_together():
     def row(name, images, **meta):
-        return Row(name, "color", "what ?", "red", images=images, meta=meta)
+        return Prediction(name, "color", "what ?", "red", images=images, meta=meta)
 
     rows = [row("a", ["1.png"]), row("b", ["1.png"]), row("c", ["1.png", "2.png"]), row("d", [])]
     assert len({unit(one) for one in rows}) == 3

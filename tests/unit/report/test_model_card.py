@@ -7,13 +7,13 @@ from huggingface_hub import ModelCard
 
 from support.models import backbone
 from support.report_runs import FACTS, QUARTER, folder, rows
-from vtcframe import Budget, ClsAttention, Even, Mean, Pipeline, RandomPruner, Stage, TopK, VtcCls, report
-from vtcframe.benchmarks import Pope
-from vtcframe.report_card import card
-from vtcframe.report_runs import found
-from vtcframe.report_sections import NONE
+from vtcframe import Budget, ClsAttention, Even, Mean, Pipeline, Pope, RandomPruner, Stage, TopK, VtcCls
+from vtcframe.report import command as report
+from vtcframe.report.model_card import card
+from vtcframe.report.runs import load_runs
+from vtcframe.report.sections import NONE
 from vtcframe.testing import make_inputs
-from vtcframe.testing.backbones import SAMPLES
+from vtcframe.testing.tiny_models.llava_families import SAMPLES
 
 CODE = re.compile(r"```python\n(.*?)```", re.DOTALL)
 
@@ -39,7 +39,7 @@ def lines(text):
 
 
 def test_the_table_has_the_reports_figures(runs):
-    table = lines(card(found([runs])))
+    table = lines(card(load_runs([runs])))
     assert list(table) == ["method", "unpruned", "RandomPruner()", "VtcCls(last=3)"]
     assert table["unpruned"][:2] == [NONE, "0.875"]
     assert table["VtcCls(last=3)"][:3] == ["0.25", "0.750", "-0.125"]
@@ -49,7 +49,7 @@ def test_the_table_has_the_reports_figures(runs):
 
 
 def test_it_tells_how_it_was_measured_and_what_the_figures_allow_to_say(runs):
-    text = card(found([runs]))
+    text = card(load_runs([runs]))
     for told in (
         "Model: some/tiny, revision a; weights and precision: float32, 32-true.",
         "Questions with a known answer: 8; options of generate: max\\_new\\_tokens 4.",
@@ -66,7 +66,7 @@ def test_it_tells_how_it_was_measured_and_what_the_figures_allow_to_say(runs):
 def test_what_the_runs_do_not_have_is_not_said(tmp_path):
     stage = Stage("projector", VtcCls(last=3), Budget(ratio=0.25))
     folder(tmp_path / "a", rows("VtcCls(last=3)", "1110", QUARTER, seconds=None), **ran(stage))
-    text = card(found([tmp_path]))
+    text = card(load_runs([tmp_path]))
     table = lines(text)
     assert table["VtcCls(last=3)"] == ["0.25", "0.750", NONE, NONE, "36.0", "36.0", NONE, NONE]
     for absent in ("Seconds are", "Differences", "Means over seeds", "Baselines beside", "unpruned, 95"):
@@ -77,7 +77,7 @@ def test_what_the_runs_do_not_have_is_not_said(tmp_path):
 def test_seconds_of_different_runs_are_not_put_beside_each_other(tmp_path):
     folder(tmp_path / "a", rows("unpruned", "1111", seconds=0.2))
     folder(tmp_path / "b", rows("VtcCls(last=3)", "1110", QUARTER, seconds=0.1))
-    table = lines(card(found([tmp_path])))
+    table = lines(card(load_runs([tmp_path])))
     assert table["VtcCls(last=3)"][-2:] == [NONE, NONE]
     assert table["unpruned"][-2:] == ["0.2000", "1.00"]
 
@@ -104,7 +104,7 @@ def test_a_benchmarks_figure_is_called_by_its_name(tmp_path):
     answers = [rows("unpruned", "1101")]
     path = folder(tmp_path / "a", *answers, **asked)
     headline = list(Pope().score(answers[0]))[-1]
-    made = card(found([path]))
+    made = card(load_runs([path]))
     assert f"score ({headline})".replace("_", "\\_") in made
     assert "type: accuracy" not in made or headline == "all"
 
@@ -113,7 +113,7 @@ def test_a_set_without_known_answers_has_no_metadata_and_still_a_card(tmp_path):
     blind = rows("unpruned", "11")
     object.__setattr__(blind[0], "answer", None)
     object.__setattr__(blind[1], "answer", None)
-    text = card(found([folder(tmp_path / "a", blind)]))
+    text = card(load_runs([folder(tmp_path / "a", blind)]))
     assert text.startswith("## ")
     assert lines(text)["unpruned"][:2] == [NONE, NONE]
 
@@ -122,19 +122,19 @@ def test_a_set_without_known_answers_has_no_metadata_and_still_a_card(tmp_path):
 
 
 def used(tmp_path, method, budget, *stages):
-    made = card(found([folder(tmp_path / "a", rows(str(method), "1110", budget), **ran(*stages))]))
+    made = card(load_runs([folder(tmp_path / "a", rows(str(method), "1110", budget), **ran(*stages))]))
     return [code for code in CODE.findall(made)]
 
 
 def test_the_two_lines_run_and_do_what_was_measured(runs):
-    (code,) = CODE.findall(card(found([runs])))
+    (code,) = CODE.findall(card(load_runs([runs])))
     assert len(code.strip().splitlines()) == 2
     model, processor = backbone("llava")
     names = {"model": model, "processor": processor}
     exec(code, names)
     assert names["compressed"].plan.stages == (Stage("projector", VtcCls(last=3), Budget(ratio=0.25)),)
     names["compressed"].generate(**make_inputs(processor, SAMPLES["one"]), max_new_tokens=1)
-    assert names["compressed"].last.after.tolist() == [4]
+    assert names["compressed"].last.tokens_after.tolist() == [4]
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,7 @@ def test_the_two_lines_run_and_do_what_was_measured(runs):
 @pytest.mark.parametrize("per", [{}, {"per": "image"}], ids=["a sample", "an image"])
 def test_whatever_was_run_is_what_the_two_lines_make(pruner, per, tmp_path):
     stage = Stage("projector", pruner, Budget(tokens=36, **per))
-    (code,) = CODE.findall(card(found([_one(tmp_path, pruner, {"tokens": 36} | per, stage)])))
+    (code,) = CODE.findall(card(load_runs([_one(tmp_path, pruner, {"tokens": 36} | per, stage)])))
     names = dict(zip(("model", "processor"), backbone("llava"), strict=True))
     exec(code, names)
     assert names["compressed"].plan.stages == (stage,)
@@ -183,13 +183,13 @@ def test_the_command_writes_the_card_only_when_asked(runs, capsys):
     assert not list(runs.glob("*-card.md"))
     report.main([str(runs), "--card"])
     assert "report-card.md" in capsys.readouterr().out
-    assert (runs / "report-card.md").read_text() == card(found([runs]))
+    assert (runs / "report-card.md").read_text() == card(load_runs([runs]))
 
 
 def test_names_with_signs_cannot_break_the_table_or_the_metadata(tmp_path):
     odd = FACTS["model.backbone"] | {"path": "some/a|b # *c*"}
     path = folder(tmp_path / "a", rows("unpruned", "1111"), rows("a | b", "1111", QUARTER), **{"model.backbone": odd})
-    text = card(found([path]))
+    text = card(load_runs([path]))
     (tmp_path / "card.md").write_text(text)
     assert ModelCard.load(tmp_path / "card.md").data.model_name == "a|b # *c*"
     assert "a\\|b # \\*c\\*" in text

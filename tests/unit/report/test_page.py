@@ -8,11 +8,11 @@ import xml.etree.ElementTree as ET
 import pytest
 
 from support.report_runs import QUARTER, folder, pages, rows
-from vtcframe import report
-from vtcframe.config import UsageError
-from vtcframe.metrics import Row
-from vtcframe.report_plot import SHAPES, Point, mark, plot
-from vtcframe.transforms import Downsample
+from vtcframe.data.results import Prediction
+from vtcframe.data.transforms import Downsample
+from vtcframe.errors import UsageError
+from vtcframe.report import command as report
+from vtcframe.report.plots import SHAPES, Point, mark, plot
 
 pytest.importorskip("scipy", reason="the extra `report` is not installed")
 
@@ -89,7 +89,7 @@ def test_markdown_has_every_table_with_as_many_cells_as_heads(sweep):
 
 
 def test_a_run_without_an_answer_is_a_report_too_and_many_reasons_are_cut(tmp_path):
-    folder(tmp_path / "a", [Row(f"q{n}", None, "?", None, error=f"reason {n}") for n in range(23)])
+    folder(tmp_path / "a", [Prediction(f"q{n}", None, "?", None, error=f"reason {n}") for n in range(23)])
     _, text = pages(tmp_path)
     assert "a: 3 more reasons are in its predictions.jsonl." in text
     assert "| a | 1 | q19 | reason 19 |" in text

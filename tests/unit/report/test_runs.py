@@ -5,11 +5,11 @@ import json
 import pytest
 
 from support.report_runs import QUARTER, folder, made, rows
-from vtcframe import report
-from vtcframe.config import UsageError
-from vtcframe.report_numbers import entries
-from vtcframe.report_runs import found
-from vtcframe.transforms import Downsample
+from vtcframe.data.transforms import Downsample
+from vtcframe.errors import UsageError
+from vtcframe.report import command as report
+from vtcframe.report.runs import load_runs
+from vtcframe.report.statistics import entries
 
 pytest.importorskip("scipy", reason="the extra `report` is not installed")
 
@@ -35,7 +35,7 @@ def test_what_differs_is_not_mixed(tmp_path):
         folder(tmp_path / "b", rows("unpruned", "11"), **{"trainer.precision": "bf16-true"}),
         folder(tmp_path / "c", rows("unpruned", "11"), **{"digest of the questions": "b"}),
     ]
-    assert [(one.model, one.data) for one in entries(found(paths).runs)] == [
+    assert [(one.model, one.data) for one in entries(load_runs(paths).runs)] == [
         ("tiny", "toys"),
         ("tiny (2)", "toys"),
         ("tiny", "toys (2)"),
@@ -48,15 +48,15 @@ def test_what_differs_is_not_mixed(tmp_path):
 def test_runs_that_are_not_over_are_named_and_left_out(tmp_path):
     folder(tmp_path / "x" / "a", rows("unpruned", "11"))
     folder(tmp_path / "x" / "b", rows("unpruned", "00"), merged=None)
-    assert [run.name for run in found([tmp_path / "x"]).runs] == ["a"]
-    assert found([tmp_path / "x"]).unfinished == ["b"]
+    assert [run.name for run in load_runs([tmp_path / "x"]).runs] == ["a"]
+    assert load_runs([tmp_path / "x"]).unfinished == ["b"]
     report.write([tmp_path / "x"], tmp_path / "out")
     assert "Not finished, and not in here: b." in (tmp_path / "out.md").read_text()
 
 
 def test_folders_that_lie_in_each_other_are_read_once(tmp_path):
     folder(tmp_path / "x" / "a", rows("unpruned", "11"))
-    assert len(found([tmp_path, tmp_path / "x", tmp_path / "x" / "a"]).runs) == 1
+    assert len(load_runs([tmp_path, tmp_path / "x", tmp_path / "x" / "a"]).runs) == 1
 
 
 def told_without(manifest, key):

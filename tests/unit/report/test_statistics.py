@@ -8,10 +8,10 @@ from statistics import NormalDist, fmean, stdev
 import pytest
 
 from support.report_runs import QUARTER, TIED, folder, made, rows
-from vtcframe.benchmarks import Mme, Pope
-from vtcframe.metrics import Row
-from vtcframe.report_numbers import averages, difference, entries, front
-from vtcframe.report_runs import found
+from vtcframe import Mme, Pope
+from vtcframe.data.results import Prediction
+from vtcframe.report.runs import load_runs
+from vtcframe.report.statistics import averages, difference, entries, front
 
 pytest.importorskip("scipy", reason="the extra `report` is not installed")
 
@@ -36,7 +36,7 @@ def test_seeds_of_one_method_are_one_entry_with_mean_and_spread(tmp_path):
 def test_seeds_anywhere_in_a_method_are_told_apart_from_its_options(tmp_path):
     nested = "Pipeline(scorers=(Random(seed={}), ClsAttention(last=3)), across='view')"
     answers = [rows(nested.format(seed), "10", QUARTER) for seed in (0, 7)] + [rows("Draw(last=2, seed=3)", "11")]
-    names = {(one.method, len(one.values)) for one in entries(found([folder(tmp_path / "a", *answers)]).runs)}
+    names = {(one.method, len(one.values)) for one in entries(load_runs([folder(tmp_path / "a", *answers)]).runs)}
     assert names == {(nested.format(0).replace("seed=0", ""), 2), ("Draw(last=2)", 1)}
 
 
@@ -124,7 +124,7 @@ def test_scores_are_those_of_the_benchmark_and_its_last_column_is_the_headline(t
 
 def test_questions_of_mme_are_drawn_by_their_pictures(tmp_path):
     answers = [row for n in range(3) for row in rows("unpruned", "11", meta={"picture": f"{n}.png", "question": "?"})]
-    answers = [Row(**asdict(row) | {"id": f"{n}"}) for n, row in enumerate(answers)]
+    answers = [Prediction(**asdict(row) | {"id": f"{n}"}) for n, row in enumerate(answers)]
     path = folder(tmp_path / "a", answers, **{"data.benchmark": {"name": "Mme"}})
     assert len(set(made(path)["tiny", "Mme", "unpruned", "-"].units.values())) == 3
     assert made(path)["tiny", "Mme", "unpruned", "-"].value == Mme().score(answers)["perception"].value
@@ -136,12 +136,12 @@ def test_means_leave_out_each_set_in_turn(tmp_path):
         folder(tmp_path / name, rows("unpruned", whole), rows("Vtc()", part, QUARTER), **{"data.path": f"{name}.jsonl"})
         for name, (whole, part) in right.items()
     ]
-    _, one = averages(entries(found(paths).runs))
+    _, one = averages(entries(load_runs(paths).runs))
     assert one.percent == {"a": 75, "b": 50, "c": 100}
     assert one.mean == 75
     assert one.without == {"a": 75, "b": 87.5, "c": 62.5}
     assert one.least == 62.5
-    assert averages(entries(found(paths[:1]).runs)) == []
+    assert averages(entries(load_runs(paths[:1]).runs)) == []
 
 
 def test_a_mean_without_one_of_its_sets_is_none(tmp_path):
@@ -149,7 +149,7 @@ def test_a_mean_without_one_of_its_sets_is_none(tmp_path):
         folder(tmp_path / "a", rows("unpruned", "11"), rows("Vtc()", "10", QUARTER)),
         folder(tmp_path / "b", rows("unpruned", "11"), **{"data.path": "b.jsonl"}),
     ]
-    one = averages(entries(found(paths).runs))[1]
+    one = averages(entries(load_runs(paths).runs))[1]
     assert (one.method, one.mean, one.least, one.seconds) == ("Vtc()", None, None, None)
     assert one.percent == {"toys": 50, "b": None}
 
@@ -168,7 +168,7 @@ def test_the_front_is_what_nothing_beats():
 
 def test_seconds_are_compared_within_a_run_and_the_first_batch_is_left_out(tmp_path):
     warm = rows("Vtc()", "11111111", QUARTER, seconds=0.05)
-    warm[:4] = [Row(**asdict(row) | {"seconds": 9.0}) for row in warm[:4]]
+    warm[:4] = [Prediction(**asdict(row) | {"seconds": 9.0}) for row in warm[:4]]
     first = folder(tmp_path / "1", rows("unpruned", "1" * 8, seconds=0.1), warm)
     late = rows("Pool()", "1" * 8, QUARTER, seconds=0.1)
     second = folder(tmp_path / "2", rows("unpruned", "0" * 8, seconds=0.4), late)

@@ -3,39 +3,26 @@
 import contextlib
 import io
 import json
-import subprocess
-import sys
-from pathlib import Path
+
 import pytest
-import torch
 import yaml
 from PIL import Image
+
+from support.predict_runs import METHODS, QUESTIONS, QUICKSTART, predict, read, runs, taken
 from vtcframe import (
     Budget,
-    ClsAttention,
-    Even,
-    Mean,
-    Pipeline,
     RandomPruner,
-    RankFusion,
-    TokenNorm,
-    TopK,
-    UniformPruner,
+    VtcCls,
     compress,
 )
-from vtcframe.backbone import Backbone
 from vtcframe.cli import main
-from vtcframe.config import UsageError, bundled
-from vtcframe.data import Sample, read_samples
-from vtcframe.methods import VtcCls
-from vtcframe.metrics import Row, accuracy, columns, table
-from vtcframe.pictures import sheet
-from vtcframe.pipeline import Stage, planned
-from vtcframe.predict import Comparison, Predictor, _views
-from vtcframe.testing.backbones import SAMPLES, draw, make_inputs
-from vtcframe.testing.families import BACKBONES
-from vtcframe.writer import NOTE
-from support.predict_runs import METHODS, QUESTIONS, QUICKSTART, predict, read, runs, taken
+from vtcframe.data.results import accuracy, columns
+from vtcframe.data.sample import Sample
+from vtcframe.inference.checkpoint import Backbone
+from vtcframe.runs.predictor import Predictor, view_records
+from vtcframe.runs.table import table
+from vtcframe.runs.writer import NOTE
+from vtcframe.testing.tiny_models.llava_families import SAMPLES, make_inputs
 
 
 def test_the_quickstart_answers_well_unpruned_and_vtc_cls_beats_random_at_an_eighth(quickstart):
@@ -103,12 +90,12 @@ def test_masks_tell_row_by_row_what_was_kept_and_how_it_was_scored(tmp_path):
 
 
 def test_views_of_a_pruner_that_joins_them_are_told_one_by_one(llava_next):
-    from vtcframe import Budget, RandomPruner, adapter_for
-    from vtcframe.allocators import Even
-    from vtcframe.ensemblers import Mean
-    from vtcframe.pipeline import Pipeline
-    from vtcframe.scorers import Random
-    from vtcframe.selectors import TopK
+    from vtcframe import adapter_for
+    from vtcframe.components.allocators import Even
+    from vtcframe.components.ensemblers import Mean
+    from vtcframe.components.scorers import Random
+    from vtcframe.components.selectors import TopK
+    from vtcframe.core.pipeline import Pipeline
 
     model, processor = llava_next
     evidence = adapter_for(model).observe(make_inputs(processor, SAMPLES["ragged several"][:2]))
@@ -116,7 +103,7 @@ def test_views_of_a_pruner_that_joins_them_are_told_one_by_one(llava_next):
     for pruner in (joined, RandomPruner()):
         pruned = pruner(evidence, Budget(tokens=7))
         for p in (0, 1):
-            views = _views(evidence.layout, pruned, p)
+            views = view_records(evidence.layout, pruned, p)
             kept = [kept for view in views for line in view["kept"] for kept in line]
             assert sum(map(bool, kept)) == 7
             assert sum(one is not None for one in kept) == evidence.layout.untouched[p]
@@ -133,7 +120,7 @@ def test_a_picture_that_is_cut_is_shown_as_the_model_sees_it(tmp_path):
 
 
 def test_a_sheet_that_cannot_be_finished_leaves_no_half_one_and_no_row_is_lost(tmp_path, monkeypatch):
-    from vtcframe import writer
+    from vtcframe.runs import writer
 
     class Torn:
         def save(self, path, format):

@@ -6,9 +6,9 @@ import threading
 
 import pytest
 
-from vtcframe.config import UnfinishedError, UsageError
-from vtcframe.run_folder import RunFolder
-from vtcframe.shards import Shard, places
+from vtcframe.errors import UnfinishedError, UsageError
+from vtcframe.runs.run_folder import RunFolder
+from vtcframe.runs.shards import Shard, row_locations
 
 FACTS = {"model.backbone": {"path": "some/checkpoint"}, "data": "3 questions, 0123", "version of torch": "2.0"}
 ORDER = ["a", "b", "c"]
@@ -88,9 +88,9 @@ def test_a_torn_last_line_is_not_read_wherever_it_is_cut(tmp_path):
     start = whole.rindex(b"[")
     for length in range(start, len(whole)):
         shard.write_bytes(whole[:length])
-        assert [identity for identity, _ in places(shard)] == ["a"]
+        assert [identity for identity, _ in row_locations(shard)] == ["a"]
     shard.write_bytes(whole)
-    assert [identity for identity, _ in places(shard)] == ["a", "ü"]
+    assert [identity for identity, _ in row_locations(shard)] == ["a", "ü"]
 
 
 @pytest.mark.parametrize(
@@ -202,7 +202,7 @@ def test_a_folder_is_one_runs_at_a_time(tmp_path):
 
 
 def test_a_process_that_outlives_the_first_is_waited_for_and_named_if_it_stays(tmp_path, monkeypatch):
-    monkeypatch.setattr("vtcframe.run_folder.PULSE", 0.02)
+    monkeypatch.setattr("vtcframe.runs.run_folder.PULSE", 0.02)
     first = RunFolder(tmp_path)
     number, _ = first.begin(FACTS, 2)
     orphan = Shard(first.parts, number, 1)

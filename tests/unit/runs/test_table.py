@@ -2,17 +2,18 @@ from dataclasses import dataclass
 
 import pytest
 
-from vtcframe.benchmark import Benchmark
-from vtcframe.metrics import Row, Score, accuracy, mean, means, normalised, parts, runs, seconds, table
+from vtcframe.data.benchmarks.base import Benchmark
+from vtcframe.data.results import Prediction, Score, accuracy, mean_score, mean_scores, normalise, parts, runs, seconds
+from vtcframe.runs.table import table
 
 
 def row(kind="color", answer="red", prediction="red", method="unpruned", budget=None, **more):
-    return Row("a", kind, "?", answer, method, budget, prediction, 36, 144, 0, **more)
+    return Prediction("a", kind, "?", answer, method, budget, prediction, 36, 144, 0, **more)
 
 
 @pytest.mark.parametrize("text", ["Red", " red\n", "red.", "RED. "])
 def test_answers_match_whatever_their_case_space_and_final_full_stop(text):
-    assert normalised(text) == "red"
+    assert normalise(text) == "red"
 
 
 def test_an_answer_with_more_words_is_another_answer():
@@ -33,7 +34,7 @@ def test_the_table_has_a_line_for_each_method_and_budget_and_a_column_for_each_t
         row("count", "two", "two", "VtcCls(last=3)", {"ratio": 0.25}),
         row("color", "red", "red", "VtcCls(last=3)", {"tokens": 9, "per": "image"}),
         row("count", "two", "one", "VtcCls(last=3)", {"tokens": 9, "per": "image"}),
-        Row("b", "color", "?", "red", error="cannot read the image"),
+        Prediction("b", "color", "?", "red", error="cannot read the image"),
     ]
     assert table(rows).splitlines() == [
         "method                    budget  tokens  seconds  color  count  attributes    all",
@@ -53,7 +54,7 @@ def test_without_types_and_answers_the_table_still_tells_how_many_tokens_were_re
 
 
 def test_where_every_sample_failed_there_is_no_table():
-    assert table([Row("b", "color", "?", "red", error="cannot read the image")]) == ""
+    assert table([Prediction("b", "color", "?", "red", error="cannot read the image")]) == ""
 
 
 def test_seconds_include_the_encoding_and_leave_the_first_batch_out_where_there_are_more():
@@ -76,10 +77,10 @@ def test_runs_are_told_by_method_and_budget_and_have_no_failures():
 
 
 def test_a_mean_is_of_what_is_known():
-    assert mean([1.0, None, 0.5]) == Score(3, 0.75)
-    assert mean([None]) == Score(1, None)
-    assert mean([]) == Score(0, None)
-    assert means({"x": [row(), row(answer=None)]}, lambda one: one.correct) == {"x": Score(2, 1)}
+    assert mean_score([1.0, None, 0.5]) == Score(3, 0.75)
+    assert mean_score([None]) == Score(1, None)
+    assert mean_score([]) == Score(0, None)
+    assert mean_scores({"x": [row(), row(answer=None)]}, lambda one: one.correct) == {"x": Score(2, 1)}
 
 
 @dataclass(frozen=True)

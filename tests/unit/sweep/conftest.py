@@ -3,7 +3,7 @@ import json
 import pytest
 import yaml
 
-from vtcframe import sweep
+from vtcframe.sweep import command as sweep
 
 
 @pytest.fixture

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from support.sweeps import TINY, planned, written
-from vtcframe import sweep
-from vtcframe.config import UnfinishedError, UsageError
-from vtcframe.sweep_file import asked
+from vtcframe.errors import UnfinishedError, UsageError
+from vtcframe.sweep import command as sweep
+from vtcframe.sweep.config import asked
 
 pytest.importorskip("scipy", reason="the extra `report` is not installed")
 

@@ -3,9 +3,9 @@
 import pytest
 
 from support.sweeps import planned, written
-from vtcframe import sweep
 from vtcframe.cli import main as command
-from vtcframe.testing.families import BACKBONES
+from vtcframe.sweep import command as sweep
+from vtcframe.testing.tiny_models.other_families import BACKBONES
 
 pytest.importorskip("scipy", reason="the extra `report` is not installed")
 

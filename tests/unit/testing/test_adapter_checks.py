@@ -6,17 +6,9 @@ import pytest
 import torch
 
 from support.models import backbone
-from vtcframe import (
-    Budget,
-    RandomPruner,
-    VtcCls,
-)
-from vtcframe.testing import (
-    check_adapter,
-    check_restored,
-    make_inputs,
-)
-from vtcframe.testing.backbones import SAMPLES
+from vtcframe import Budget, RandomPruner, VtcCls
+from vtcframe.testing import check_adapter, check_restored, make_inputs
+from vtcframe.testing.tiny_models.llava_families import SAMPLES
 from vtcframe_backbones.llava import Llava, LlavaNext
 
 
@@ -32,7 +24,7 @@ def check_with(monkeypatch, family, change, **options):
     )
 
 
-def spliced(change):
+def splice_with_columns(change):
     """Change what splice returns."""
 
     def splice(original, adapter, *args):
@@ -69,7 +61,7 @@ def swap_samples(out):
 @pytest.mark.parametrize("change", [shift_positions, close_gaps, open_mask, rotate_features, swap_samples])
 def test_check_adapter_fails_where_splice_is_wrong(monkeypatch, family, change):
     with pytest.raises(AssertionError, match=r"keep all|removed = masked"):
-        check_with(monkeypatch, family, spliced(change))
+        check_with(monkeypatch, family, splice_with_columns(change))
 
 
 def test_check_adapter_fails_where_original_positions_are_left_under_compact_ones(monkeypatch):

@@ -1,8 +1,8 @@
 import pytest
 
-from vtcframe.backbone import Backbone
-from vtcframe.check import PRUNERS
 from vtcframe.cli import main
+from vtcframe.inference.checkpoint import Backbone
+from vtcframe.testing.laws.checkpoint import PRUNERS
 from vtcframe_backbones.llava import Llava
 
 

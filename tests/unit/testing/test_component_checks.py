@@ -22,15 +22,8 @@ from vtcframe import (
     TopK,
     VtcCls,
 )
-from vtcframe.pipeline import gather
-from vtcframe.testing import (
-    check_allocator,
-    check_ensembler,
-    check_merger,
-    check_pruner,
-    check_scorer,
-    check_selector,
-)
+from vtcframe.core.pipeline import gather
+from vtcframe.testing import check_allocator, check_ensembler, check_merger, check_pruner, check_scorer, check_selector
 
 
 def wrong(kind, call, **methods):

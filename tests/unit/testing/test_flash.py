@@ -7,10 +7,10 @@ import torch
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from support.tiny_models import CASES, CLOSE, GREEDY, apart, built, logits
-from vtcframe.testing import flash
-from vtcframe.testing.families import BACKBONES, FLASH, samples_of
-from vtcframe.testing.flash import attention, emulated_flash
-from vtcframe.testing.samples import SAMPLES, make_inputs
+from vtcframe.testing.tiny_models import flash
+from vtcframe.testing.tiny_models.flash import attention, emulated_flash
+from vtcframe.testing.tiny_models.other_families import BACKBONES, FLASH, samples_of
+from vtcframe.testing.tiny_models.samples import SAMPLES, make_inputs
 
 
 @pytest.mark.parametrize("side", ["left", "right"])

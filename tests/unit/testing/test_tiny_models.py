@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from support.tiny_models import CASES, CLOSE, GREEDY, apart, built, logits
-from vtcframe.testing.families import BACKBONES, MIXED, RAGGED_VIDEO, VIDEO, samples_of
-from vtcframe.testing.published import PUBLISHED, on_meta
-from vtcframe.testing.samples import SAMPLES, draw, film, make_inputs
+from vtcframe.testing.tiny_models.other_families import BACKBONES, MIXED, RAGGED_VIDEO, VIDEO, samples_of
+from vtcframe.testing.tiny_models.published import PUBLISHED, on_meta
+from vtcframe.testing.tiny_models.samples import SAMPLES, draw, film, make_inputs
 
 
 @pytest.mark.parametrize("side", ["left", "right"])

@@ -1,12 +1,12 @@
-"""TODO: plugins/backbones/vtcframe_backbones/encoders/extract.py."""
+"""Features of a timm or open_clip model under a pruner."""
 
 import torch
 from torch import Tensor, nn
 
 from vtcframe.core.budget import Budget
 from vtcframe.core.stages import Pruner, plan_for
-from vtcframe.inference.session import encode, prune
-from vtcframe_backbones.encoders.open_clip import AuxiliaryOpenClip
+from vtcframe.inference.session import encode_batch, prune_batch
+from vtcframe_backbones.encoders.open_clip import OpenClip
 from vtcframe_backbones.encoders.timm import Timm
 
 
@@ -24,7 +24,7 @@ def extract(
         seen = torch.nn.functional.normalize(extract(model, pixels, VtcCls(), ratio=0.5), dim=-1)
         answer = (seen @ words.T).argmax(1)
     """
-    kind = next((kind for kind in (Timm, AuxiliaryOpenClip) if kind.matches(model)), None)
+    kind = next((kind for kind in (Timm, OpenClip) if kind.matches(model)), None)
     if kind is None:
         raise ValueError(f"{type(model).__name__} is neither a model of timm nor of open_clip")
     budget = None if tokens is None and ratio is None else Budget(tokens, ratio)
@@ -35,5 +35,5 @@ def extract(
         return adapter.untouched(pixels)
     if plan.llm:
         raise ValueError(f"{type(model).__name__} has no language model: {plan} acts at {plan.llm[0].at}")
-    evidence, left = encode(adapter, inputs, arrangement, plan, plan.needs)
-    return adapter.features(evidence, prune(plan, evidence, left)[0])
+    encoded = encode_batch(adapter, plan, inputs, arrangement, plan.needs)
+    return adapter.features(encoded.evidence, prune_batch(plan, encoded)[0])

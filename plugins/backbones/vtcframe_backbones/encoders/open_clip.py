@@ -87,7 +87,7 @@ class OpenClipTrunk(TimmVit):
         return self.head(super().pooled(hidden))
 
 
-class AuxiliaryOpenClip(Encoder):
+class OpenClip(Encoder):
     """The image tower of an open_clip model; `features` are those of `encode_image`."""
 
     @classmethod

@@ -5,8 +5,8 @@ import random
 import pytest
 
 from support.benchmark_answers import rotation, row, values
-from vtcframe.benchmarks import MmBench, ScienceQa, SeedBench
-from vtcframe.benchmarks.choices import chosen
+from vtcframe import MmBench, ScienceQa, SeedBench
+from vtcframe.data.benchmarks.choices import chosen
 
 # Letters
 

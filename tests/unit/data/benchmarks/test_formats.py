@@ -6,9 +6,10 @@ import pickle
 import pytest
 
 from support.question_files import encoded, levels, picture, saved, table
-from vtcframe.benchmark import ImageFolder
-from vtcframe.benchmarks import Gqa, MmBench, Mme, MmVet, Pope, ScienceQa, SeedBench, TextVqa, VqaV2
-from vtcframe.config import UsageError, expand
+from vtcframe import Gqa, MmBench, Mme, MmVet, Pope, ScienceQa, SeedBench, TextVqa, VqaV2
+from vtcframe.config.short_names import expand
+from vtcframe.data.benchmarks.base import ImageFolder
+from vtcframe.errors import UsageError
 from vtcframe.registry import entries
 
 SHORT = "\nAnswer the question using a single word or phrase."
@@ -19,7 +20,7 @@ LETTER = "\nAnswer with the option's letter from the given choices directly."
 
 def test_a_benchmark_is_named_in_the_configuration_by_its_class():
     assert expand({"data": {"benchmark": {"name": "Pope", "prompt": "?"}}})["data"]["benchmark"] == {
-        "class_path": "vtcframe.benchmarks.Pope",
+        "class_path": "vtcframe.data.benchmarks.yes_or_no.Pope",
         "init_args": {"prompt": "?"},
     }
     with pytest.raises(UsageError, match=r"data.benchmark: no benchmark is called 'POPE'. .*Installed: .*TextVqa"):

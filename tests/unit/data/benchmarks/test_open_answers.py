@@ -5,8 +5,8 @@ import random
 import pytest
 
 from support.benchmark_answers import row, values
-from vtcframe.benchmarks import Gqa, TextVqa, VqaV2
-from vtcframe.benchmarks.open_answers import agreement, evalai_words, vqa_words
+from vtcframe import Gqa, TextVqa, VqaV2
+from vtcframe.data.benchmarks.open_answers import agreement, evalai_words, vqa_words
 
 # VQA accuracy
 

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from support.benchmark_answers import mme, rotation, row, values
-from vtcframe.benchmarks import Gqa, MmBench, Mme, MmVet, Pope, SeedBench, TextVqa, VqaV2
+from vtcframe import Gqa, MmBench, Mme, MmVet, Pope, SeedBench, TextVqa, VqaV2
 
 
 def test_without_answers_nothing_is_scored_but_what_could_be_read():

@@ -5,8 +5,8 @@ import random
 import pytest
 
 from support.benchmark_answers import mme, row, values
-from vtcframe.benchmarks import Mme, Pope
-from vtcframe.benchmarks.yes_or_no import says_yes
+from vtcframe import Mme, Pope
+from vtcframe.data.benchmarks.yes_or_no import says_yes
 
 # POPE
 
