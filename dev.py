@@ -70,10 +70,9 @@ def build() -> None:
         fresh = Path(folder) / "environment"
         run(UV, "venv", "--quiet", "--python", sys.executable, fresh)
         run(UV, "pip", "install", "--quiet", "--python", fresh, *constraint, *sorted((ROOT / "dist").glob("*.whl")))
-        vtcframe = fresh / SCRIPTS / f"vtcframe{EXE}"
-        run(vtcframe, "list")
-        writer = f"--writer.folder={folder}/run"
-        run(vtcframe, "predict", "--config", "configs/quickstart.yaml", "--data.limit=2", writer)
+        run(fresh / SCRIPTS / f"python{EXE}", "-I", ".ci/try_installed.py")  # -I: not the sources of this folder
+        questions = ("--config", "configs/quickstart.yaml", "--data.limit=2", f"--writer.folder={folder}/run")
+        run(fresh / SCRIPTS / f"vtcframe{EXE}", "predict", *questions)
 
 
 def main() -> None:

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Check or change the address of the project's repository: `python3 .ci/project_url.py [NEW_ADDRESS]`.
 
-The address is `Repository` in `[project.urls]` of `pyproject.toml`. `PLACES` lists every file in which it is written, and how
-often; the address of a page of the repository starts with it. Without an argument, the places are compared with that
+The address is `Repository` in `[project.urls]` of `pyproject.toml`. `PLACES` lists every file in which it is written,
+and how often; the addresses of the repository's pages start with it. Without an argument, the places are compared with that
 list. With an argument, the new address is written in all of them.
 """
 
