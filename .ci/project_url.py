@@ -2,8 +2,8 @@
 """Check or change the address of the project's repository: `python3 .ci/project_url.py [NEW_ADDRESS]`.
 
 The address is `Repository` in `[project.urls]` of `pyproject.toml`. `PLACES` lists every file in which it is written,
-and how often; the addresses of the repository's pages start with it. Without an argument, the places are compared with that
-list. With an argument, the new address is written in all of them.
+and how often; the addresses of the repository's pages start with it. Without an argument, the places are compared
+with that list. With an argument, the new address is written in all of them.
 """
 
 import subprocess
