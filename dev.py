@@ -1,19 +1,24 @@
 #!/usr/bin/env python3
-"""`python3 dev.py demo | test | docs | bench | setup`: from a bare Python 3.11 and pip; arguments are handed on.
+"""From a bare Python 3.11 and pip: `python3 dev.py demo | test | docs | bench | lint | build | setup`, and arguments.
 
-Sets up `.venv` when something that it is made from has changed; nothing else touches a network.
+Sets up `.venv` when something that it is made from has changed. Apart from that only two commands use the network:
+`build`, which installs the built wheels into a fresh environment, and `setup REQUIREMENT ...`, which installs these
+requirements over the pinned versions (they stay until `.venv` is set up again).
 """
 
 import hashlib
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
+SCRIPTS, EXE = ("Scripts", ".exe") if os.name == "nt" else ("bin", "")
 VENV = ROOT / ".venv"
-BIN = VENV / ("Scripts" if os.name == "nt" else "bin")
-PYTHON = BIN / ("python.exe" if os.name == "nt" else "python")
+BIN = VENV / SCRIPTS
+PYTHON = BIN / f"python{EXE}"
+UV = VENV / "tools" / "bin" / "uv"
 SOURCES = sorted([ROOT / "pyproject.toml", ROOT / "constraints.txt", *ROOT.glob("plugins/*/pyproject.toml")])
 
 
@@ -25,24 +30,49 @@ def run(*command: object, **more: str) -> None:
         sys.exit(code)
 
 
+def install_uv() -> None:
+    """Install uv where pip can do so without the venv module, which some systems lack."""
+    if not UV.exists():
+        pip = (sys.executable, "-m", "pip", "install", "--quiet", "--target", UV.parent.parent)
+        run(*pip, "--constraint", "constraints.txt", "uv")
+
+
 def setup(*groups: str) -> None:
     """Install the workspace with its pinned dependencies and the given dependency groups."""
     wanted = hashlib.sha256(b"".join(path.read_bytes() for path in SOURCES) + repr(groups).encode()).hexdigest()
     stamp = VENV / f"vtcframe-{'-'.join(groups)}"
     if stamp.exists() and stamp.read_text() == wanted:
         return
-    tools = VENV / "tools"  # pip can install here without the venv module, which some systems lack
-    uv = tools / "bin" / "uv"
-    if not uv.exists():
-        pip = (sys.executable, "-m", "pip", "install", "--quiet", "--target", tools)
-        run(*pip, "--constraint", "constraints.txt", "uv")
+    install_uv()
     if not PYTHON.exists():
-        run(uv, "venv", "--quiet", "--seed", "--allow-existing", "--python", sys.executable, VENV)
+        run(UV, "venv", "--quiet", "--seed", "--allow-existing", "--python", sys.executable, VENV)
     editable = [part for path in SOURCES if path.name == "pyproject.toml" for part in ("--editable", path.parent)]
     extra = [part for group in groups for part in ("--group", group)]
-    install = (uv, "pip", "install", "--quiet", "--python", PYTHON, "--constraint", "constraints.txt")
+    install = (UV, "pip", "install", "--quiet", "--python", PYTHON, "--constraint", "constraints.txt")
     run(*install, *editable, *extra)
     stamp.write_text(wanted)
+
+
+def lint() -> None:
+    """Check style, types and spelling; change nothing."""
+    run(BIN / "ruff", "check")
+    run(BIN / "ruff", "format", "--check")
+    run(BIN / "pyright")
+    run(BIN / "codespell", ".", ".ci", ".github")
+
+
+def build() -> None:
+    """Build sdist and wheel of every distribution into `dist`, and try the wheels in a fresh environment."""
+    install_uv()
+    constraint = ("--constraint", ROOT / "constraints.txt")
+    run(UV, "build", "--quiet", "--all-packages", "--clear", "--out-dir", "dist")
+    with tempfile.TemporaryDirectory() as folder:
+        fresh = Path(folder) / "environment"
+        run(UV, "venv", "--quiet", "--python", sys.executable, fresh)
+        run(UV, "pip", "install", "--quiet", "--python", fresh, *constraint, *sorted((ROOT / "dist").glob("*.whl")))
+        run(fresh / SCRIPTS / f"python{EXE}", "-I", ".ci/try_installed.py")  # -I: not the sources of this folder
+        questions = ("--config", "configs/quickstart.yaml", "--data.limit=2", f"--writer.folder={folder}/run")
+        run(fresh / SCRIPTS / f"vtcframe{EXE}", "predict", *questions)
 
 
 def main() -> None:
@@ -54,6 +84,8 @@ def main() -> None:
         setup()
     elif command in ("test", "setup"):
         setup("dev", "docs")
+    elif command == "lint":
+        setup("dev", "docs", "lint")
     if command == "demo":
         run(PYTHON, "-m", "vtcframe", "predict", "--config", "configs/quickstart.yaml", *rest)
     elif command == "test":
@@ -64,6 +96,12 @@ def main() -> None:
     elif command == "docs":
         setup("docs")
         run(PYTHON, "-m", "mkdocs", *(rest or ["serve"]), NO_MKDOCS_2_WARNING="1")
+    elif command == "lint":
+        lint()
+    elif command == "build":
+        build()
+    elif command == "setup" and rest:
+        run(UV, "pip", "install", "--python", PYTHON, *rest)
     elif command != "setup":
         sys.exit(__doc__)
 
