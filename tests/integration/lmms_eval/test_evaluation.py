@@ -14,7 +14,6 @@ from lmms_eval import evaluator
 from lmms_eval.caching.response_cache import ResponseCache
 from lmms_eval.models import get_model
 from lmms_eval.tasks import TaskManager
-from vtcframe.inference.session import Session
 from vtcframe_lmms_eval import model as harness_model
 from vtcframe_lmms_eval.model import VtcFrame
 
@@ -25,6 +24,7 @@ from vtcframe.data.decode import load_sample
 from vtcframe.data.sample import Sample
 from vtcframe.errors import UsageError
 from vtcframe.inference.checkpoint import Backbone
+from vtcframe.inference.session import Session
 from vtcframe.runs.predictor import Predictor
 
 

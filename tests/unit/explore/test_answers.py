@@ -8,7 +8,6 @@ import pytest
 from PIL import Image
 
 from support.explore_page import Breaks
-from vtcframe.inference.session import Session
 from vtcframe import Budget, RandomPruner, VtcCls
 from vtcframe.assets import bundled
 from vtcframe.data.results import Prediction
@@ -18,8 +17,8 @@ from vtcframe.explore.explain import Explainer, explain
 from vtcframe.explore.page import answers
 from vtcframe.explore.session import FRACTION, NONE, TOKENS, Outcome, Questioner, budget_of, methods, told
 from vtcframe.inference.checkpoint import Backbone
+from vtcframe.inference.session import Session
 from vtcframe.registry import Entry, entries
-from vtcframe.runs import predictor as predict
 
 pytest.importorskip("gradio", reason="the extra `explore` is not installed")
 
