@@ -1,7 +1,6 @@
 """Sweeps that are killed and resumed write the same report."""
 
 import re
-import threading
 import time
 from pathlib import Path
 
@@ -10,7 +9,6 @@ import pytest
 from support import workers
 from support.sweeps import swept, written
 from vtcframe.assets import bundled
-from vtcframe.sweep import command as sweep
 
 pytest.importorskip("scipy", reason="the extra `report` is not installed")
 
@@ -69,20 +67,3 @@ def test_a_sweep_that_was_killed_in_the_middle_and_started_again_gives_the_same_
     assert "| RandomPruner() | 0.25 | 2 | 20 |" in text
     assert len(re.findall("What was kept of", text)) == 2
     assert not list(killed.rglob("parts"))
-
-
-def test_a_run_that_a_killed_sweep_left_at_work_is_waited_for(tmp_path, pretended, capsys):
-    from vtcframe.runs.shards import Lock
-
-    parts = tmp_path / "sweep" / "tiny" / "toys" / "01" / "parts"
-    pretended[1]["tiny/toys/01"] = 3
-    sweep.main([written(tmp_path)])
-    pretended[1].clear()
-    parts.mkdir()
-    lock = Lock(parts / "lock")
-    assert lock.take()
-    threading.Timer(1, lock.give).start()
-    began = time.monotonic()
-    assert sweep.main([written(tmp_path)]) == 0
-    assert time.monotonic() - began > 0.9
-    assert "is being run by another process: waiting for it" in capsys.readouterr().out

@@ -219,3 +219,20 @@ def test_a_sweep_that_is_asked_to_stop_stops_its_run_and_begins_no_other(tmp_pat
     asking.join()
     assert (tmp_path / "left").exists()
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_run_that_a_killed_sweep_left_at_work_is_waited_for(tmp_path, pretended, capsys):
+    from vtcframe.runs.shards import Lock
+
+    parts = tmp_path / "sweep" / "tiny" / "toys" / "01" / "parts"
+    pretended[1]["tiny/toys/01"] = 3
+    sweep.main([written(tmp_path)])
+    pretended[1].clear()
+    parts.mkdir()
+    lock = Lock(parts / "lock")
+    assert lock.take()
+    threading.Timer(1, lock.give).start()
+    began = time.monotonic()
+    assert sweep.main([written(tmp_path)]) == 0
+    assert time.monotonic() - began > 0.9
+    assert "is being run by another process: waiting for it" in capsys.readouterr().out
