@@ -1,6 +1,7 @@
 """The import direction of the packages, and no cycles: `[tool.importlinter]` of pyproject.toml, held by import-linter."""
 
 from importlinter import cli
+
 from support.distributions import ROOT
 
 
