@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from support.models import backbone
-from vtcframe.hooks import tap as attention
+from vtcframe.hooks import readers
 from vtcframe.hooks.kernel_call import KernelCall
 from vtcframe.hooks.readers import KeyStates, MeanQuery, PatchGroups, QueryRow, ReceivedAttention
 from vtcframe.hooks.tap import Tap
@@ -102,7 +102,7 @@ def received_by_hand(call, sees, real):
 @pytest.mark.parametrize("elements", [1, 150, 2**20], ids=["row by row", "few rows", "many"])
 @every_call
 def test_received_is_the_mean_over_the_rows_of_patches(name, elements, monkeypatch):
-    monkeypatch.setattr(attention, "ELEMENTS", elements)
+    monkeypatch.setattr(readers, "MAX_ELEMENTS", elements)
     call, sees, real = CALLS[name]
     want = received_by_hand(call, sees, real)
     close(ReceivedAttention(skip=SKIP)(call), want[..., SKIP:])

@@ -269,6 +269,6 @@ def test_positions_are_those_of_the_last_stage():
 def test_a_budget_that_covers_everything_calls_the_model_untouched(monkeypatch):
     model, _, inputs = taken("llava")
     compressed = compress(model, ToMe(blocks=(0, 1)), ratio=1.0)
-    monkeypatch.setattr(compressed.adapter, "within", lambda *_: pytest.fail("the encoder was pruned"))
+    monkeypatch.setattr(compressed.adapter, "encode_with_stages", lambda *_: pytest.fail("the encoder was pruned"))
     assert torch.equal(compressed.generate(**inputs, **GREEDY), model.generate(**inputs, **GREEDY))
     assert compressed.last.tokens_after.tolist() == compressed.last.tokens_before.tolist()

@@ -58,7 +58,7 @@ def test_what_cannot_be_done_is_refused_before_anything_runs(monkeypatch):
     ):
         with pytest.raises(ValueError, match=says):
             compress(model, stages=stages).generate(**inputs, **GREEDY)
-    with pytest.raises(ValueError, match=r"Attended\(\)"):
+    with pytest.raises(ValueError, match=r"AttentionReceived\(\)"):
         adapter.observe(inputs, [AttentionReceived()])
     with pytest.raises(ValueError, match="several lengths"):
         compress(model, stages=at("encoder:0")).generate(**inputs, **GREEDY, vision_feature_layer=[-2, -3])

@@ -28,7 +28,7 @@ def test_tokens_and_bytes_told_are_those_of_the_cache(family, layout):
     held = sum(x[:, :, answered:].nbytes for layer in cache.layers for x in (layer.keys, layer.values))
     assert told.kv_bytes.tolist() == [held]
     assert told.kv_bytes[0] < told.kv_bytes_before[0]
-    assert told.processed[0] == told.visual[0].float().mean()
+    assert told.mean_tokens_per_layer[0] == told.tokens_per_layer[0].float().mean()
     plain = DynamicCache()
     model.generate(**inputs, do_sample=False, max_new_tokens=1, past_key_values=plain)
     assert told.kv_bytes_before[0] == sum(x.nbytes for layer in plain.layers for x in (layer.keys, layer.values))

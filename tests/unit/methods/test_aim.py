@@ -69,7 +69,7 @@ def prompts(kind):
 @pytest.mark.parametrize("kind", ["none", "own", "bool", "lowest", "infinite"])
 def test_a_walk_equals_its_twin_whatever_the_mask_and_its_pieces(monkeypatch, kind, elements):
     torch.manual_seed(0)
-    monkeypatch.setattr(flow, "ELEMENTS", elements)
+    monkeypatch.setattr(flow, "MAX_ELEMENTS", elements)
     call, lengths = prompts(kind)
     for need in (
         AttentionPageRank((0,)),
@@ -106,8 +106,10 @@ def test_a_walk_adds_the_masks_biases_before_it_sharpens():
 
 def test_a_walk_loses_nothing_and_never_holds_the_whole_map(monkeypatch):
     held = []
-    logits = flow.logits_of
-    monkeypatch.setattr(flow, "logits_of", lambda query, *rest: held.append(query.shape[2]) or logits(query, *rest))
+    logits = flow.attention_logits
+    monkeypatch.setattr(
+        flow, "attention_logits", lambda query, *rest: held.append(query.shape[2]) or logits(query, *rest)
+    )
     got = walk(KernelCall(torch.randn(2, 4, 64, 8), torch.randn(2, 2, 64, 8), None, 1.0, True, None), FLOW)
     torch.testing.assert_close(got.sum(2), torch.ones(2, 4))
     assert max(held) <= 32

@@ -188,14 +188,14 @@ def test_the_predict_loop_encodes_once_for_all_that_prune_alike_inside(monkeypat
     predictor.setup("predict")
     predictor.viewed = lambda sample: True
     calls = []
-    for name in ("encode", "within"):
+    for name in ("encode", "encode_with_stages"):
         own = getattr(predictor.adapter, name)
         monkeypatch.setattr(predictor.adapter, name, lambda *args, o=own, n=name: (calls.append(n), o(*args))[1])
     samples = read_samples(QUESTIONS / "questions.jsonl", QUESTIONS)[:2]
     with torch.no_grad():
         rows = predictor.predict_step([load_sample(sample) for sample in samples], 0)
     assert [row.error for row in rows] == [None] * len(rows)
-    assert sorted(calls) == ["encode", "within", "within"]
+    assert sorted(calls) == ["encode", "encode_with_stages", "encode_with_stages"]
     of = {(row.method, row.budget and row.budget["ratio"]): row for row in rows}
     for method in (ToMe(blocks=(0, 1)), RandomPruner()):
         for ratio in (0.5, 0.25):

@@ -107,7 +107,7 @@ def test_masks_of_every_kind_say_the_same_and_chunks_change_nothing(monkeypatch)
         replace(call, mask=call.mask.expand(-1, 4, -1, -1)),
     ):
         torch.testing.assert_close(probed.probe_attention(same, need, column, keys), want, atol=1e-6, rtol=1e-5)
-    monkeypatch.setattr(probed, "ELEMENTS", 500)
+    monkeypatch.setattr(probed, "MAX_ELEMENTS", 500)
     torch.testing.assert_close(probed.probe_attention(call, need, column, keys), want, atol=1e-6, rtol=1e-5)
     free = replace(call, mask=None)  # every query sees every key
     rows = probed.probes(column, keys, need)[0].nonzero()[:, 0]
@@ -118,12 +118,12 @@ def test_masks_of_every_kind_say_the_same_and_chunks_change_nothing(monkeypatch)
 def test_no_more_than_probe_rows_are_computed(monkeypatch):
     call, column, keys = prompts([60, 44])
     made = []
-    logits = probed.logits_of
+    logits = probed.attention_logits
 
     def spied(query, key, scaling):
         made.append(query.shape[2])
         return logits(query, key, scaling)
 
-    monkeypatch.setattr(probed, "logits_of", spied)
+    monkeypatch.setattr(probed, "attention_logits", spied)
     probed.probe_attention(call, ProbeAttention((0,)), column, keys)
     assert made == [3 + 3, 2 + 2]
