@@ -73,14 +73,13 @@ class DropAttended(Method):
 @torch.no_grad()
 def rows(model: Path, samples: list[Sample], comparison: Comparison, positions: str = "original") -> list[Prediction]:
     """Return every answer, of the untouched model first."""
-    predictor = Predictor(
-        Backbone(str(model), dtype="float32"), compare=comparison, generation={"max_new_tokens": MOST_TOKENS}
-    )
-    predictor.runs = [
+    backbone = Backbone(str(model), dtype="float32")
+    plans = [
         plan and (replace(plan, projector=replace(plan.projector, positions=positions)) if plan.projector else plan)
-        for plan in predictor.runs
+        for plan in comparison.runs()
     ]
-    predictor.setup("predict")
+    generation = {"max_new_tokens": MOST_TOKENS}
+    predictor = Predictor.with_model(*backbone.load(), plans, backbone=backbone, generation=generation)
     batches = [samples[i : i + 64] for i in range(0, len(samples), 64)]
     return [row for i, batch in enumerate(batches) for row in predictor.predict_step(batch, i)]
 

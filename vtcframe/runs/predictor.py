@@ -2,7 +2,7 @@
 
 import copy
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from typing import Any
@@ -19,6 +19,7 @@ from vtcframe.core.contracts import RESOURCE_ERRORS
 from vtcframe.core.stages import Plan, Pruner, Stage, plan_for, planned
 from vtcframe.data.datamodule import Questions
 from vtcframe.data.processor import processor_inputs, visible_region
+from vtcframe.data.progress import RunProgress
 from vtcframe.data.results import Prediction, format_budget
 from vtcframe.data.sample import Sample
 from vtcframe.drawing import Picture
@@ -82,6 +83,8 @@ class Predictor(LightningModule):
         stages: Where it is pruned: [{at: projector, pruner: {name: VtcCls, last: 3}, budget: {tokens: 64}}].
         compare: Pruners and budgets to compare with each other and with the untouched model.
         generation: Options of transformers' generate; greedy, max_new_tokens 32, unless they say otherwise.
+        progress: Which samples are pending and which get view records, as the run's writer says; without one every
+            sample is pending and none gets view records.
     """
 
     def __init__(
@@ -90,6 +93,7 @@ class Predictor(LightningModule):
         stages: list[Stage] | None = None,
         compare: Comparison | None = None,
         generation: dict[str, Any] | None = None,
+        progress: RunProgress | None = None,
     ) -> None:
         super().__init__()
         if stages is not None and compare is not None:
@@ -100,17 +104,40 @@ class Predictor(LightningModule):
         self.runs = compare.runs() if compare is not None else [planned(stages) if stages else None]
         self.model: Any = None
         self.exact: dict[str, Tensor] = {}
-        self.viewed: Callable[[Sample], bool] = lambda sample: False  # a writer says which samples get their views
+        self.progress = RunProgress.opened() if progress is None else progress
+        self._loaded: tuple[Any, Any] | None = None  # model and processor, where the caller has loaded them
         self._failing: set[str] = set()  # methods of which it was told that they fail
         self._lost: list[Session] = []  # runs that failed on every sample of a batch
+
+    @classmethod
+    def with_model(
+        cls,
+        model: Any,
+        processor: Any,
+        plans: Sequence[Plan | None],
+        *,
+        backbone: Backbone,
+        generation: dict[str, Any] | None = None,
+        views: bool = False,
+    ) -> "Predictor":
+        """Return a predictor that is set up with a loaded model; None among the plans is the untouched model.
+
+        `backbone` is where the model was loaded from, for its vocabulary and for error messages. With `views` every
+        row of a pruned sample gets view records.
+        """
+        predictor = cls(backbone, generation=generation, progress=RunProgress.opened(views=views))
+        predictor.runs, predictor._loaded = list(plans), (model, processor)
+        predictor.setup("predict")
+        return predictor
 
     def setup(self, stage: str) -> None:
         """Load the backbone. UsageError for what cannot be loaded, has no adapter, or does not know an option."""
         data = getattr(self._trainer, "datamodule", None)
-        if isinstance(data, Questions) and not data.asked:
+        if isinstance(data, Questions) and not self.progress.pending(data.samples):
             return  # every answer is there
         precision = HALF.get(getattr(self._trainer, "precision", ""))
-        self.model, self.processor = (replace(self.backbone, dtype=precision) if precision else self.backbone).load()
+        backbone = replace(self.backbone, dtype=precision) if precision else self.backbone
+        self.model, self.processor = self._loaded or backbone.load()
         self.exact = {name: own for name, own in self.model.named_buffers() if own.dtype == torch.float32}
         self.language = self.backbone.language()
         self.options = copy.deepcopy(self.model.generation_config)
@@ -247,7 +274,9 @@ class Predictor(LightningModule):
                 kv_bytes=int(outcome.kv_bytes[p]),
                 seconds=sum(outcome.seconds.values()) / count,
                 encode_seconds=encode_seconds,
-                views=view_records(layout, outcome.pruned, p) if outcome.pruned and self.viewed(sample) else None,
+                views=view_records(layout, outcome.pruned, p)
+                if outcome.pruned and self.progress.needs_views(sample)
+                else None,
             )
             for p, sample in enumerate(batch.samples)
         ]

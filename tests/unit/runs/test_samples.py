@@ -8,6 +8,7 @@ import torch
 from support.predict_runs import predict, read, sample, taken
 from vtcframe import Budget, RandomPruner
 from vtcframe.core.stages import Stage, planned
+from vtcframe.data.progress import RunProgress
 from vtcframe.drawing import sheet
 from vtcframe.errors import UsageError
 from vtcframe.inference.checkpoint import Backbone
@@ -32,9 +33,9 @@ def predictor_of(monkeypatch, family, *pruners, tokens=3):
         Backbone("some/checkpoint"),
         compare=Comparison(list(pruners), [Budget(tokens=tokens)]),
         generation={"max_new_tokens": 3},
+        progress=RunProgress.opened(views=True),
     )
     predictor.setup("predict")
-    predictor.viewed = lambda sample: True
     return predictor
 
 
