@@ -104,7 +104,7 @@ def scores(answered: list[Prediction]) -> dict[str, dict[str, float]]:
     """Return accuracy by "method @ fraction" and type."""
     runs: dict[str, list[Prediction]] = {}
     for row in answered:
-        runs.setdefault(str(row.method) + ("" if row.budget is None else f" @ {_budget(row.budget)}"), []).append(row)
+        runs.setdefault(str(row.label) + ("" if row.budget is None else f" @ {_budget(row.budget)}"), []).append(row)
     return {name: {kind: accuracy(own) or 0.0 for kind, own in columns(part).items()} for name, part in runs.items()}
 
 
@@ -135,7 +135,7 @@ def measure(model: Path, folder: Path) -> dict[str, dict[str, float]]:
     measured = averaged(scores(answered)) | scores(blind(model, samples))
     measured |= {f"{name} (deletion)": part for name, part in scores(deletion).items() if "@" in name}
     measured |= {f"{name} (compact)": part for name, part in scores(compact).items() if "@" in name}
-    untouched = columns([row for row in answered if row.method == "unpruned"])
+    untouched = columns([row for row in answered if row.label == "unpruned"])
     counts = {kind: float(len(part)) for kind, part in untouched.items()}
     return {"questions": counts} | measured
 

@@ -9,6 +9,7 @@ from lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from vtcframe.assets import bundled
+from vtcframe.core.component_data import component_data
 from vtcframe.core.contracts import call_component
 from vtcframe.data.benchmarks.base import Benchmark
 from vtcframe.data.decode import load_sample
@@ -112,9 +113,9 @@ class Questions(LightningDataModule):
         return {
             "data.path": self.path,
             "data.images": self.images,
-            "data.benchmark": self.benchmark and {"name": type(self.benchmark).__name__, **vars(self.benchmark)},
+            "data.benchmark": self.benchmark and component_data(self.benchmark),
             "data.frames": self.frames,
-            "data.transforms": [str(transform) for transform in self.transforms],
+            "data.transforms": [component_data(transform) for transform in self.transforms],
             "data.limit": self.limit,
             "digest of the questions": digest.hexdigest(),
         }

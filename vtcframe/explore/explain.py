@@ -211,7 +211,7 @@ def explain(
     numbers = {
         "model": path,
         "question": question,
-        "pruner": pruned.method,
+        "pruner": pruned.label,
         "budget": pruned.budget,
         "pictures": [
             {"files": names, "size": [one.width, one.height], "shown": one.pixels(one.part)}

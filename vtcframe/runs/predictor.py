@@ -15,6 +15,7 @@ from torch import Tensor
 from vtcframe.adapters.arrangement import Arrangement
 from vtcframe.adapters.base import adapter_for
 from vtcframe.core.budget import Budget
+from vtcframe.core.component_data import UNPRUNED, budget_data, stage_data
 from vtcframe.core.contracts import RESOURCE_ERRORS
 from vtcframe.core.stages import Plan, Pruner, Stage, plan_for, planned
 from vtcframe.data.datamodule import Questions
@@ -29,7 +30,7 @@ from vtcframe.inference.checks import check_options
 from vtcframe.inference.outcome import Outcome
 from vtcframe.inference.session import EncodedBatch, PrunedGeneration, Session
 from vtcframe.inference.stopwatch import Stopwatch
-from vtcframe.runs.rows import budget_fields, make_row, run_fields, view_records
+from vtcframe.runs.rows import make_row, run_fields, view_records
 
 DEFAULTS = {"do_sample": False, "max_new_tokens": 32}
 HALF = {"bf16-true": "bfloat16", "16-true": "float16"}  # the trainer's precision -> the type that weights are loaded in
@@ -160,7 +161,9 @@ class Predictor(LightningModule):
 
     def facts(self) -> dict[str, Any]:
         """Return what its answers depend on, by the keys of the configuration."""
-        runs = ["unpruned" if plan is None else ", ".join(map(str, plan.stages)) for plan in self.runs]
+        runs = [
+            UNPRUNED if plan is None else {"stages": [stage_data(stage) for stage in plan.stages]} for plan in self.runs
+        ]
         return {
             "model.backbone": {**asdict(self.backbone), "revision": self.backbone.revision()},
             "model.runs": runs,
@@ -184,8 +187,8 @@ class Predictor(LightningModule):
     def on_predict_batch_end(self, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Tell once of each method that fails, when it does so first: a run may take all night."""
         for row in outputs:
-            if row.error is not None and row.method is not None and row.method not in self._failing:
-                self._failing.add(row.method)
+            if row.error is not None and row.label is not None and row.label not in self._failing:
+                self._failing.add(row.label)
                 if self.trainer.is_global_zero:
                     print(f"vtcframe: warning: {row.error}", file=sys.stderr)
 
@@ -301,7 +304,7 @@ class Predictor(LightningModule):
         return batch.encoded[stages]
 
     def _failed(self, plan: Plan | None, error: Exception) -> str:
-        budget = None if plan is None else budget_fields(plan.budget)
+        budget = None if plan is None else budget_data(plan.budget)
         at = "" if budget is None else f" at {format_budget(budget)}"
         return f"{plan}{at} fails on {self.backbone.path}: {error}"
 

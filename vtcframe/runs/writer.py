@@ -137,7 +137,7 @@ class Writer(BasePredictionWriter):
         self.folder.leave()
 
     def _tell(self, data: Questions) -> None:
-        rows = [Prediction(**{**row, "views": None}) for row in self.folder.rows()]
+        rows = [Prediction.from_json(row) for row in self.folder.rows()]
         self.failed = list(dict.fromkeys(row.id for row in rows if row.error is not None))
         print(table(rows) if data.benchmark is None else call_component(data.benchmark, table, rows, data.benchmark))
         print(NOTE)
@@ -150,7 +150,7 @@ class Writer(BasePredictionWriter):
 
     def _submit(self, rows: Sequence[Prediction], benchmark: Benchmark) -> list[Path]:
         """Write each run's answers, empty ones where it failed, as the benchmark's own tool or server takes them."""
-        nowhere = [row for row in rows if row.method is None]
+        nowhere = [row for row in rows if row.label is None]
         with report_write_errors(self.folder.path / "official"):
             return [
                 path

@@ -197,7 +197,7 @@ def test_the_predict_loop_encodes_once_for_all_that_prune_alike_inside(monkeypat
         rows = predictor.predict_step([load_sample(sample) for sample in samples], 0)
     assert [row.error for row in rows] == [None] * len(rows)
     assert sorted(calls) == ["encode", "encode_with_stages", "encode_with_stages"]
-    of = {(row.method, row.budget and row.budget["ratio"]): row for row in rows}
+    of = {(row.label, row.budget and row.budget["ratio"]): row for row in rows}
     for method in (ToMe(blocks=(0, 1)), RandomPruner()):
         for ratio in (0.5, 0.25):
             row = of[str(method), ratio]

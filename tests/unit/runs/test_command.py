@@ -30,7 +30,7 @@ def test_unreadable_images_fail_their_samples_and_no_others(tmp_path):
     assert [row.id for row in rows] == ["lost", "torn", "worn", *["whole"] * 13]
     assert "lost.png: FileNotFoundError" in rows[0].error
     assert "corrupt.png: UnidentifiedImageError" in rows[1].error
-    assert rows[0].method is rows[0].prediction is rows[0].visual_tokens is None
+    assert rows[0].method is rows[0].label is rows[0].prediction is rows[0].visual_tokens is None
     assert rows[3].prediction == "square"
     assert out.startswith(table(rows))
     assert "unpruned" in out

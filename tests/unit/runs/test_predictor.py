@@ -74,7 +74,7 @@ def test_a_list_on_the_command_line_replaces_that_of_the_file(tmp_path):
     (tmp_path / "more.yaml").write_text("model: {compare: {pruners: [{name: VtcCls, last: 2}]}}")
     lists = "--model.compare.pruners", "[VtcCls]", "--model.compare.budgets=[{tokens: 9}, {tokens: 5}]"
     assert predict(f"--config={tmp_path}/more.yaml", *taken(tmp_path, 1), *lists)[0] == 0
-    assert [(row.method, row.visual_tokens) for row in read(tmp_path)[1:]] == [
+    assert [(row.label, row.visual_tokens) for row in read(tmp_path)[1:]] == [
         (METHODS[0], 9),
         (METHODS[0], 5),
     ]
@@ -83,7 +83,7 @@ def test_a_list_on_the_command_line_replaces_that_of_the_file(tmp_path):
 def test_stages_prune_without_a_comparison(tmp_path):
     stages = "--model.stages=[{at: projector, pruner: VtcCls, budget: {tokens: 9}, positions: compact}]"
     assert predict(*taken(tmp_path, 4), "--model.compare=null", stages)[0] == 0
-    assert [(row.method, row.budget, row.visual_tokens) for row in read(tmp_path)] == [
+    assert [(row.label, row.budget, row.visual_tokens) for row in read(tmp_path)] == [
         (METHODS[0], {"tokens": 9}, 9)
     ] * 4
 
@@ -98,12 +98,12 @@ def test_a_pruner_can_be_spelt_out_by_short_names(tmp_path):
     }
     assert predict(*taken(tmp_path, 2), f"--model.compare.pruners={json.dumps([pruner])}")[0] == 0
     whole = Pipeline((ClsAttention(last=2), TokenNorm()), RankFusion(k=10), Even(), TopK())
-    assert read(tmp_path)[1].method == str(whole)
+    assert read(tmp_path)[1].label == str(whole)
 
 
 def test_without_stages_and_compare_the_model_answers_with_all_tokens(tmp_path):
     assert predict(*taken(tmp_path, 4), "--model.compare=null")[0] == 0
-    assert [(row.method, row.budget, row.visual_tokens) for row in read(tmp_path)] == [("unpruned", None, 144)] * 4
+    assert [(row.label, row.budget, row.visual_tokens) for row in read(tmp_path)] == [("unpruned", None, 144)] * 4
 
 
 def test_generation_options_reach_generate(tmp_path):
@@ -128,5 +128,5 @@ def test_dropping_what_cls_attends_to_most_hurts_far_more_than_dropping_at_rando
     samples = read_samples(QUESTIONS / "questions.jsonl", QUESTIONS)[:200]
     with torch.no_grad():
         rows = predictor.predict_step([load_sample(sample) for sample in samples], 0)
-    of = {method: accuracy([row for row in rows if row.method == method]) for method in {row.method for row in rows}}
+    of = {method: accuracy([row for row in rows if row.label == method]) for method in {row.label for row in rows}}
     assert of[str(RandomPruner(seed=0))] - of[str(least)] >= 0.3
