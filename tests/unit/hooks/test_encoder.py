@@ -23,9 +23,9 @@ from vtcframe import (
     VtcCls,
     compress,
 )
-from vtcframe.core.needs import AttentionReceived
 from vtcframe.core.token_merging import EncoderEvidence
 from vtcframe.errors import ComponentError
+from vtcframe.methods.mctf import AttentionReceived
 from vtcframe.methods.tome import ToMe
 from vtcframe.ops.compose import compose_prunings
 from vtcframe.testing import check_restored, make_inputs, samples_of
@@ -195,7 +195,7 @@ def test_evidence_of_a_stage_is_that_of_its_own_block():
         assert torch.allclose(evidence[need], want, atol=1e-6)
     n = rows.shape[-1]
     asked = whole[AttentionRows("received", (1,), heads="mean")][0, :, 0] * n + rows[1].mean(1)
-    assert torch.allclose(evidence[AttentionReceived()], asked / (n + 1), atol=1e-6)
+    assert torch.allclose(evidence[AttentionReceived()][0, :, 0], asked / (n + 1), atol=1e-6)
     assert torch.equal(evidence[HiddenStates()], evidence.tokens)
     assert evidence[ClassToken()].shape == evidence.tokens[:, 0].shape
     assert isinstance(evidence, EncoderEvidence)
@@ -269,6 +269,6 @@ def test_positions_are_those_of_the_last_stage():
 def test_a_budget_that_covers_everything_calls_the_model_untouched(monkeypatch):
     model, _, inputs = taken("llava")
     compressed = compress(model, ToMe(blocks=(0, 1)), ratio=1.0)
-    monkeypatch.setattr(compressed.adapter, "within", lambda *_: pytest.fail("the encoder was pruned"))
+    monkeypatch.setattr(compressed.adapter, "encode_with_stages", lambda *_: pytest.fail("the encoder was pruned"))
     assert torch.equal(compressed.generate(**inputs, **GREEDY), model.generate(**inputs, **GREEDY))
     assert compressed.last.tokens_after.tolist() == compressed.last.tokens_before.tolist()

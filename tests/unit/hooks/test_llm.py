@@ -28,7 +28,7 @@ def test_tokens_and_bytes_told_are_those_of_the_cache(family, layout):
     held = sum(x[:, :, answered:].nbytes for layer in cache.layers for x in (layer.keys, layer.values))
     assert told.kv_bytes.tolist() == [held]
     assert told.kv_bytes[0] < told.kv_bytes_before[0]
-    assert told.processed[0] == told.visual[0].float().mean()
+    assert told.mean_tokens_per_layer[0] == told.tokens_per_layer[0].float().mean()
     plain = DynamicCache()
     model.generate(**inputs, do_sample=False, max_new_tokens=1, past_key_values=plain)
     assert told.kv_bytes_before[0] == sum(x.nbytes for layer in plain.layers for x in (layer.keys, layer.values))
@@ -110,7 +110,7 @@ def test_stages_that_a_model_has_no_place_for_are_refused(family, stage, says):
     "need", [HiddenStates(2, "llm"), TextTokens(HiddenStates(2, "llm")), AttentionRows("cls", (1,), tower="llm")]
 )
 def test_what_is_not_there_yet_cannot_be_asked(llava, need):
-    with pytest.raises(ValueError, match=r"can be read at|is asked by"):
+    with pytest.raises(ValueError, match=r"can be read at|the queries of the language model are"):
         compress(llava[0], stages=[Stage("llm:2", Keeper(need))])
 
 
