@@ -5,7 +5,7 @@ from itertools import product
 import pytest
 
 from support.covering import cases, pairs
-from support.models import SERVED, backbone, has_mrope
+from support.models import SERVED, exact_backbone, has_mrope
 from vtcframe import Budget, Pipeline, RandomPruner, VtcCls
 from vtcframe.components.allocators import Even
 from vtcframe.components.ensemblers import RankFusion
@@ -42,7 +42,7 @@ def possible(case):
 
 def hold(case, *pruners):
     attention = "sdpa" if case["attention"] == "flash" else case["attention"]
-    model, processor = backbone(case["family"], attention)
+    model, processor = exact_backbone(case["family"], attention)
     budget = case.get("budget", BUDGETS[0])
     given = SAMPLES[case["samples"]], pruners, budget, case["positions"], case["side"], case["options"]
     if case["attention"] != "flash":

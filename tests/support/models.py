@@ -1,7 +1,10 @@
 """Tiny models that all tests share."""
 
+import torch
+
 from vtcframe.registry import entries
-from vtcframe.testing.tiny_models.llava_families import SAMPLES, make_inputs, tiny_llava, tiny_llava_next
+from vtcframe.testing.laws.adapters import inputs_for
+from vtcframe.testing.tiny_models.llava_families import SAMPLES, tiny_llava, tiny_llava_next
 from vtcframe.testing.tiny_models.other_families import BACKBONES
 
 BUILDERS = {"llava": tiny_llava, "llava_next": tiny_llava_next}  # whose every detail test_llava knows
@@ -10,13 +13,23 @@ SERVED = [family for family in BACKBONES if family in FAMILIES]
 _built = {}
 
 
-def backbone(family: str, attention: str = "sdpa"):
+def backbone(family: str, attention: str = "sdpa", dtype: torch.dtype = torch.float32):
     """A tiny model that has run once, and its processor; shared by all tests."""
-    if (family, attention) not in _built:
+    if (family, attention, dtype) not in _built:
         model, processor = BACKBONES[family](attention)
-        model.generate(**make_inputs(processor, SAMPLES["one"]), max_new_tokens=1)
-        _built[family, attention] = model, processor
-    return _built[family, attention]
+        model = model.to(dtype)
+        model.generate(**inputs_for(model, processor, SAMPLES["one"]), max_new_tokens=1)
+        _built[family, attention, dtype] = model, processor
+    return _built[family, attention, dtype]
+
+
+def exact_backbone(family: str, attention: str = "sdpa"):
+    """The same in float64, where the laws compare logits to 1e-9; in float32 under the eager kernel.
+
+    In float64 the eager kernel makes NaN of padding, which reaches other tokens: it takes the softmax in float32, where
+    the lowest number of float64 is -inf.
+    """
+    return backbone(family, attention, torch.float32 if attention == "eager" else torch.float64)
 
 
 def has_mrope(family):

@@ -5,7 +5,7 @@ from typing import Any
 
 from PIL import Image
 
-from vtcframe.data.datamodule import Sample
+from vtcframe.data.sample import Sample
 
 FPS = 2.0  # of videos, which are given as frames: the rate at which Qwen's processors sample one
 

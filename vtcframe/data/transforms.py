@@ -162,8 +162,15 @@ class FramesAsPictures(Transform):
 
 
 def spaced(count: int, wanted: int) -> list[int]:
-    """round(linspace(0, count - 1, wanted)), half to even."""
-    return torch.linspace(0, count - 1, wanted, dtype=torch.float32).round().long().tolist()
+    """Return round(linspace(0, count - 1, wanted)) in float32, half to even, the same on every processor.
+
+    The authors round torch.linspace in float32, whose last bit depends on the processor's vector instructions. These
+    count the second half from the end and round each product and sum once; so does this.
+    """
+    index = torch.arange(wanted)
+    step = torch.tensor((count - 1) / max(wanted - 1, 1), dtype=torch.float32).double()
+    from_start, from_end = step * index, (count - 1) - step * (wanted - 1 - index)
+    return torch.where(index < wanted // 2, from_start, from_end).float().round().long().tolist()
 
 
 def tiled(frames: Tensor, edge: int) -> Tensor:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from support.llm_methods import LAST, ONCE
-from support.models import backbone, has_mrope
+from support.models import backbone, exact_backbone, has_mrope
 from vtcframe import AttentionRows, Budget, adapter_for, compress
 from vtcframe.core.stages import planned
 from vtcframe.methods.pyramiddrop import PyramidDrop
@@ -72,7 +72,7 @@ def small(method, family):
 @pytest.mark.parametrize("family", ["llava", "llava_next", "gemma3", "qwen2_5_vl", "qwen3_vl"])
 @pytest.mark.parametrize("method", [*ONCE, PyramidDrop((2, 3))], ids=lambda method: type(method).__name__)
 def test_laws_of_stages_hold(method, family):
-    check_llm_stages(*backbone(family), small(method, family))
+    check_llm_stages(*exact_backbone(family), small(method, family))
 
 
 def exited(family, threshold, samples):

@@ -19,7 +19,6 @@ from vtcframe.inference.checkpoint import Backbone, device_for
 from vtcframe.methods.baselines import RandomPruner, UniformPruner
 from vtcframe.methods.vtc_cls import VtcCls
 from vtcframe.testing.laws.adapters import (
-    CLOSE,
     GREEDY,
     check_alone,
     check_keep_all,
@@ -28,6 +27,7 @@ from vtcframe.testing.laws.adapters import (
     check_restored,
     inputs_for,
 )
+from vtcframe.testing.laws.closeness import relative_distance, relative_tolerance
 from vtcframe.testing.tiny_models.llava_families import Sample
 
 PRUNERS = VtcCls(), RandomPruner(), UniformPruner()
@@ -64,7 +64,10 @@ def check(
         raise UsageError(f"{path} cannot be checked: {error}{cause}") from error
     if budget.covers(layout):
         raise UsageError(f"{budget} drops nothing: the samples have {layout.untouched.tolist()} visual tokens")
-    apart = f"logits up to {close:.1e} apart pass, those of the untouched model are {noise:.1e} alone and in a batch"
+    apart = (
+        f"logits up to {close:.1e} of the largest one apart pass, those of the untouched model are {noise:.1e} alone "
+        "and in a batch"
+    )
     half = "" if model.dtype == torch.float32 else "; near ties may turn around in half precision, float32 decides"
     yield "an adapter serves it", "-", f"holds: {type(adapter).__name__}, {model.dtype} on {device}; {apart}{half}"
     yield "an exception leaves nothing behind", "-", _outcome(model, partial(check_raising, model, inputs))
@@ -106,13 +109,15 @@ def _samples(pictures: Sequence[Image.Image]) -> list[Sample]:
 def _bound(model: Any, processor: Any, samples: Sequence[Sample]) -> tuple[float, float]:
     """Return how far logits may be apart, and how far the untouched model's are apart alone and in a batch.
 
+    Both are relative to the largest logit.
+
     Rounding grows with a model's depth and width and with half precision, and no pruning can take it away: beyond
     the laws' own bound, four times what the checkpoint itself shows is let pass.
     """
     together = model(**inputs_for(model, processor, samples)).logits[:, -1]
     alone = [model(**inputs_for(model, processor, [sample])).logits[0, -1] for sample in samples]
-    noise = (together - torch.stack(alone)).abs().max().item()
-    return max(CLOSE, 4 * noise), noise
+    noise = relative_distance(together, torch.stack(alone))
+    return max(relative_tolerance(model.dtype), 4 * noise), noise
 
 
 def _outcome(model: Any, hold: Callable[[], None]) -> str:

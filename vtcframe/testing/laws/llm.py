@@ -15,7 +15,8 @@ from vtcframe.core.stages import Plan, Stage, planned
 from vtcframe.hooks.llm import LlmStages
 from vtcframe.inference.compressed import compress
 from vtcframe.inference.session import PrunedGeneration, Session
-from vtcframe.testing.laws.adapters import CLOSE, GREEDY, check_restored, inputs_for
+from vtcframe.testing.laws.adapters import GREEDY, check_restored, inputs_for
+from vtcframe.testing.laws.closeness import relative_distance, relative_tolerance
 from vtcframe.testing.tiny_models.llava_families import SAMPLES, Sample
 
 _HIDDEN = torch.finfo(torch.float32).min
@@ -28,15 +29,17 @@ def check_llm_stages(
     samples: Sequence[Sample] = SAMPLES["ragged several"],
     side: Literal["left", "right"] = "left",
     options: Mapping[str, Any] = GREEDY,
-    close: float = CLOSE,
+    tolerance: float | None = None,
 ) -> None:
-    """Hold every law for `stages` (mergers left out) on one batch, in float32; `options` go to generate."""
+    """Hold every law for `stages` (mergers left out) on one batch; `options` go to generate. See `check_adapter` on the model's type."""
     inputs = inputs_for(model, processor, samples, side)
     model.generate(**inputs, max_new_tokens=1)  # transformers installs hooks of its own in a first forward
     adapter, plan = adapter_for(model, processor), planned(stages)
     with check_restored(model):
         _check_keep_all(adapter, inputs, plan, options)
-        _check_removed_is_masked(adapter, inputs, plan, options, close)
+        _check_removed_is_masked(
+            adapter, inputs, plan, options, relative_tolerance(model.dtype) if tolerance is None else tolerance
+        )
         _check_alone(model, processor, samples, side, plan, options)
         _check_raising(adapter, inputs, plan)
 
@@ -58,7 +61,7 @@ def _check_keep_all(adapter: Adapter, inputs: Mapping[str, Any], plan: Plan, opt
 
 
 def _check_removed_is_masked(
-    adapter: Adapter, inputs: Mapping[str, Any], plan: Plan, options: Mapping[str, Any], close: float
+    adapter: Adapter, inputs: Mapping[str, Any], plan: Plan, options: Mapping[str, Any], tolerance: float
 ) -> None:
     """The pruned run equals one in which every layer still has all tokens and hides those that have left it."""
     passage = prepare(adapter, inputs, plan)
@@ -67,8 +70,8 @@ def _check_removed_is_masked(
     _hold((read[:, -1] < read[:, 0]).any(), "the stages drop nothing of these samples")
     given = prepare(adapter, inputs, plan).generate_kwargs
     want = _answered(adapter, given, options, masked_layers(adapter, passage.stages))
-    apart = max((a - b).abs().max().item() for a, b in zip(got.logits, want.logits, strict=True))
-    _hold(apart <= close, f"removed = masked: logits are {apart:.1e} apart")
+    distance = max(relative_distance(a, b) for a, b in zip(got.logits, want.logits, strict=True))
+    _hold(distance <= tolerance, f"removed = masked: logits are {distance:.1e} of the largest one apart")
     _hold(torch.equal(got.sequences, want.sequences), "removed = masked: the answer is another")
 
 
