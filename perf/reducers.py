@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vtcframe.hooks.kernel_call import KernelCall
-from vtcframe.hooks.readers import MeanQuery, QueryRow, ReceivedAttention
+from vtcframe.core.encoder_readers import MeanQuery, QueryRow, ReceivedAttention
+from vtcframe.core.kernel_call import KernelCall
 from vtcframe.machine import machine
 from vtcframe.profiling.timing import coverage, estimate, head, line, ratio, rounds
 

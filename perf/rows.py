@@ -27,8 +27,8 @@ from torch import Tensor
 from transformers import AutoModelForImageTextToText, CLIPVisionConfig, LlamaConfig, LlavaConfig
 
 from vtcframe.adapters.base import adapter_for
+from vtcframe.core.encoder_readers import QueryRow
 from vtcframe.core.needs import AttentionRows
-from vtcframe.hooks.readers import QueryRow
 from vtcframe.hooks.tap import Tap
 from vtcframe.machine import machine
 from vtcframe.profiling.timing import coverage, head, line, ratio, rounds

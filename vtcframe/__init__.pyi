@@ -12,17 +12,21 @@ from .core.budget import Budget as Budget
 from .core.evidence import Evidence as Evidence
 from .core.layout import Layout as Layout, Structural as Structural
 from .core.method import MethodCard as MethodCard, Method as Method
+from .core.encoder_readers import EncoderTokens as EncoderTokens
+from .core.kernel_call import KernelCall as KernelCall
+from .core.need_bases import AttentionNeed as AttentionNeed, HiddenNeed as HiddenNeed, Need as Need
 from .core.needs import (
     ClassToken as ClassToken,
     HiddenStates as HiddenStates,
-    AttentionPageRank as AttentionPageRank,
     AttentionKeys as AttentionKeys,
-    Need as Need,
-    ProbeAttention as ProbeAttention,
     AttentionRows as AttentionRows,
     Similarity as Similarity,
     TextTokens as TextTokens,
 )
+from .core.text_readers import PromptTokens as PromptTokens
+from .methods.aim import AttentionPageRank as AttentionPageRank
+from .methods.sparsevlm import RaterAttention as RaterAttention
+from .methods.zipcache import ProbeAttention as ProbeAttention
 from .core.pruned import Pruned as Pruned
 from .core.stages import Pruner as Pruner, Stage as Stage
 from .core.verbs import (
@@ -53,6 +57,7 @@ from .components.scorers import (
 from .methods.aim import TokenPageRank as TokenPageRank
 from .methods.mustdrop import ClsKeySet as ClsKeySet, TextPeak as TextPeak, TextShare as TextShare
 from .methods.sink_filter import DemoteSinks as DemoteSinks
+from .methods.sparsevlm import TextRaters as TextRaters
 from .methods.zipcache import ProbeSaliency as ProbeSaliency
 
 # kind: ensembler

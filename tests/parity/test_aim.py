@@ -8,9 +8,8 @@ import torch
 from support.aim import FLOW
 from support.recorded_cases import each_case, layout_of, load_case
 from vtcframe import Budget, Evidence
-from vtcframe.hooks.flow import page_rank as walk
-from vtcframe.hooks.kernel_call import KernelCall
-from vtcframe.methods.aim import Aim, BipartiteMerge, TokenPageRank
+from vtcframe.core.kernel_call import KernelCall
+from vtcframe.methods.aim import Aim, BipartiteMerge, TokenPageRank, page_rank
 
 # recorded
 
@@ -37,7 +36,11 @@ def importance(tensors, params):
     scorer = TokenPageRank(0, params["tau_imp"], params["iters"])
     assert params["d"] == 0
     n = logits.shape[2]
-    evidence = Evidence(torch.zeros(1, n, 1), layout_of([(1, n)]), {scorer.needs[0]: walk(call, scorer.needs[0])[None]})
+    evidence = Evidence(
+        torch.zeros(1, n, 1),
+        layout_of([(1, n)]),
+        {scorer.needs[0]: page_rank(call, scorer.temperature, scorer.steps)[None]},
+    )
     torch.testing.assert_close(scorer(evidence)[0, 0], tensors["importance"], atol=1e-6, rtol=2e-5)
 
 

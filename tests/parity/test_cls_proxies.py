@@ -6,8 +6,8 @@ import torch
 from safetensors.torch import load_file
 
 from support.recorded_cases import GOLDEN
-from vtcframe.hooks.kernel_call import KernelCall
-from vtcframe.hooks.readers import MeanQuery, PatchGroups, ReceivedAttention
+from vtcframe.core.encoder_readers import MeanQuery, PatchGroups, ReceivedAttention
+from vtcframe.core.kernel_call import KernelCall
 
 FOLDER = GOLDEN / "qwen_cls_proxy"
 

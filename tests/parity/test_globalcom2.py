@@ -11,8 +11,8 @@ from vtcframe.components.allocators import OverviewGuided
 from vtcframe.components.ensemblers import OverviewFusion
 from vtcframe.components.scorers import ClsAttention
 from vtcframe.components.selectors import TopK
-from vtcframe.hooks.kernel_call import KernelCall
-from vtcframe.hooks.readers import QueryRow
+from vtcframe.core.encoder_readers import QueryRow
+from vtcframe.core.kernel_call import KernelCall
 from vtcframe.methods.globalcom2 import GlobalCom2
 
 

@@ -11,9 +11,9 @@ from vtcframe.components.allocators import AttentionMass
 from vtcframe.components.ensemblers import Mean
 from vtcframe.components.scorers import ClsAttention
 from vtcframe.components.selectors import TopK
+from vtcframe.core.encoder_readers import QueryRow
+from vtcframe.core.kernel_call import KernelCall
 from vtcframe.core.verbs import Allocator
-from vtcframe.hooks.kernel_call import KernelCall
-from vtcframe.hooks.readers import QueryRow
 from vtcframe.methods.hired import HiRed
 from vtcframe.ops.gather import highest
 

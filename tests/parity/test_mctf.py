@@ -46,7 +46,7 @@ def mctf_function(tensors, params):
     for s in range(params["steps"]):
         (stage,) = mctf(params, (s,)).stages(None)
         paid = tensors[f"in.attn{s}"]
-        found = {stage.pruner.needs[0]: paid.mean((1, 2))[:, classes:]}
+        found = {stage.pruner.needs[0]: paid.mean((1, 2))[None, :, None, classes:]}
         merged = stage.pruner(midway(x, found, classes, size))
         x = with_class(merged.tokens, x, classes)
         old = torch.ones(*paid.shape[::3], 1) if size is None else size

@@ -9,11 +9,10 @@ from transformers import DynamicCache, LlamaConfig, LlamaModel
 from support.recorded_cases import GOLDEN, layout_of, load_case
 from support.sparsevlm import RATED
 from vtcframe import Budget, Evidence
-from vtcframe.components.scorers import TextAttention
-from vtcframe.hooks.kernel_call import KernelCall
+from vtcframe.core.kernel_call import KernelCall
+from vtcframe.core.text_readers import PromptTokens
 from vtcframe.hooks.llm import LlmStages
-from vtcframe.hooks.text_readers import PromptTokens, read_text_rows
-from vtcframe.methods.sparsevlm import Recycle, SparseVlm
+from vtcframe.methods.sparsevlm import Recycle, SparseVlm, TextRaters
 
 
 def cases(kind):
@@ -44,7 +43,7 @@ def asked(rows, start, visual, raters, need):
     at = torch.arange(length)[None]
     candidate, rated = (at >= visual) & (at < start), torch.isin(at, raters)
     sequences = PromptTokens(at, torch.zeros(1), candidate, torch.tensor([start]), at * 0 + start, rated)
-    return read_text_rows(call, need, sequences)[None, ..., visual:start]
+    return need.read_llm(call, sequences)[None, ..., visual:start]
 
 
 @cases("topk")
@@ -69,7 +68,7 @@ def test_the_heads_that_look_most_are_averaged(path):
     need = replace(RATED, heads="split")
     found = asked(tensors["attn_text_rows"], start, first, tensors["rater_rows_absolute"], need)
     evidence = Evidence(torch.zeros(1, start - first, 4), layout_of([(1, start - first)]), {need: found})
-    score = TextAttention(-1, "rated", params["n_selected"])(evidence)[0, 0]
+    score = TextRaters(-1, params["n_selected"])(evidence)[0, 0]
     rows = tensors["attn_text_rows"][tensors["selected_heads"]][:, tensors["rater_rows_absolute"] - start, first:start]
     torch.testing.assert_close(score, rows.mean((0, 1)), atol=1e-6, rtol=1e-5)
 

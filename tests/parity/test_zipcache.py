@@ -3,8 +3,8 @@
 import torch
 
 from support.recorded_cases import each_case_with, load_case
-from vtcframe.hooks import probed
-from vtcframe.hooks.kernel_call import KernelCall
+from vtcframe.core.kernel_call import KernelCall
+from vtcframe.methods.zipcache import sum_attention
 
 
 @each_case_with("zipcache", "saliency")
@@ -12,7 +12,7 @@ def test_salience_of_zipcache_with_its_own_probes_and_divisor(path):
     tensors, params = load_case(path)
     query, key, length = tensors["q"], tensors["k"], params["S"]
     call = KernelCall(query[None], key[None], None, query.shape[-1] ** -0.5, True, None)
-    total, seen = probed.sum_attention(call, tensors["probe_ids"])
+    total, seen = sum_attention(call, tensors["probe_ids"])
     later = length - torch.arange(length)  # all queries that see a token, probes or not
     salience = (total[0] / later).unflatten(0, (-1, params["groups"])).sum(1)
     torch.testing.assert_close(salience, tensors["saliency"], atol=2e-6, rtol=2e-5)

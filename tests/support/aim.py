@@ -1,5 +1,5 @@
-"""Prompts of ragged lengths for AIM's walk along attention."""
+"""AIM's need of evidence."""
 
-from vtcframe.core.needs import AttentionPageRank
+from vtcframe.methods.aim import AttentionPageRank
 
 FLOW = AttentionPageRank((-1,))

@@ -6,7 +6,7 @@ from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
 from timm.models.eva import Eva
 from torch import nn
 
-from vtcframe.hooks.readers import QueryRow
+from vtcframe.core.encoder_readers import QueryRow
 
 ROW = QueryRow()
 

@@ -10,6 +10,7 @@ from vtcframe.components.ensemblers import Mean, RankFusion
 from vtcframe.components.scorers import ClsAttention, Random, TextAttention
 from vtcframe.components.selectors import TopK
 from vtcframe.core.stages import Pruner, Stage, planned
+from vtcframe.methods.sparsevlm import TextRaters
 from vtcframe.ops.compose import keep_all
 from vtcframe.testing.laws.adapters import inputs_for, left_padded
 from vtcframe.testing.laws.llm import prepare
@@ -33,7 +34,7 @@ LAYOUTS = {
     "FastV": [at(2, TextAttention(-1))],
     "ahead, then behind": [at(2, TextAttention(2), tokens=4), at(3, TextAttention(-1, "text"))],
     "probe, then inside": [BEFORE, at(3, TextAttention(-1, "after", reduce="max"))],
-    "two signals": [at(2, ClsAttention(1, "proxy"), TextAttention(-1, "rated"))],
+    "two signals": [at(2, ClsAttention(1, "proxy"), TextRaters())],
     "compact": [at(2, TextAttention(-1), tokens=3), at(3, TextAttention(-1), positions="compact")],
     "compact first": [at(2, TextAttention(-1), tokens=3, positions="compact"), at(3, TextAttention(-1))],
     "forgetting": [at(2, TextAttention(-1), tokens=3, forget=0), at(3, Random(1), forget=1)],

@@ -1,5 +1,5 @@
-"""Cases and readings of SparseVLM."""
+"""SparseVLM's need of evidence."""
 
-from vtcframe import AttentionRows
+from vtcframe.methods.sparsevlm import RaterAttention
 
-RATED = AttentionRows("rated", (-1,), tower="llm", heads="mean")
+RATED = RaterAttention((-1,), heads="mean")

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vtcframe.hooks.readers import QueryRow, Reader
+from vtcframe.core.encoder_readers import QueryRow, Reader
 from vtcframe.hooks.tap import Tap
 
 Tokenise = Callable[[str, int], Tensor]  # text, length -> [length] ids: padded, or cut and ended

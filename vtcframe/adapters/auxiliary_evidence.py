@@ -9,19 +9,19 @@ from torch import Tensor
 from vtcframe.adapters.arrangement import Arrangement
 from vtcframe.adapters.auxiliary_encoders import auxiliary_encoder, resampled
 from vtcframe.adapters.prompt import Prompt
-from vtcframe.core.needs import AttentionRows, Need, Similarity
+from vtcframe.core.need_bases import Need
+from vtcframe.core.needs import AttentionRows, Similarity
 
 if TYPE_CHECKING:
     from vtcframe.adapters.tower import TowerAdapter
 
 
-def is_auxiliary(need: Need) -> bool:
-    """Tell whether a witness must be asked."""
-    return isinstance(need, Similarity) or (isinstance(need, AttentionRows) and need.tower not in ("vision", "llm"))
-
-
 def gather_auxiliary(
-    need: Need, adapter: "TowerAdapter", inputs: Mapping[str, Any], arrangement: Arrangement, features: Tensor | None
+    need: Need,
+    adapter: "TowerAdapter",
+    inputs: Mapping[str, Any],
+    arrangement: Arrangement,
+    features: Tensor | None = None,
 ) -> Tensor:
     """Return `need` as its axes say; `features` [V, N, C] are those of the backbone's own CLIP.
 
@@ -36,7 +36,10 @@ def gather_auxiliary(
         maps = seen.rows(pictures, need.layers, need.pre_softmax, need.heads)  # [L, I, H, r, c]
         read = resampled(maps.transpose(1, 2).contiguous(), of, layout.centre)  # [L, H, V, N]
         return read.transpose(1, 2).masked_fill(~layout.valid.to(read.device)[:, None], 0).contiguous()
-    assert isinstance(need, Similarity)
+    if not isinstance(need, Similarity):
+        raise ValueError(
+            f"{need}: auxiliary encoders serve AttentionRows('cls', layers, tower='timm:...') and Similarity"
+        )
     if features is not None:
         speaker = auxiliary_encoder(_own_clip(need, adapter), features.device)
         space = speaker.embed(features)

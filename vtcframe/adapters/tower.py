@@ -15,17 +15,18 @@ from torch import Tensor, nn
 from transformers.utils.output_capturing import maybe_install_capturing_hooks
 
 from vtcframe.adapters.arrangement import Arrangement, Picture, checksums, owners, sample_keys
-from vtcframe.adapters.auxiliary_evidence import gather_auxiliary, is_auxiliary
+from vtcframe.adapters.auxiliary_evidence import gather_auxiliary
 from vtcframe.adapters.base import Adapter, Modality
 from vtcframe.adapters.llm_evidence import probe
+from vtcframe.core.encoder_readers import EncoderTokens, Reader
 from vtcframe.core.evidence import Evidence
-from vtcframe.core.needs import AttentionKeys, AttentionRows, ClassToken, HiddenStates, Need, Similarity, in_llm
+from vtcframe.core.need_bases import AttentionNeed, HiddenNeed, Need
 from vtcframe.core.pruned import Pruned
 from vtcframe.core.stages import Stage
 from vtcframe.hooks.encoder import EncoderStages, rows_of, stacked
-from vtcframe.hooks.encoder_blocks import SplitBlock, by_heads, missing_evidence_hint, reader_of
-from vtcframe.hooks.kernel_call import PackedSequences
-from vtcframe.hooks.readers import QueryRow, Reader
+from vtcframe.hooks.encoder_blocks import SplitBlock, by_heads
+from vtcframe.hooks.encoder_reading import encoder_refusal, reader_of
+from vtcframe.hooks.packing import PackedSequences
 from vtcframe.hooks.tap import Tap
 from vtcframe.ops.compose import keep_all
 from vtcframe.ops.gather import find_columns
@@ -132,11 +133,8 @@ class TowerAdapter(Adapter):
     def encode(self, inputs: Mapping[str, Any], arrangement: Arrangement, needs: Iterable[Need] = ()) -> Evidence:
         """Encode the pictures and gather `needs`: attention, keys, features and class tokens of the vision towers."""
         asked_for, packed, deepstack = tuple(dict.fromkeys(needs)), [], []
-        needs = [need for need in asked_for if not is_auxiliary(need) and not in_llm(need)]
-        if own := [
-            need for need in asked_for if isinstance(need, Similarity) and need.model.partition(":")[0] == "clip"
-        ]:
-            needs = [*dict.fromkeys([*needs, HiddenStates()])]
+        needs = [need for need in asked_for if need.site == "encoder"]
+        needs = [*dict.fromkeys([*needs, *(first for need in asked_for for first in need.prerequisites)])]
         found: dict[Need, list[Tensor]] = {need: [] for need in needs}
         for modality in self.modalities_in(inputs):
             tower = self.tower(modality, inputs)
@@ -160,9 +158,9 @@ class TowerAdapter(Adapter):
                 )
         views = {need: self._arranged(need, torch.cat(parts), arrangement) for need, parts in found.items()}
         for need in asked_for:
-            if is_auxiliary(need):
-                features = views[HiddenStates()] if need in own else None
-                views[need] = gather_auxiliary(need, self, inputs, arrangement, features)
+            if need.site == "auxiliary":
+                features = [views[first] for first in need.prerequisites]
+                views[need] = gather_auxiliary(need, self, inputs, arrangement, *features)
         levels = [torch.cat(level) for level in zip(*deepstack, strict=True)]
         evidence = arrangement.evidence(torch.cat(packed), {}, levels)
         views |= self._spoken(inputs, evidence, asked_for)
@@ -170,7 +168,7 @@ class TowerAdapter(Adapter):
 
     def _spoken(self, inputs: Mapping[str, Any], evidence: Evidence, needs: Iterable[Need]) -> dict[Need, Tensor]:
         """Return those of `needs` that the language model must be asked, of the tokens as it would read them."""
-        asked = [need for need in needs if in_llm(need)]
+        asked = [need for need in needs if need.site == "llm"]
         return probe(self, inputs, evidence, asked) if asked else {}
 
     def ungrid(self, modality: Modality, encoded: Any, tower: Tower) -> tuple[Tensor, Tensor]:
@@ -205,8 +203,8 @@ class TowerAdapter(Adapter):
                 )
             own = rows_of(layout, views, device)
             blocks = [PreNorm(block) for block in tower.module.get_submodule("encoder.layers").children()]
-            seen = [need for need in needs if not in_llm(need)]
-            inside = EncoderStages(blocks, tower.classes, own, stages, seen, feeding=tower.read[0])
+            others = [need for need in needs if need.site != "llm"]
+            inside = EncoderStages(blocks, tower.classes, own, stages, others, feeding=tower.read[0])
             with inside, first_blocks(tower, inside.deepest):
                 encoded = self.features(modality, inputs, tower)
             extra, tokens = self.ungrid(modality, encoded, tower)
@@ -234,35 +232,34 @@ class TowerAdapter(Adapter):
         encoded: Any,
         seen: Sequence[Sequence[Tensor]],
     ) -> Tensor:
-        """Return what a need is served with: [n, L, H(, C)], [n, C], or for a class token [rows, C]."""
-        if isinstance(need, ClassToken):
-            return self.hidden(encoded, tower)[:, 0]
-        if isinstance(need, HiddenStates):
-            return self.pack(modality, inputs, self.merged(self.hidden(encoded, tower)[:, tower.classes :], tower))
+        """Return what a need is served with: [n, L, H(, C)], [n, C], or [rows, C] for one vector of each view."""
+        if isinstance(need, HiddenNeed):
+            hidden = self.hidden(encoded, tower)
+            tokens = self.merged(hidden[:, tower.classes :], tower)
+            states = need.read_encoder(tokens, hidden[:, 0] if tower.classes else None)
+            return self.pack(modality, inputs, states) if "N" in need.axes else states
         # [L, rows, H, T(, C)] -> [rows, T, L, H(, C)]
         maps = torch.stack([torch.cat(list(calls), 2 if tower.packed else 0) for calls in seen]).movedim((1, 3), (0, 1))
         return self.pack(modality, inputs, maps.flatten(2)).unflatten(1, maps.shape[2:])
 
     def _arranged(self, need: Need, packed: Tensor, arrangement: Arrangement) -> Tensor:
-        if isinstance(need, ClassToken):
+        if "N" not in need.axes:
             return packed[arrangement.origin.to(packed.device)]
         views = arrangement.views(packed)  # [V, N, ...]
-        return views if isinstance(need, HiddenStates) else views.movedim((2, 3), (0, 2)).contiguous()
+        return views.movedim((2, 3), (0, 2)).contiguous() if need.axes.startswith("L") else views
 
     def _readers(self, need: Need, tower: Tower) -> list[tuple[nn.Module, Reader]]:
-        """Return the attention modules that serve a need, in the order asked for; none where hidden states do."""
-        match need:
-            case HiddenStates(layer=-1, tower="vision"):
-                return []
-            case ClassToken() if tower.classes:
-                return []
-            case AttentionRows(query="head", layers=(-1,), tower="vision", reduce="mean") if tower.head is not None:
-                return [(tower.head, QueryRow(0, need.pre_softmax, need.heads, tower.classes, tower.pool))]
-        reader = reader_of(need, tower.classes, tower.pool, bool(tower.classes))
-        if reader is None or not isinstance(need, AttentionRows | AttentionKeys):
+        """Return the attention modules that serve a need, in the order of its layers; none where hidden states do."""
+        tokens = EncoderTokens(tower.classes, tower.pool, bool(tower.classes), tower.head is not None)
+        if refusal := encoder_refusal(need, tokens):
             raise ValueError(
-                f"{type(self).__name__} cannot gather {need} from {type(tower.module).__name__}{missing_evidence_hint(need)}"
+                f"{type(self).__name__} cannot gather {need} from {type(tower.module).__name__}: {refusal}"
             )
+        if not isinstance(need, AttentionNeed):
+            return []
+        reader = reader_of(need, tokens)
+        if need.at_pooling_head and tower.head is not None:
+            return [(tower.head, reader)]
         modules = tower.feeding if need.blocks == "feeding" else list(tower.attention)
         if not all(-len(modules) <= layer < len(modules) for layer in need.layers):
             raise ValueError(
@@ -270,7 +267,7 @@ class TowerAdapter(Adapter):
             )
         modules = [modules[layer] for layer in need.layers]
         spanning = [tower.attention[i] for i in tower.whole or ()]
-        if tower.whole is not None and isinstance(need, AttentionRows) and not all(m in spanning for m in modules):
+        if tower.whole is not None and need.spans_picture and not all(m in spanning for m in modules):
             raise ValueError(
                 f"{need} asks for a block of {type(tower.module).__name__} that attends within windows only, where "
                 "weights of different windows do not compare: use blocks='feeding', which counts the others"
@@ -289,9 +286,9 @@ class PreNorm(SplitBlock):
             bias = (bias > -torch.inf).long() if self.flash else bias[:, None, None].to(hidden.dtype)
         return hidden + self.attention_module(self.block.layer_norm1(hidden), attention_mask=bias)[0]
 
-    def apply_attention(self, hidden: Tensor, paid: Tensor) -> Tensor:
+    def apply_attention(self, hidden: Tensor, weights: Tensor) -> Tensor:
         values = self.attention_module.v_proj(self.block.layer_norm1(hidden))
-        return hidden + self.attention_module.out_proj(by_heads(values, paid))
+        return hidden + self.attention_module.out_proj(by_heads(values, weights))
 
     def mlp(self, hidden: Tensor) -> Tensor:
         return hidden + self.block.mlp(self.block.layer_norm2(hidden))

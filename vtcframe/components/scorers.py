@@ -7,7 +7,9 @@ import torch
 from torch import Tensor
 
 from vtcframe.core.evidence import Evidence
-from vtcframe.core.needs import AttentionKeys, AttentionRows, ClsProxy, Need, Similarity, TextQuery
+from vtcframe.core.layout import Layout
+from vtcframe.core.need_bases import Need
+from vtcframe.core.needs import AttentionKeys, AttentionRows, ClsProxy, Similarity, TextQuery
 from vtcframe.core.verbs import Scorer
 from vtcframe.ops.hashing import mix_hash
 from vtcframe.ops.views import first_frames
@@ -62,8 +64,8 @@ class TextAttention(Scorer):
 
     At a stage at "llm:K" `layer` is one up to K, K itself before it is run, and -1 the one before K, by which FastV
     ranks (arXiv 2403.06764). Before the language model the layers up to it are run once more for this, on all tokens.
-    `queries` tells who asks, "last", "text", "rated" or "after" (see Rows), and `over` whether the mean or the largest
-    of what they pay counts. `heads` averages them, takes the largest, or averages only that many of them, those that
+    `queries` are "last", "text" or "after" (see AttentionRows), and `reduce` says whether the mean or the largest of
+    their attention counts. `heads` averages them, takes the largest, or averages only that many of them, those that
     pay a sample's visual tokens most (SparseVLM 2). `relative` divides by what rotary positions alone would pay.
     """
 
@@ -99,18 +101,21 @@ class TextAttention(Scorer):
         )
 
     def __call__(self, evidence: Evidence) -> Tensor:
-        paid, layout = evidence[self.needs[0]], evidence.layout  # [1, V, H, N]
-        if self.heads == "max":
-            return paid.amax(2)
-        if self.heads == "mean":
-            return paid.mean(2)
-        if self.heads > paid.shape[2]:
-            raise ValueError(f"{self}: the layer has {paid.shape[2]} heads only")
-        valid, sample = layout.valid, layout.sample.to(paid.device)
-        looking = paid[0].masked_fill(~valid[:, None], 0).sum(2)  # [V, H]
-        looking = looking.new_zeros(len(layout.key), paid.shape[2]).index_add_(0, sample, looking)
-        chosen = looking.argsort(dim=1, descending=True, stable=True)[:, : self.heads][sample]  # [V, heads]
-        return paid[0].gather(1, chosen[..., None].expand(-1, -1, paid.shape[3])).mean(1)[None]
+        weights, layout = evidence[self.needs[0]], evidence.layout  # [1, V, H, N]
+        if isinstance(self.heads, int):
+            if self.heads > weights.shape[2]:
+                raise ValueError(f"{self}: the layer has {weights.shape[2]} heads only")
+            return mean_of_top_heads(weights, self.heads, layout)
+        return weights.amax(2) if self.heads == "max" else weights.mean(2)
+
+
+def mean_of_top_heads(weights: Tensor, count: int, layout: Layout) -> Tensor:
+    """[1, V, H, N] attention -> [1, V, N], mean over the `count` heads with most attention to a sample's tokens."""
+    valid, sample = layout.valid, layout.sample.to(weights.device)
+    by_head = weights[0].masked_fill(~valid[:, None], 0).sum(2)  # [V, H]
+    by_head = by_head.new_zeros(len(layout.key), weights.shape[2]).index_add_(0, sample, by_head)
+    top = by_head.argsort(dim=1, descending=True, stable=True)[:, :count][sample]  # [V, count]
+    return weights[0].gather(1, top[..., None].expand(-1, -1, weights.shape[3])).mean(1)[None]
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vtcframe.core.evidence import Evidence
 from vtcframe.core.layout import Layout
-from vtcframe.core.needs import Need
+from vtcframe.core.need_bases import Need
 from vtcframe.core.pruned import Pruned
 from vtcframe.errors import ComponentError, UsageError
 from vtcframe.registry import KINDS, bringing, kind_of
@@ -131,11 +131,20 @@ def needs_of(component: Any) -> tuple[Need, ...]:
             f"has {describe_type(needs)} for its `needs`: return a tuple, a single one with a comma behind it",
         )
     for need in needs:
-        if isinstance(need, type) or not isinstance(getattr(need, "axes", None), str):
+        if not isinstance(need, Need):
             raise component_error(
                 component,
-                f"has {need!r} among its `needs`: use the kinds of vtcframe.core.needs, such as Rows",
+                f"has {need!r} among its `needs`: use the kinds of vtcframe.core.needs, such as AttentionRows, or a "
+                "kind of your own that extends vtcframe.AttentionNeed or vtcframe.HiddenNeed",
             )
+        try:
+            hash(need)
+        except TypeError as error:
+            raise component_error(
+                component,
+                f"has a need that cannot be hashed, {need!r}: write @dataclass(frozen=True) above "
+                f"{type(need).__name__}, and give its fields tuples in place of lists",
+            ) from error
     return tuple(needs)
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from vtcframe.core.evidence_file import describe_need, parse_need
 from vtcframe.core.layout import Layout, Structural, reading_order
-from vtcframe.core.needs import Need
+from vtcframe.core.need_bases import Need
 from vtcframe.core.pruned import Pruned
 
 

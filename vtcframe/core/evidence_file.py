@@ -1,21 +1,56 @@
-"""TODO: vtcframe/core/evidence_file.py."""
+"""Needs as JSON, as a file of evidence names them: a need's module, its class and its fields."""
 
-from dataclasses import asdict
+from collections.abc import Iterator
+from dataclasses import fields
+from typing import Any
 
-from vtcframe.core import needs
-from vtcframe.core.needs import Need
-
-
-def describe_need(need: Need) -> dict:
-    """Need -> JSON."""
-    what = {"what": describe_need(need.what)} if isinstance(need, needs.TextTokens) else {}
-    return {"kind": type(need).__name__, **asdict(need), **what}
+from vtcframe.core.need_bases import Need
+from vtcframe.errors import UsageError
 
 
-def parse_need(described: dict) -> Need:
-    """JSON -> Need."""
-    kind = getattr(needs, described["kind"])
-    values = {k: tuple(v) if isinstance(v, list) else v for k, v in described.items() if k != "kind"}
-    if "what" in described:
-        values["what"] = parse_need(described["what"])
-    return kind(**values)
+class UnknownNeedError(UsageError, LookupError):
+    """A file names a kind of need that no imported module defines."""
+
+
+def describe_need(need: Need) -> dict[str, Any]:
+    """Return a need as JSON: {"kind": class, "module": module, field: value, ...}; needs in fields are nested."""
+    options = {field.name: getattr(need, field.name) for field in fields(need)}  # pyright: ignore[reportArgumentType]
+    described = {name: describe_need(value) if isinstance(value, Need) else value for name, value in options.items()}
+    return {"kind": type(need).__qualname__, "module": type(need).__module__, **described}
+
+
+def parse_need(described: dict[str, Any]) -> Need:
+    """Return the need that `describe_need` described.
+
+    Only kinds whose module is imported are found; nothing is imported for a file. UnknownNeedError for others.
+    """
+    options = {name: _value(value) for name, value in described.items() if name not in ("kind", "module")}
+    return _kind(described["kind"], described.get("module"))(**options)
+
+
+def _value(value: Any) -> Any:
+    if isinstance(value, dict) and "kind" in value:
+        return parse_need(value)
+    return tuple(map(_value, value)) if isinstance(value, list) else value
+
+
+def _kind(name: str, module: str | None) -> type:
+    """Find an imported kind by its class and module; without a module (files of version 0.1) by the class alone."""
+    for kind in _kinds(Need):
+        if kind.__qualname__ == name and (kind.__module__ == module or (module is None and _is_builtin(kind))):
+            return kind
+    place = module or "vtcframe's methods"
+    raise UnknownNeedError(
+        f"the evidence was gathered for {name} of {place}, which is not imported: import {module or 'that method'} "
+        "before you load the file"
+    )
+
+
+def _kinds(base: type) -> Iterator[type]:
+    for kind in base.__subclasses__():
+        yield kind
+        yield from _kinds(kind)
+
+
+def _is_builtin(kind: type) -> bool:
+    return kind.__module__.partition(".")[0] == "vtcframe"

@@ -9,7 +9,7 @@ from vtcframe.core.budget import Budget
 from vtcframe.core.contracts import call_component, check_pruned, component_error, describe_type, needs_of
 from vtcframe.core.evidence import Evidence
 from vtcframe.core.layout import Layout
-from vtcframe.core.needs import Need, in_llm
+from vtcframe.core.need_bases import Need
 from vtcframe.core.pruned import Pruned
 from vtcframe.core.verbs import Component
 
@@ -93,7 +93,7 @@ class Plan:
     @property
     def needs(self) -> tuple[Need, ...]:
         """What must be gathered of the tokens that the language model would read, for this stage and those after it."""
-        later = (need for stage in self.llm for need in stage.pruner.needs if not in_llm(need))
+        later = (need for stage in self.llm for need in stage.pruner.needs if need.site != "llm")
         return tuple(dict.fromkeys((*(self.projector.pruner.needs if self.projector else ()), *later)))
 
     @property

@@ -1,4 +1,4 @@
-"""TODO: vtcframe/hooks/llm_segment.py."""
+"""The prompts as consecutive layers of the language model read them, and the masks of such layers."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -18,29 +18,30 @@ from transformers.masking_utils import (
 from vtcframe.core.evidence import Evidence
 from vtcframe.core.layout import Structural, reading_order
 from vtcframe.core.pruned import Pruned
-from vtcframe.hooks.text_readers import PromptTokens
+from vtcframe.core.text_readers import PromptTokens
 from vtcframe.ops.views import overview_of
 
 
 def layer_types(config: Any) -> Sequence[str] | None:
+    """Return the kind of attention of each layer, None where the configuration names none."""
     return getattr(config, "layer_types", None)
 
 
 @dataclass(frozen=True)
 class Segment:
-    """What layers in succession read: prompts padded on the left. All on the CPU: the numbers are small."""
+    """What consecutive layers read: prompts padded on the left. Everything is on the CPU: the numbers are small."""
 
-    column: Tensor  # [P, L] own column of each slot, -1 = padding
+    column: Tensor  # [P, L] the position of each slot in its own prompt, -1 = padding
     columns: int  # of the longest prompt, before anything was dropped
     visual: Evidence  # the layout of the visual tokens in it; tokens without channels
     structural: Structural | None  # newlines and their like, of the whole prompts
-    rotary: Tensor  # [P, L] the slot of the first segment whose rotary position is taken
-    turned: Tensor  # [P, L] that slot in the segment before
-    number: Tensor | None = None  # [P, L] its place, where a stage has numbered anew
+    first_slot: Tensor  # [P, L] the slot of the first segment whose rotary position is taken
+    previous_slot: Tensor  # [P, L] that slot in the segment before
+    new_position: Tensor | None = None  # [P, L] its position, where a stage has numbered the tokens anew
 
     @classmethod
     def first(cls, column: Tensor, evidence: Evidence) -> "Segment":
-        """Lay out prompts [P, L] of which `evidence` tells the visual tokens."""
+        """Lay out prompts [P, L] whose visual tokens are those of `evidence`."""
         layout, structural = evidence.layout, evidence.structural
         places = {name: getattr(layout, name).cpu() for name in ("grid", "column", "centre")}
         visual = Evidence(torch.zeros(*layout.column.shape, 0, dtype=torch.float32), replace(layout, **places))
@@ -56,87 +57,110 @@ class Segment:
 
     @cached_property
     def slot(self) -> Tensor:
-        """[P, columns] the slot of each column of the prompts, -1 where it is gone."""
+        """[P, columns] the slot of each column of the prompts, -1 where its token was dropped."""
         slot = torch.full((len(self.column), self.columns + 1), -1)
         index = torch.arange(self.column.shape[1]).expand(self.column.shape)
         return slot.scatter_(1, self.column % (self.columns + 1), index)[:, :-1]  # padding goes to the last
 
     @cached_property
-    def stand(self) -> Tensor:
+    def slot_of_token(self) -> Tensor:
         """[V, N] the slot of each visual token, -1 at padding."""
         column = reading_order(self.visual.layout.column)
         return self.slot[self.visual.layout.sample[:, None], column].masked_fill(column < 0, -1)
 
     @cached_property
-    def lines(self) -> tuple[Tensor, Tensor]:
-        """[U] each, samples and slots of the structural tokens that are left."""
+    def structural_slots(self) -> tuple[Tensor, Tensor]:
+        """[U] each, samples and slots of the structural tokens that remain."""
         if self.structural is None:
             return torch.zeros(0, dtype=torch.long), torch.zeros(0, dtype=torch.long)
         slot = self.slot[self.structural.sample, self.structural.column]
         return self.structural.sample[slot >= 0], slot[slot >= 0]
 
     @cached_property
-    def said(self) -> Tensor:
-        """[P] how many tokens are behind the last visual one; all where there is none."""
+    def text_after(self) -> Tensor:
+        """[P] how many tokens come after the last visual one; all where there is none."""
         last = self.real.long().argmax(1) - 1
-        if self.stand.numel():
-            last = last.scatter_reduce(0, self.visual.layout.sample, self.stand.amax(1), "amax")
-        return self.column.shape[1] - 1 - last.scatter_reduce(0, *self.lines, "amax")
+        if self.slot_of_token.numel():
+            last = last.scatter_reduce(0, self.visual.layout.sample, self.slot_of_token.amax(1), "amax")
+        return self.column.shape[1] - 1 - last.scatter_reduce(0, *self.structural_slots, "amax")
 
     @cached_property
-    def sequences(self) -> PromptTokens:
-        """What readers of attention must know."""
-        layout, stand, (count, length) = self.visual.layout, self.stand, self.column.shape
+    def prompts(self) -> PromptTokens:
+        """The prompts as needs read them."""
+        layout, token_slot, (count, length) = self.visual.layout, self.slot_of_token, self.column.shape
         candidate = torch.zeros(count, length + 1, dtype=torch.bool)
-        behind = torch.full((count, length + 1), length - 1)
-        sample, index = layout.sample[:, None].expand(stand.shape), stand % (length + 1)  # padding goes to the last
+        after_view = torch.full((count, length + 1), length - 1)
+        sample = layout.sample[:, None].expand(token_slot.shape)
+        index = token_slot % (length + 1)  # padding goes to the last
         candidate[sample, index] = True
-        if stand.numel():
+        if token_slot.numel():
             crop = overview_of(layout) >= 0  # crops of a picture end together, with the last of them
             picture = torch.stack([layout.sample, layout.image, layout.frame], 1)
-            alike = (picture[:, None] == picture).all(-1) & crop[:, None] & crop
-            alike |= torch.eye(len(crop), dtype=torch.bool)
-            end = stand.amax(1).expand(alike.shape).masked_fill(~alike, -1).amax(1, keepdim=True)
-            behind[sample, index] = (end + 1).clamp(max=length - 1).expand(stand.shape)
-        text = (length - self.said).clamp(max=length - 1)
-        return PromptTokens(self.column, layout.key, candidate[:, :-1], text, behind[:, :-1])
+            together = (picture[:, None] == picture).all(-1) & crop[:, None] & crop
+            together |= torch.eye(len(crop), dtype=torch.bool)
+            end = token_slot.amax(1).expand(together.shape).masked_fill(~together, -1).amax(1, keepdim=True)
+            after_view[sample, index] = (end + 1).clamp(max=length - 1).expand(token_slot.shape)
+        text_start = (length - self.text_after).clamp(max=length - 1)
+        return PromptTokens(self.column, layout.key, candidate[:, :-1], text_start, after_view[:, :-1])
+
+    def of_first_slots(self, x: Tensor) -> Tensor:
+        """[P, L0, ...] of the first segment's slots -> [P, L, ...] of these slots, 0 at padding."""
+        slot, real = self.first_slot.to(x.device), self.real.to(x.device)
+        trailing = [1] * (x.ndim - 2)
+        picked = x.gather(1, slot.view(*slot.shape, *trailing).expand(*slot.shape, *x.shape[2:]))
+        return picked.masked_fill(~real.view(*real.shape, *trailing), 0)
+
+    def tokens_of(self, x: Tensor) -> Tensor:
+        """[P, L, ...] -> [V, N, ...] of the visual tokens, 0 at padding."""
+        sample, slot = self.visual.layout.sample.to(x.device)[:, None], self.slot_of_token.to(x.device)
+        picked = x[sample, slot.clamp(min=0)]
+        return picked.masked_fill((slot < 0).view(*slot.shape, *[1] * (picked.ndim - 2)), 0)
+
+    def text_of(self, x: Tensor) -> Tensor:
+        """[P, L, C] -> [P, T, C] of the tokens after the last visual one, NaN where there are fewer."""
+        count, length = max(1, int(self.text_after.max())), x.shape[1]
+        index = torch.arange(count) + (length - self.text_after)[:, None]
+        text = x.gather(1, index.clamp(max=length - 1).to(x.device)[..., None].expand(-1, -1, x.shape[2]))
+        return text.float().masked_fill((index >= length).to(x.device)[..., None], torch.nan)
 
     def after(self, place: Tensor, sample: Tensor, compact: bool) -> "Segment":
-        """Return what is left behind a stage, by place [V, M] and sample [V] of its `Pruned`, on the CPU."""
+        """Return the segment after a stage, by place [V, M] and sample [V] of its `Pruned`, on the CPU."""
         joins = not torch.equal(self.visual.layout.sample, sample)
         old = replace(self, visual=self.visual.joined()) if joins else self
         pruned = Pruned(
             torch.zeros(*place.shape, 0, dtype=torch.float32),
             place,
-            torch.zeros(old.stand.shape, dtype=torch.float32),
+            torch.zeros(old.slot_of_token.shape, dtype=torch.float32),
             old.visual.layout,
         )
-        stand = reading_order(pruned.column)
+        token_column = reading_order(pruned.column)
         owner, real = sample[:, None].expand(place.shape), place >= 0
-        here = torch.zeros(len(self.column), self.columns, dtype=torch.bool)
-        here[owner[real], stand[real]] = True
+        stays = torch.zeros(len(self.column), self.columns, dtype=torch.bool)
+        stays[owner[real], token_column[real]] = True
         if self.structural is not None:
-            stays = self.structural.stays(here)
-            here[self.structural.sample[stays], self.structural.column[stays]] = True
-        text = self.real & ~self.sequences.candidate
-        text[self.lines] = False
-        here[text.nonzero()[:, 0], self.column[text]] = True
+            structural_stays = self.structural.stays(stays)
+            stays[self.structural.sample[structural_stays], self.structural.column[structural_stays]] = True
+        text = self.real & ~self.prompts.candidate
+        text[self.structural_slots] = False
+        stays[text.nonzero()[:, 0], self.column[text]] = True
         # which slot's position each column takes: a merger may give a token the place of another
-        taken = self.slot.clone()
-        taken[owner[real], stand[real]] = old.stand.gather(1, place.clamp(min=0))[real]
+        slot = self.slot.clone()
+        slot[owner[real], token_column[real]] = old.slot_of_token.gather(1, place.clamp(min=0))[real]
 
-        length = here.sum(1)
+        length = stays.sum(1)
         width = int(length.max())
-        at = torch.arange(width) - (width - length)[:, None]
-        column = (~here).long().argsort(dim=1, stable=True)[:, :width].gather(1, at.clamp(min=0))
-        turned = taken.gather(1, column).masked_fill(at < 0, 0)
-        column = column.masked_fill(at < 0, -1)
-        number = at.clamp(min=0) if compact else None if self.number is None else self.number.gather(1, turned)
-        visual = self.visual.after(pruned)
-        return Segment(column, self.columns, visual, self.structural, self.rotary.gather(1, turned), turned, number)
+        index = torch.arange(width) - (width - length)[:, None]
+        column = (~stays).long().argsort(dim=1, stable=True)[:, :width].gather(1, index.clamp(min=0))
+        previous = slot.gather(1, column).masked_fill(index < 0, 0)
+        column = column.masked_fill(index < 0, -1)
+        position = None if self.new_position is None else self.new_position.gather(1, previous)
+        position = index.clamp(min=0) if compact else position
+        visual, first = self.visual.after(pruned), self.first_slot.gather(1, previous)
+        return Segment(column, self.columns, visual, self.structural, first, previous, position)
 
 
 def layer_kind(config: Any, i: int) -> str | None:
+    """Return the kind of attention of layer i, None where the configuration names none."""
     types = layer_types(config)
     return types[i] if types else None
 
@@ -144,9 +168,9 @@ def layer_kind(config: Any, i: int) -> str | None:
 def layer_mask(
     config: Any, i: int, hidden: Tensor, real: Tensor | None, cache: Any, blocks: Tensor | None = None
 ) -> Tensor | None:
-    """Return the mask of layer i as the model's own kernel takes it; real [P, keys] bool, None if all are."""
+    """Return the mask of layer i as the model's own kernel takes it; `real` [P, keys] bool, None without padding."""
     kind, window = layer_kind(config, i), getattr(config, "sliding_window", None)
-    given = {
+    options = {
         "config": config,
         "inputs_embeds": hidden,
         "attention_mask": real,
@@ -155,8 +179,8 @@ def layer_mask(
     }
     sliding = kind == "sliding_attention" or (kind is None and window is not None)
     if blocks is not None:
-        own = sliding_window_overlay(cast(int, window)) if sliding else None
-        return create_causal_mask(**given, or_mask_function=blockwise_overlay(blocks), and_mask_function=own)
+        overlay = sliding_window_overlay(cast(int, window)) if sliding else None
+        return create_causal_mask(**options, or_mask_function=blockwise_overlay(blocks), and_mask_function=overlay)
     if sliding:
-        return create_sliding_window_causal_mask(**given)
-    return cast(Any, LAYER_PATTERN_TO_MASK_FUNCTION_MAPPING[kind or "full_attention"])(**given)
+        return create_sliding_window_causal_mask(**options)
+    return cast(Any, LAYER_PATTERN_TO_MASK_FUNCTION_MAPPING[kind or "full_attention"])(**options)

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vtcframe.core.encoder_readers import Reader
 from vtcframe.hooks.kernel import intercept_attention
-from vtcframe.hooks.kernel_call import PackedSequences, calls_of
-from vtcframe.hooks.readers import Reader
+from vtcframe.hooks.packing import PackedSequences, calls_of
 
 
 class Tap:

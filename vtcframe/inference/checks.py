@@ -5,7 +5,7 @@ from typing import Any
 
 from vtcframe.adapters.base import Adapter
 from vtcframe.core.stages import Plan
-from vtcframe.hooks.llm_needs import check_needs
+from vtcframe.hooks.llm_reading import check_needs
 from vtcframe.hooks.llm_segment import layer_types
 
 

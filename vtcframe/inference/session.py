@@ -13,7 +13,7 @@ from torch import Tensor
 from vtcframe.adapters.arrangement import Arrangement
 from vtcframe.adapters.base import Adapter
 from vtcframe.core.evidence import Evidence
-from vtcframe.core.needs import Need
+from vtcframe.core.need_bases import Need
 from vtcframe.core.pruned import Pruned
 from vtcframe.core.stages import Plan
 from vtcframe.hooks.llm import LlmStages
@@ -238,7 +238,7 @@ class Session:
             tokens_after=pruned.total,
             structural_after=stages.structural,
             tokens_per_layer=stages.tokens_per_layer,
-            kv_bytes=kv_bytes(decoder, stages.held),
+            kv_bytes=kv_bytes(decoder, stages.cached_tokens),
         )
 
     def _plan(self) -> Plan:

@@ -10,24 +10,72 @@ from vtcframe.components.ensemblers import Mean
 from vtcframe.components.selectors import TopK
 from vtcframe.core.budget import Budget
 from vtcframe.core.evidence import Evidence
+from vtcframe.core.kernel_call import KernelCall
 from vtcframe.core.layout import Layout
 from vtcframe.core.method import Method, MethodCard
-from vtcframe.core.needs import AttentionPageRank, Need
+from vtcframe.core.need_bases import AttentionNeed, Need
 from vtcframe.core.pipeline import Pipeline
 from vtcframe.core.pruned import Pruned
 from vtcframe.core.stages import Positions, Pruner, Stage
+from vtcframe.core.text_readers import PromptTokens
 from vtcframe.core.verbs import Allocator, Scorer
 from vtcframe.ops.gather import gather_tokens, kept_places, scatter
 from vtcframe.ops.similarity import cosine, group_sums
 
 
 @dataclass(frozen=True)
-class TokenPageRank(Scorer):
-    """[1, V, N]: where a walk along the attention of a layer of the language model ends, root mean square over heads.
+class AttentionPageRank(AttentionNeed):
+    """The distribution over tokens after a random walk along the attention of a language model's layer.
 
-    AIM (arXiv 2412.03248): it starts at every token alike, text too, and takes `steps` steps; attention is sharpened
-    by `temperature`. `layer` counts as in TextAttention. Causal attention leads to early tokens, so that of equally
-    attended ones these are the more important.
+    AIM (arXiv 2412.03248): the walk starts at all n tokens of a sample with 1/n each and takes `steps` steps d <- d M,
+    where M is the softmax of the logits divided by `temperature`. Layers count as in AttentionRows. The whole
+    attention is computed `steps` times, a chunk of rows at a time.
+    """
+
+    layers: tuple[int, ...]
+    temperature: float = 0.1
+    steps: int = 5
+    tower = "llm"
+
+    def read_llm(self, call: KernelCall, prompts: PromptTokens) -> Tensor:
+        """[P, H, L] float32: the probability of each token after the walk, 0 at padding."""
+        return page_rank(call, self.temperature, self.steps)
+
+
+def page_rank(call: KernelCall, temperature: float, steps: int) -> Tensor:
+    """[B, H, K] float32: the distribution after `steps` steps along one call's attention, 0 at padding.
+
+    The walk starts at each of a sample's n tokens with 1/n. A step is d <- d M, where M is the softmax of the logits,
+    masked and then divided by the temperature (AIM, arXiv 2412.03248, without damping). Padding is neither query nor
+    key. M is computed anew in every step, so that memory is linear in K. ValueError for a call that is not of a whole
+    prompt.
+    """
+    count, length = call.query.shape[2], call.key.shape[2]
+    if count != length:
+        raise ValueError(f"a walk needs the whole prompt in one call, got {count} queries of {length} tokens")
+    is_token = call.is_token()
+    if is_token is None:
+        is_token = torch.ones(1, length, dtype=torch.bool, device=call.key.device)
+    else:  # padding may hold NaN, and the mask adds to it
+        call = replace(call, key=call.key.float().masked_fill(~is_token[:, None, :, None], 0))
+    start = is_token.float() / is_token.sum(1, keepdim=True).clamp(min=1)
+    distribution = start[:, None].expand(*call.query.shape[:2], length)
+    for _ in range(steps):
+        following = torch.zeros_like(distribution)
+        for rows in call.row_chunks():
+            transition = (call.logits(rows) / temperature).softmax(-1).masked_fill(~is_token[:, None, rows, None], 0)
+            following += (distribution[:, :, None, rows] @ transition)[:, :, 0]
+        distribution = following
+    return distribution
+
+
+@dataclass(frozen=True)
+class TokenPageRank(Scorer):
+    """[1, V, N]: the AttentionPageRank of each token, root mean square over heads.
+
+    AIM (arXiv 2412.03248): the walk starts at all tokens alike, text included, and takes `steps` steps; attention is
+    sharpened by `temperature`. `layer` counts as in TextAttention. Causal attention leads to early tokens, so of
+    equally attended ones these are the more important.
     """
 
     layer: int = -1

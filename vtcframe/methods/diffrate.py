@@ -8,7 +8,8 @@ from vtcframe.components.allocators import Even
 from vtcframe.core.budget import Budget
 from vtcframe.core.evidence import Evidence
 from vtcframe.core.method import MethodCard
-from vtcframe.core.needs import AttentionRows, ClsProxy, Need
+from vtcframe.core.need_bases import Need
+from vtcframe.core.needs import AttentionRows, ClsProxy
 from vtcframe.core.stages import Stage
 from vtcframe.core.token_merging import Merged, TokenMerger, merge, sizes
 from vtcframe.methods._base import EncoderMethod

@@ -1,4 +1,4 @@
-"""TODO: vtcframe/methods/mctf.py."""
+"""MCTF: in encoder blocks, pairs of tokens merge that are alike, little attended to, and small."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -7,9 +7,11 @@ import torch
 from torch import Tensor
 
 from vtcframe.core.budget import Budget
+from vtcframe.core.encoder_readers import EncoderTokens, ReceivedAttention
 from vtcframe.core.evidence import Evidence
+from vtcframe.core.kernel_call import KernelCall
 from vtcframe.core.method import MethodCard
-from vtcframe.core.needs import AttentionReceived, Need
+from vtcframe.core.need_bases import AttentionNeed, Need
 from vtcframe.core.stages import Stage
 from vtcframe.core.token_merging import Merged, MergeTime, Pooling, TokenMerger, merge, sizes
 from vtcframe.methods._base import EncoderMethod
@@ -25,6 +27,20 @@ from vtcframe.methods._matching import (
 )
 from vtcframe.ops.gather import gather_tokens
 from vtcframe.ops.similarity import cosine
+
+
+@dataclass(frozen=True)
+class AttentionReceived(AttentionNeed):
+    """Attention that a token receives in an encoder block, mean over heads (H = 1) and over all queries.
+
+    Class tokens are queries too; AttentionRows("received") leaves them out.
+    """
+
+    layers: tuple[int, ...] = (-1,)
+
+    def read_encoder(self, call: KernelCall, tokens: EncoderTokens) -> Tensor:
+        """[B, 1, T] float32 from one call of a block."""
+        return tokens.of_values(ReceivedAttention("mean")(call))
 
 
 @dataclass(frozen=True, repr=False)
@@ -91,10 +107,10 @@ class MctfStep(TokenMerger):
 
     @property
     def needs(self) -> tuple[Need, ...]:
-        return (AttentionReceived(),)  # pyright: ignore[reportReturnType] (a need of encoder stages alone)
+        return (AttentionReceived(),)
 
     def __call__(self, evidence: Evidence, budget: Budget | None = None) -> Merged:
-        attended, size = evidence[self.needs[0]], sizes(evidence)
+        attended, size = evidence[self.needs[0]][0, :, 0], sizes(evidence)
         verify_schedule(self, attended, evidence)
         gone = merge_count(self, evidence, budget, self.left, self.published(evidence))
         forth = gone // 2 if self.two_way else gone
@@ -126,7 +142,7 @@ class MctfStep(TokenMerger):
         if similarity:
             alike = (1 + cosine(gather_tokens(tokens, even.at), gather_tokens(tokens, odd.at))) / 2
             score = alike.clamp(min=TINY).log() / similarity
-        for values, temperature in ((evidence[self.needs[0]], attention), (sizes(evidence), mass)):
+        for values, temperature in ((evidence[self.needs[0]][0, :, 0], attention), (sizes(evidence), mass)):
             if temperature:
                 log = values.clamp(min=TINY).log() / temperature
                 score = score - log.gather(1, even.at)[:, :, None] - log.gather(1, odd.at)[:, None]

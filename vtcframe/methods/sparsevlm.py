@@ -1,6 +1,7 @@
-"""SparseVLM: text that looks at the picture rates its tokens, in three layers of the language model."""
+"""SparseVLM: the text that is most like the picture rates its tokens, in three layers of the language model."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -8,17 +9,19 @@ from torch import Tensor
 from vtcframe.components.allocators import Even
 from vtcframe.components.ensemblers import Mean
 from vtcframe.components.mergers import compact
-from vtcframe.components.scorers import TextAttention
+from vtcframe.components.scorers import mean_of_top_heads
 from vtcframe.components.selectors import TopK
 from vtcframe.core.budget import Budget
 from vtcframe.core.evidence import Evidence
+from vtcframe.core.kernel_call import KernelCall
 from vtcframe.core.layout import Layout
 from vtcframe.core.method import Method, MethodCard
-from vtcframe.core.needs import Need
+from vtcframe.core.need_bases import AttentionNeed, Need, Preparation
 from vtcframe.core.pipeline import Pipeline
 from vtcframe.core.pruned import Pruned
 from vtcframe.core.stages import Positions, Pruner, Stage
-from vtcframe.core.verbs import Merger
+from vtcframe.core.text_readers import PromptTokens, query_starts, text_rows
+from vtcframe.core.verbs import Merger, Scorer
 from vtcframe.ops.density_peaks import density_peaks
 from vtcframe.ops.gather import gather_tokens, highest, kept_places, real_tokens
 from vtcframe.ops.similarity import group_sums
@@ -28,6 +31,98 @@ KEEPS = {  # the tokens that stay at each of the stages, by the budget they are 
     1.5: {192: (300, 200, 110), 128: (303, 110, 36), 96: (238, 48, 26), 64: (66, 30, 17)},
     2: {192: (300, 200, 118), 128: (238, 108, 60), 96: (246, 54, 28), 64: (66, 34, 20)},
 }
+
+
+@dataclass(frozen=True)
+class RaterAttention(AttentionNeed):
+    """Attention from text raters to each token in a layer of the language model: mean over the raters.
+
+    SparseVLM (arXiv 2410.04417): raters are the text tokens after the picture that are most like it as they enter the
+    language model (see `rate_text`); where no token stands out, the prompt's last token. Layers count as in
+    AttentionRows, and so does `divide_by_rope_prior`; `heads="mean"` averages the heads first.
+    """
+
+    layers: tuple[int, ...]
+    heads: Literal["split", "mean"] = "split"
+    divide_by_rope_prior: bool = False
+    tower = "llm"
+
+    @property
+    def preparation(self) -> Preparation | None:
+        """The raters of the prompts: [P, L] bool."""
+        return find_raters
+
+    def read_llm(self, call: KernelCall, prompts: PromptTokens) -> Tensor:
+        """[P, H, L] float32, or [P, 1, L] with heads="mean"."""
+        return text_rows(
+            call,
+            prompts,
+            query_starts("text", prompts, call.query.shape[2]),
+            heads=self.heads,
+            divide_by_rope_prior=self.divide_by_rope_prior,
+            is_query=prompts.prepared,
+        )
+
+
+def find_raters(embeddings: Tensor, prompts: PromptTokens) -> Tensor:
+    """[P, L] bool: the slots of the text raters, from the embeddings [P, L, D] that enter the language model."""
+    device, length = embeddings.device, embeddings.shape[1]
+    candidate, text_count = prompts.candidate, length - prompts.text_start
+    count = candidate.sum(1)
+    index = (~candidate).long().argsort(dim=1, stable=True)[:, : int(count.max())]
+    is_visual = torch.arange(index.shape[1]) < count[:, None]
+    visual = embeddings.gather(1, index.to(device)[..., None].expand(-1, -1, embeddings.shape[2]))
+    width = max(1, int(text_count.max()))
+    is_text = torch.arange(length - width, length) >= prompts.text_start[:, None]
+    raters = rate_text(visual, is_visual.to(device), embeddings[:, -width:], is_text.to(device))
+    raters[:, -1] |= ~raters.any(1)  # where no token stands out, the last one rates
+    return torch.nn.functional.pad(raters, (length - width, 0))
+
+
+def rate_text(visual: Tensor, is_visual: Tensor, text: Tensor, is_text: Tensor) -> Tensor:
+    """[P, T] bool: the text tokens that SparseVLM (arXiv 2410.04417) lets rate the visual ones.
+
+    `visual` [P, N, D], `is_visual` [P, N] bool, `text` [P, T, D], `is_text` [P, T] bool, all embeddings as they enter
+    the language model. A visual token's softmax over the text of their products, mean over the visual tokens; text
+    tokens above the mean of the text rate.
+    """
+    similarity = visual.float() @ text.float().transpose(1, 2)  # [P, N, T]
+    similarity = similarity.masked_fill(~is_text[:, None], -torch.inf).softmax(-1).nan_to_num(0)
+    share = similarity.masked_fill(~is_visual[..., None], 0).sum(1) / is_visual.sum(1).clamp(min=1)[:, None]
+    mean = share.masked_fill(~is_text, 0).sum(1) / is_text.sum(1).clamp(min=1)
+    return is_text & (share > mean[:, None])
+
+
+@dataclass(frozen=True)
+class TextRaters(Scorer):
+    """[1, V, N]: the RaterAttention of each token in a layer of the language model.
+
+    `layer` counts as in TextAttention. `heads` averages all heads, or only that many of them, those with most attention
+    to a sample's visual tokens (SparseVLM 2). `divide_by_rope_prior` divides by the attention that an all-ones query
+    and key would get from RoPE alone.
+    """
+
+    layer: int = -1
+    heads: Literal["mean"] | int = "mean"
+    divide_by_rope_prior: bool = False
+
+    def __post_init__(self) -> None:
+        count = isinstance(self.heads, int) and not isinstance(self.heads, bool) and self.heads >= 1
+        if self.heads != "mean" and not count:
+            raise ValueError(f"heads must be 'mean' or how many of them, got {self.heads!r}")
+
+    @property
+    def needs(self) -> tuple[Need, ...]:
+        heads = "mean" if self.heads == "mean" else "split"
+        return (RaterAttention((self.layer,), heads, self.divide_by_rope_prior),)
+
+    def __call__(self, evidence: Evidence) -> Tensor:
+        weights = evidence[self.needs[0]]  # [1, V, H, N]
+        if self.heads == "mean":
+            return weights.mean(2)
+        if self.heads > weights.shape[2]:
+            raise ValueError(f"{self}: the layer has {weights.shape[2]} heads only")
+        return mean_of_top_heads(weights, self.heads, evidence.layout)
 
 
 @dataclass(frozen=True)
@@ -107,11 +202,11 @@ class PlusRecycled(Pruner):
 class SparseVlm(Method):
     """SparseVLM (arXiv 2410.04417): before each of three layers the visual tokens least attended to by raters go.
 
-    Raters are the text tokens behind the picture that are most like it (see `Rows`); what they pay in the layer before
-    is averaged over heads and raters. Version 1.5 gathers the best of what goes in new tokens (see Recycle, whose
-    share is `recycle`, 0 = none), which come on top and are read behind the others; its authors number positions anew
-    at every stage, positions="compact". Version 2 (SparseVLM+) lets it go, averages only the `heads` that look at the
-    picture most, and divides attention by what rotary positions alone would pay.
+    Raters are the text tokens after the picture that are most like it (see `RaterAttention`); their attention in the
+    layer before is averaged over heads and raters. Version 1.5 gathers the best of the dropped tokens in new ones (see
+    Recycle, whose share is `recycle`, 0 = none), which come on top and are read after the others; its authors number
+    positions anew at every stage, positions="compact". Version 2 (SparseVLM+) drops them, averages only the `heads`
+    with most attention to the picture, and divides by the attention that RoPE alone would give.
 
     Budgets are the four that the code has numbers for: 192, 128, 96 and 64 tokens, meant for pictures of 576, or the
     ratios 1/3, 2/9, 1/6 and 1/9, which scale these numbers to each sample's untouched count (rounded half to even). A
@@ -143,12 +238,12 @@ class SparseVlm(Method):
             raise ValueError(f"layers must be three, one for each number of the tables, got {self.layers}")
         if self.version not in KEEPS:
             raise ValueError(f"version must be one of {', '.join(map(str, KEEPS))}, got {self.version!r}")
-        _ = Recycle(self.recycle), TextAttention(heads=self.heads)  # these tell of options that make no sense
+        _ = Recycle(self.recycle), TextRaters(heads=self.heads)  # they raise for options that make no sense
 
     def stages(self, budget: Budget | None) -> tuple[Stage, ...]:
         first = self.version == 1.5
-        rated = TextAttention(-1, "rated", "mean" if first else self.heads, divide_by_rope_prior=not first)
-        pruner: Pruner = Pipeline((rated,), Mean(), Even(), TopK(), across="sample")
+        raters = TextRaters(heads="mean" if first else self.heads, divide_by_rope_prior=not first)
+        pruner: Pruner = Pipeline((raters,), Mean(), Even(), TopK(), across="sample")
         if first and self.recycle:
             pruner = PlusRecycled(pruner, Recycle(self.recycle))
         return tuple(

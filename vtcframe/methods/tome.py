@@ -7,7 +7,8 @@ import torch
 from vtcframe.core.budget import Budget
 from vtcframe.core.evidence import Evidence
 from vtcframe.core.method import MethodCard
-from vtcframe.core.needs import AttentionKeys, Need
+from vtcframe.core.need_bases import Need
+from vtcframe.core.needs import AttentionKeys
 from vtcframe.core.stages import Stage
 from vtcframe.core.token_merging import Merged, TokenMerger, merge, sizes
 from vtcframe.methods._base import EncoderMethod

@@ -1,23 +1,88 @@
-"""TODO: vtcframe/methods/zipcache.py."""
+"""ZipCache: the mean attention of a few query rows, the probes, ranks visual tokens inside the language model."""
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from vtcframe.core.evidence import Evidence
+from vtcframe.core.kernel_call import MASKED_LOGIT, KernelCall
 from vtcframe.core.method import MethodCard
-from vtcframe.core.needs import Need, ProbeAttention
+from vtcframe.core.need_bases import AttentionNeed, Need
 from vtcframe.core.pipeline import Pipeline
+from vtcframe.core.text_readers import PromptTokens
 from vtcframe.core.verbs import Scorer
 from vtcframe.methods._base import SingleLlmStage
+from vtcframe.ops.hashing import mix_hash
+
+
+@dataclass(frozen=True)
+class ProbeAttention(AttentionNeed):
+    """Mean attention to each token from probes, a few query rows of a language model's layer that can see it.
+
+    ZipCache (arXiv 2405.14256): probes are the last `recent` share of the prompt and a `random` share drawn from the
+    rest, by a hash of (seed, sample, column). Layers count as in AttentionRows.
+    """
+
+    layers: tuple[int, ...]
+    recent: float = 0.05
+    random: float = 0.05
+    seed: int = 0
+    tower = "llm"
+
+    def read_llm(self, call: KernelCall, prompts: PromptTokens) -> Tensor:
+        """[P, H, L] float32: mean attention of the probes that see a token, 0 where none does.
+
+        The divisor is the paper's; its code divides by all queries that see a token, though only probes are summed.
+        """
+        is_probe = self.probes(prompts.column, prompts.key)[:, -call.query.shape[2] :]
+        mean = torch.zeros(*call.query.shape[:2], call.key.shape[2], device=call.key.device, dtype=torch.float32)
+        for sample, part in enumerate(call.sample_chunks(1)):
+            total, visible = sum_attention(part, is_probe[sample].nonzero()[:, 0].to(mean.device))
+            mean[sample] = (total / visible.clamp(min=1))[0]
+        return mean
+
+    def probes(self, column: Tensor, key: Tensor) -> Tensor:
+        """[B, K] bool: of a sample's n tokens the last int(recent n), one at least, and int(random n) of the others.
+
+        `column` [B, K] is each token's position in its own prompt, -1 at padding, and `key` [B] the samples' stable
+        hashes; on the CPU they cost no device sync. The others are drawn without replacement, by the hash of Random.
+        The authors' code draws with replacement, and anew in every run.
+        """
+        is_token = column >= 0
+        count = is_token.sum(1, keepdim=True)
+        later = count - is_token.cumsum(1)  # how many tokens come after each
+        recent = is_token & (later < (count.double() * self.recent).long().clamp(min=1))
+        rest = is_token & ~recent
+        sample_hash = mix_hash(key ^ mix_hash(torch.tensor(self.seed, device=key.device))).to(column.device)
+        draw = mix_hash(sample_hash[:, None] + column).masked_fill(~rest, torch.iinfo(torch.long).min)
+        rank = draw.argsort(dim=1, descending=True, stable=True).argsort(1)
+        return recent | (rest & (rank < (count.double() * self.random).long()))
+
+
+def sum_attention(call: KernelCall, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the sum of attention of query rows [R] of one sample [1, H, K], and how many of them see a key [1, h, K].
+
+    A row that is listed twice counts twice. Rows are read in chunks, so that memory stays linear in K. h is H where the
+    mask differs between heads, else 1.
+    """
+    heads, length = call.query.shape[1], call.key.shape[2]
+    device = call.key.device
+    total = torch.zeros(1, heads, length, device=device, dtype=torch.float32)
+    visible = torch.zeros(1, 1, length, device=device, dtype=torch.float32)
+    for chunk in rows.split(max(1, call.max_elements // max(heads * length, 1))):
+        mask = call.additive_mask(chunk)
+        visible = visible + (len(chunk) if mask is None else (mask > MASKED_LOGIT).sum(2))
+        total += call.attention(chunk).sum(2)
+    return total, visible
 
 
 @dataclass(frozen=True)
 class ZipCacheSaliency(SingleLlmStage):
-    """FastV's place with ZipCache's (arXiv 2405.14256) salience: the attention of probes, of those that see a token.
+    """FastV's stage with ZipCache's (arXiv 2405.14256) saliency: mean attention of the probes that see a token.
 
-    Plain sums favour early tokens, which more queries see. ZipCache drops nothing: there it says which keys and values
-    are quantised to fewer bits, for each head by itself. Here it ranks visual tokens, mean over heads.
+    Plain sums favour early tokens, which more queries see. ZipCache drops nothing: its saliency selects the keys and
+    values that are quantised to fewer bits, for each head by itself. Here it ranks visual tokens, mean over heads.
     """
 
     card = MethodCard(
@@ -37,7 +102,7 @@ class ZipCacheSaliency(SingleLlmStage):
 
 @dataclass(frozen=True)
 class ProbeSaliency(Scorer):
-    """[1, V, N]: mean attention that probes pay to a token, of those that see it, mean over heads (see Probed).
+    """[1, V, N]: mean attention to a token from the probes that see it, mean over heads (see ProbeAttention).
 
     ZipCache (arXiv 2405.14256). `layer` counts as in TextAttention.
     """

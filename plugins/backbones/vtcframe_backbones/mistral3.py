@@ -10,8 +10,8 @@ from torch.nn.utils.rnn import pad_sequence
 from vtcframe.adapters.arrangement import Picture
 from vtcframe.adapters.base import Modality
 from vtcframe.adapters.tower import Tower, TowerAdapter
-from vtcframe.hooks.kernel_call import PackedSequences
-from vtcframe.hooks.readers import PatchGroups
+from vtcframe.core.encoder_readers import PatchGroups
+from vtcframe.hooks.packing import PackedSequences
 from vtcframe_backbones.llava import Llava
 
 

@@ -11,7 +11,7 @@ from vtcframe.adapters.arrangement import Picture
 from vtcframe.adapters.base import Modality
 from vtcframe.adapters.prompt import Prompt, align_columns, prompt_mask
 from vtcframe.adapters.tower import Tower, TowerAdapter
-from vtcframe.hooks.readers import PatchGroups
+from vtcframe.core.encoder_readers import PatchGroups
 
 
 class Qwen2Vl(TowerAdapter):

@@ -69,7 +69,7 @@ def test_evidence_of_another_batch_is_refused_by_splice(family):
     [
         (AttentionRows("cls", (-4,)), "beyond the 3 \\(feeding\\) of CLIPVisionModel"),
         (AttentionRows("cls", (4,), blocks="tower"), "beyond the 4 \\(tower\\)"),
-        (AttentionRows("cls", (1,), tower="llm"), "the language model is asked by 'last'"),
+        (AttentionRows("cls", (1,), tower="llm"), "the queries of the language model are 'last'"),
         (Similarity(), "cannot gather Similarity"),
     ],
 )

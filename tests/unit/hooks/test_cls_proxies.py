@@ -1,12 +1,13 @@
 """Proxies for [CLS]: each reader beside a twin that computes whole matrices in float64."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from support.models import backbone
-from vtcframe.hooks import readers
-from vtcframe.hooks.kernel_call import KernelCall
-from vtcframe.hooks.readers import KeyStates, MeanQuery, PatchGroups, QueryRow, ReceivedAttention
+from vtcframe.core.encoder_readers import KeyStates, MeanQuery, PatchGroups, QueryRow, ReceivedAttention
+from vtcframe.core.kernel_call import KernelCall
 from vtcframe.hooks.tap import Tap
 from vtcframe.testing import make_inputs
 from vtcframe.testing.tiny_models.llava_families import SAMPLES
@@ -101,9 +102,9 @@ def received_by_hand(call, sees, real):
 
 @pytest.mark.parametrize("elements", [1, 150, 2**20], ids=["row by row", "few rows", "many"])
 @every_call
-def test_received_is_the_mean_over_the_rows_of_patches(name, elements, monkeypatch):
-    monkeypatch.setattr(readers, "MAX_ELEMENTS", elements)
+def test_received_is_the_mean_over_the_rows_of_patches(name, elements):
     call, sees, real = CALLS[name]
+    call = replace(call, max_elements=elements)
     want = received_by_hand(call, sees, real)
     close(ReceivedAttention(skip=SKIP)(call), want[..., SKIP:])
     close(ReceivedAttention(skip=SKIP, pool=PatchGroups(4))(call), grouped(want))

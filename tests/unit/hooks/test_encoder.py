@@ -23,9 +23,9 @@ from vtcframe import (
     VtcCls,
     compress,
 )
-from vtcframe.core.needs import AttentionReceived
 from vtcframe.core.token_merging import EncoderEvidence
 from vtcframe.errors import ComponentError
+from vtcframe.methods.mctf import AttentionReceived
 from vtcframe.methods.tome import ToMe
 from vtcframe.ops.compose import compose_prunings
 from vtcframe.testing import check_restored, make_inputs, samples_of
@@ -195,7 +195,7 @@ def test_evidence_of_a_stage_is_that_of_its_own_block():
         assert torch.allclose(evidence[need], want, atol=1e-6)
     n = rows.shape[-1]
     asked = whole[AttentionRows("received", (1,), heads="mean")][0, :, 0] * n + rows[1].mean(1)
-    assert torch.allclose(evidence[AttentionReceived()], asked / (n + 1), atol=1e-6)
+    assert torch.allclose(evidence[AttentionReceived()][0, :, 0], asked / (n + 1), atol=1e-6)
     assert torch.equal(evidence[HiddenStates()], evidence.tokens)
     assert evidence[ClassToken()].shape == evidence.tokens[:, 0].shape
     assert isinstance(evidence, EncoderEvidence)

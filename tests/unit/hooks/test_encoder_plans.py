@@ -10,7 +10,6 @@ from transformers import SiglipVisionConfig
 from support.encoder_stages import GREEDY, OPENED, RANDOM, at, taken, within
 from support.models import SERVED, backbone
 from vtcframe import Budget, Stage, VtcCls, adapter_for, compress
-from vtcframe.core.needs import AttentionReceived
 from vtcframe.core.stages import Plan, planned
 from vtcframe.methods.diffrate import DiffRate
 from vtcframe.methods.evit import EVit
@@ -51,15 +50,13 @@ def test_what_cannot_be_done_is_refused_before_anything_runs(monkeypatch):
     model, adapter, inputs = taken("llava")
     monkeypatch.setattr(type(adapter), "features", lambda *_: pytest.fail("the model was run"))
     for stages, says in (
-        (at("encoder:3"), "encoder:3 is none of the 3 blocks that make what is read, 0 to 2"),
+        (at("encoder:3"), "encoder:3 is none of the 3 blocks whose output is read, 0 to 2"),
         (ToMe(16).stages(Budget(4)), "encoder:3 is none of the 3 blocks"),
-        ([Stage("encoder:0", VtcCls(2), Budget(4))], r"beyond the 1 that are run"),
+        ([Stage("encoder:0", VtcCls(2), Budget(4))], r"beyond the 1 that have run"),
         ([Stage("encoder:0", VtcCls(1, "head"), Budget(4))], "no attention-pooling head"),
     ):
         with pytest.raises(ValueError, match=says):
             compress(model, stages=stages).generate(**inputs, **GREEDY)
-    with pytest.raises(ValueError, match=r"AttentionReceived\(\)"):
-        adapter.observe(inputs, [AttentionReceived()])
     with pytest.raises(ValueError, match="several lengths"):
         compress(model, stages=at("encoder:0")).generate(**inputs, **GREEDY, vision_feature_layer=[-2, -3])
 

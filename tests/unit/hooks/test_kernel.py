@@ -9,7 +9,7 @@ from torch.overrides import _get_current_function_mode_stack
 
 from support.gates import ROW, TIMM, open_clip_model, pixels, randomised
 from support.models import backbone
-from vtcframe.hooks.readers import QueryRow
+from vtcframe.core.encoder_readers import QueryRow
 from vtcframe.hooks.tap import Tap
 from vtcframe.testing import check_restored, make_inputs
 from vtcframe.testing.tiny_models.llava_families import SAMPLES

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from support.gates import ROW, TIMM, open_clip_model, pixels, randomised
-from vtcframe.hooks.readers import MeanQuery, QueryRow, ReceivedAttention
+from vtcframe.core.encoder_readers import MeanQuery, QueryRow, ReceivedAttention
 from vtcframe.hooks.tap import Tap
 from vtcframe.testing import check_restored
 

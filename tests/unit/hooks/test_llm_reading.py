@@ -13,14 +13,10 @@ from support.models import backbone
 from vtcframe import compress
 from vtcframe.adapters.base import adapter_for
 from vtcframe.components.scorers import TextAttention
-from vtcframe.core.needs import (
-    AttentionKeys,
-    AttentionPageRank,
-    AttentionRows,
-    HiddenStates,
-    ProbeAttention,
-    TextTokens,
-)
+from vtcframe.core.needs import AttentionKeys, AttentionRows, HiddenStates, TextTokens
+from vtcframe.methods.aim import AttentionPageRank
+from vtcframe.methods.sparsevlm import RaterAttention
+from vtcframe.methods.zipcache import ProbeAttention
 from vtcframe.testing.laws.adapters import inputs_for
 from vtcframe.testing.tiny_models.samples import SAMPLES
 
@@ -45,7 +41,7 @@ def raters(full, embeds, visual, text):
     return chosen or [len(embeds) - 1]
 
 
-def asking(query, view, every, visual, length, full, embeds):
+def query_rows(query, view, every, visual, length, full, embeds):
     last = max(every)
     text = list(range(last + 1, length)) or [length - 1]
     if query == "last":
@@ -70,10 +66,11 @@ def crops(layout, v):
 def test_text_attention_is_that_of_the_eager_model(family, layer):
     needs = [
         AttentionRows(query, (layer,), tower="llm", heads=heads, reduce=over)
-        for query in ("last", "text", "rated", "after")
+        for query in ("last", "text", "after")
         for heads in ("split", "mean")
         for over in ("mean", "max")
     ]
+    needs += [RaterAttention((layer,), heads) for heads in ("split", "mean")]
     evidence, attentions, _, full, adapter = shown(family, needs)
     entering = []
     hook = adapter.llm_layers()[0].register_forward_pre_hook(lambda _, args: entering.append(args[0]))
@@ -87,16 +84,17 @@ def test_text_attention_is_that_of_the_eager_model(family, layer):
             view, end = [c + begin for c in layout.column[v].tolist() if c >= 0], crops(layout, v)
             until = [c + begin for u in end for c in layout.column[u].tolist() if c >= 0]
             for need in needs:
-                rows = asking(need.query, until, every, visual, length, full, entering[0][p])
+                query = getattr(need, "query", "rated")
+                rows = query_rows(query, until, every, visual, length, full, entering[0][p])
                 block = paid[p][:, rows][:, :, view]  # [H, R, n]
                 block = block.mean(0, keepdim=True) if need.heads == "mean" else block
-                want = block.amax(1) if need.reduce == "max" else block.mean(1)
+                want = block.amax(1) if getattr(need, "reduce", "mean") == "max" else block.mean(1)
                 got = evidence[need][0, v, :, : len(view)]
                 torch.testing.assert_close(got, want, atol=2e-6, rtol=1e-4, msg=lambda m, need=need: f"{need}: {m}")
 
 
 def test_raters_are_few_where_some_text_stands_out():
-    evidence, *_ = shown("llava", [AttentionRows("rated", (1,), tower="llm"), AttentionRows("text", (1,), tower="llm")])
+    evidence, *_ = shown("llava", [RaterAttention((1,)), AttentionRows("text", (1,), tower="llm")])
     rated, text = (evidence[need] for need in evidence.found)
     assert not torch.allclose(rated[0, 0], text[0, 0], atol=1e-4)
 
@@ -114,6 +112,7 @@ def test_a_probe_before_the_language_model_shows_what_a_stage_inside_would(famil
         TextTokens(HiddenStates(0, "llm")),
         AttentionPageRank((1,)),
         ProbeAttention((1,), random=0.3),
+        RaterAttention((1,)),
     ]
     inside, *_ = shown(family, needs, 3)
     model, processor = backbone(family)

@@ -7,7 +7,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from support.models import backbone
-from vtcframe.hooks.readers import KeyStates, MeanQuery, PatchGroups, QueryRow, ReceivedAttention
+from vtcframe.core.encoder_readers import KeyStates, MeanQuery, PatchGroups, QueryRow, ReceivedAttention
 from vtcframe.hooks.tap import Tap
 from vtcframe.testing import check_restored, make_inputs
 from vtcframe.testing.tiny_models.llava_families import SAMPLES

@@ -9,13 +9,18 @@ import torch
 from support.aim import FLOW
 from support.models import SERVED, backbone
 from vtcframe import Budget, adapter_for, compress
-from vtcframe.core.needs import AttentionPageRank
+from vtcframe.core.kernel_call import KernelCall
 from vtcframe.core.pipeline import gather
 from vtcframe.core.stages import Pruner, Stage, planned
-from vtcframe.hooks import flow
-from vtcframe.hooks.flow import page_rank as walk
-from vtcframe.hooks.kernel_call import KernelCall
-from vtcframe.methods.aim import Aim, BipartiteMerge, LinearSchedule, TokenPageRank, entering
+from vtcframe.methods.aim import (
+    Aim,
+    AttentionPageRank,
+    BipartiteMerge,
+    LinearSchedule,
+    TokenPageRank,
+    entering,
+    page_rank,
+)
 from vtcframe.testing import check_pruner, check_scorer, make_evidence, make_layout
 from vtcframe.testing.laws.adapters import inputs_for
 from vtcframe.testing.tiny_models.samples import SAMPLES
@@ -24,6 +29,10 @@ NAN = math.nan
 
 
 # the walk
+
+
+def walk(call, need):
+    return page_rank(call, need.temperature, need.steps)
 
 
 def walked(query, key, scaling, seen, temperature, steps):
@@ -67,10 +76,10 @@ def prompts(kind):
 
 @pytest.mark.parametrize("elements", [1, 100, 2**21])
 @pytest.mark.parametrize("kind", ["none", "own", "bool", "lowest", "infinite"])
-def test_a_walk_equals_its_twin_whatever_the_mask_and_its_pieces(monkeypatch, kind, elements):
+def test_a_walk_equals_its_twin_whatever_the_mask_and_its_pieces(kind, elements):
     torch.manual_seed(0)
-    monkeypatch.setattr(flow, "MAX_ELEMENTS", elements)
     call, lengths = prompts(kind)
+    call = replace(call, max_elements=elements)
     for need in (
         AttentionPageRank((0,)),
         AttentionPageRank((0,), temperature=1.0, steps=1),
@@ -105,14 +114,16 @@ def test_a_walk_adds_the_masks_biases_before_it_sharpens():
 
 
 def test_a_walk_loses_nothing_and_never_holds_the_whole_map(monkeypatch):
-    held = []
-    logits = flow.attention_logits
-    monkeypatch.setattr(
-        flow, "attention_logits", lambda query, *rest: held.append(query.shape[2]) or logits(query, *rest)
-    )
+    counts, logits = [], KernelCall.logits
+
+    def count_rows(call, rows, heads="split"):
+        counts.append(rows.stop - rows.start)
+        return logits(call, rows, heads)
+
+    monkeypatch.setattr(KernelCall, "logits", count_rows)
     got = walk(KernelCall(torch.randn(2, 4, 64, 8), torch.randn(2, 2, 64, 8), None, 1.0, True, None), FLOW)
     torch.testing.assert_close(got.sum(2), torch.ones(2, 4))
-    assert max(held) <= 32
+    assert max(counts) <= 32
 
 
 def test_a_walk_needs_a_whole_prompt():

@@ -6,10 +6,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from vtcframe.core.needs import ProbeAttention
-from vtcframe.hooks import probed
-from vtcframe.hooks.kernel_call import KernelCall
-from vtcframe.methods.zipcache import ProbeSaliency
+from vtcframe.core.kernel_call import KernelCall
+from vtcframe.core.text_readers import PromptTokens
+from vtcframe.methods.zipcache import ProbeAttention, ProbeSaliency, sum_attention
 from vtcframe.testing import make_evidence
 
 # Probes
@@ -41,6 +40,11 @@ def prompts(lengths, gaps=False, heads=4, groups=2, width=8):
     return KernelCall(query, key, seen[:, None], 0.3, False, None), column, keys
 
 
+def probe_attention(call, need, column, keys):
+    """The need's reading; of the prompts it takes columns and hashes only."""
+    return need.read_llm(call, PromptTokens(column, keys, column >= 0, keys, column))
+
+
 def attention(call, b, h, row):
     """One row of softmax over the keys that it sees, the rest 0."""
     group = h // (call.query.shape[1] // call.key.shape[1])
@@ -60,7 +64,7 @@ def attention(call, b, h, row):
 def test_probed_equals_its_twin(need):
     lengths = [23, 40, 3]
     call, column, keys = prompts(lengths)
-    got, asking = probed.probe_attention(call, need, column, keys), probed.probes(column, keys, need)
+    got, asking = probe_attention(call, need, column, keys), need.probes(column, keys)
     assert got.dtype == torch.float32
     for b, n in enumerate(lengths):
         rows = asking[b].nonzero()[:, 0].tolist()
@@ -79,25 +83,25 @@ def test_probed_equals_its_twin(need):
 def test_probes_of_a_sample_are_the_same_in_any_batch_and_by_no_more_than_its_hash_and_seed():
     need = ProbeAttention((0,), 0.1, 0.4)
     call, column, keys = prompts([31, 50, 17], gaps=True)
-    whole = probed.probes(column, keys, need)
-    paid = probed.probe_attention(call, need, column, keys)
+    whole = need.probes(column, keys)
+    paid = probe_attention(call, need, column, keys)
     for b, n in enumerate([31, 50, 17]):
         alone, own, key = prompts([n], gaps=True)
-        assert torch.equal(whole[b, 50 - n :], probed.probes(own, key, need)[0])
+        assert torch.equal(whole[b, 50 - n :], need.probes(own, key)[0])
         assert not whole[b, : 50 - n].any()
-        one = probed.probe_attention(alone, need, own, key)
+        one = probe_attention(alone, need, own, key)
         torch.testing.assert_close(paid[b, :, 50 - n :], one[0], atol=1e-6, rtol=1e-5)
         assert (paid[b, :, : 50 - n] == 0).all()
-    assert not torch.equal(whole, probed.probes(column, keys, replace(need, seed=1)))
-    assert not torch.equal(whole, probed.probes(column, keys + 1, need))
-    everyone = probed.probes(column, keys, ProbeAttention((0,), 0.5, 1.0))
+    assert not torch.equal(whole, replace(need, seed=1).probes(column, keys))
+    assert not torch.equal(whole, need.probes(column, keys + 1))
+    everyone = ProbeAttention((0,), 0.5, 1.0).probes(column, keys)
     assert torch.equal(everyone, column >= 0)  # never more than there are
 
 
-def test_masks_of_every_kind_say_the_same_and_chunks_change_nothing(monkeypatch):
+def test_masks_of_every_kind_say_the_same_and_chunks_change_nothing():
     need = ProbeAttention((0,), 0.2, 0.3)
     call, column, keys = prompts([40])
-    want = probed.probe_attention(call, need, column, keys)
+    want = probe_attention(call, need, column, keys)
     additive = torch.zeros(call.mask.shape).masked_fill(~call.mask, torch.finfo(torch.float16).min)
     for same in (
         replace(call, mask=additive),
@@ -106,24 +110,23 @@ def test_masks_of_every_kind_say_the_same_and_chunks_change_nothing(monkeypatch)
         replace(call, mask=column >= 0, causal=True),
         replace(call, mask=call.mask.expand(-1, 4, -1, -1)),
     ):
-        torch.testing.assert_close(probed.probe_attention(same, need, column, keys), want, atol=1e-6, rtol=1e-5)
-    monkeypatch.setattr(probed, "MAX_ELEMENTS", 500)
-    torch.testing.assert_close(probed.probe_attention(call, need, column, keys), want, atol=1e-6, rtol=1e-5)
+        torch.testing.assert_close(probe_attention(same, need, column, keys), want, atol=1e-6, rtol=1e-5)
+    small = replace(call, max_elements=500)
+    torch.testing.assert_close(probe_attention(small, need, column, keys), want, atol=1e-6, rtol=1e-5)
     free = replace(call, mask=None)  # every query sees every key
-    rows = probed.probes(column, keys, need)[0].nonzero()[:, 0]
-    _, seen = probed.sum_attention(free, rows)
+    rows = need.probes(column, keys)[0].nonzero()[:, 0]
+    _, seen = sum_attention(free, rows)
     assert seen.unique().tolist() == [len(rows)]
 
 
 def test_no_more_than_probe_rows_are_computed(monkeypatch):
     call, column, keys = prompts([60, 44])
-    made = []
-    logits = probed.attention_logits
+    counts, logits = [], KernelCall.logits
 
-    def spied(query, key, scaling):
-        made.append(query.shape[2])
-        return logits(query, key, scaling)
+    def count_rows(call, rows, heads="split"):
+        counts.append(len(rows))
+        return logits(call, rows, heads)
 
-    monkeypatch.setattr(probed, "attention_logits", spied)
-    probed.probe_attention(call, ProbeAttention((0,)), column, keys)
-    assert made == [3 + 3, 2 + 2]
+    monkeypatch.setattr(KernelCall, "logits", count_rows)
+    probe_attention(call, ProbeAttention((0,)), column, keys)
+    assert counts == [3 + 3, 2 + 2]

@@ -11,7 +11,7 @@ from torch import Tensor
 from vtcframe.core.budget import Budget
 from vtcframe.core.contracts import call_component, describe_type, needs_of
 from vtcframe.core.evidence import Evidence
-from vtcframe.core.needs import Need
+from vtcframe.core.need_bases import Need
 from vtcframe.core.pruned import Pruned
 from vtcframe.core.stages import Pruner
 from vtcframe.core.verbs import Allocator, Component, Ensembler, Merger, Scorer, Selector

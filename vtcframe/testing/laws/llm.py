@@ -141,7 +141,7 @@ def masked_layers(adapter: Adapter, acted: LlmStages) -> Iterator[None]:
 
     def before(i: int, module: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
         hidden, changed = args[0] if args else kwargs["hidden_states"], dict(kwargs)
-        held = _among(whole, acted.segments[acted._keeps(i) if steps else acted._of(i)].column)
+        held = _among(whole, acted.segments[acted.segment_cached(i) if steps else acted.segment_read(i)].column)
         held = held.repeat_interleave(len(hidden) // len(held), 0)
         held = torch.cat([held, torch.ones(len(hidden), steps, dtype=torch.bool)], 1)
         changed["attention_mask"] = _hiding(changed.get("attention_mask"), held, hidden, decoder.config)

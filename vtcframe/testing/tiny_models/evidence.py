@@ -8,7 +8,7 @@ from torch import Tensor
 
 from vtcframe.core.evidence import Evidence
 from vtcframe.core.layout import Layout
-from vtcframe.core.needs import AttentionKeys, AttentionRows, Need, TextTokens
+from vtcframe.core.need_bases import Need
 
 POISON = 1e4  # what lies at padding: a missing mask passes on zeros
 Samples = Mapping[int, Sequence[tuple[int, int]]]  # a sample's key -> (rows, columns) of each of its views
@@ -56,10 +56,10 @@ def make_evidence(needs: Iterable[Need] = (), samples: Samples = SAMPLES, channe
 def _made(need: Need, layout: Layout, channels: int) -> Tensor:
     sizes = {"V": len(layout.sample), "N": layout.column.shape[1], "P": len(layout.key), "H": 4, "T": 6, "C": channels}
     sizes["L"] = len(getattr(need, "layers", (0,)))
-    if isinstance(need, AttentionRows) and need.heads != "split":
+    if getattr(need, "heads", "split") != "split":
         sizes["H"] = 1
-    if isinstance(need, TextTokens) and isinstance(need.what, AttentionKeys):
-        sizes["C"] = 4 * channels
+    if "H" in need.source.axes and "H" not in need.axes:  # heads joined
+        sizes["C"] = sizes["H"] * channels
     return _fill([sizes[axis] for axis in need.axes], need.axes, str(need), layout)
 
 

@@ -12,14 +12,14 @@ from vtcframe.adapters.arrangement import WHOLE, Arrangement, Picture, checksums
 from vtcframe.adapters.auxiliary_encoders import only_call
 from vtcframe.adapters.base import Adapter
 from vtcframe.adapters.prompt import Prompt
+from vtcframe.core.encoder_readers import EncoderTokens, Reader
 from vtcframe.core.evidence import Evidence
-from vtcframe.core.needs import AttentionKeys, AttentionRows, ClassToken, HiddenStates, Need
+from vtcframe.core.need_bases import AttentionNeed, HiddenNeed, Need
 from vtcframe.core.pruned import Pruned
 from vtcframe.core.stages import Stage
 from vtcframe.core.token_merging import EncoderEvidence
 from vtcframe.hooks.encoder import EncoderStages, rows_of
-from vtcframe.hooks.encoder_blocks import missing_evidence_hint, reader_of
-from vtcframe.hooks.readers import KeyStates, Reader
+from vtcframe.hooks.encoder_reading import encoder_refusal, reader_of
 from vtcframe.hooks.tap import Tap
 from vtcframe.ops.compose import keep_all
 from vtcframe.ops.gather import find_columns
@@ -85,22 +85,20 @@ class Encoder(Adapter):
         asked = {need: self._readers(need) for need in needs}
         readers: dict[nn.Module, list[Reader]] = {}
         deepest = self.site
-        for layers, reader in asked.values():
-            for layer in layers:
+        for pairs in asked.values():
+            for layer, reader in pairs:
                 readers.setdefault(self.vit.blocks[layer].get_submodule("attn"), []).append(reader)
                 deepest = max(deepest, layer + 1)
         with Tap(readers) as tap:
             hidden = self.vit.begin(inputs["pixel_values"], self.site, deepest)
         prefix, patches = hidden[:, : self.vit.prefix], hidden[:, self.vit.prefix :]
         found = {}
-        for need, (layers, reader) in asked.items():
-            if isinstance(need, ClassToken):
-                found[need] = hidden[:, 0]
-            elif isinstance(need, HiddenStates):
-                found[need] = patches
+        for need, pairs in asked.items():
+            if isinstance(need, HiddenNeed):
+                found[need] = need.read_encoder(patches, hidden[:, 0] if self.vit.has_class else None)
             else:
-                modules = [self.vit.blocks[layer].get_submodule("attn") for layer in layers]
-                found[need] = torch.stack([only_call(tap, module, reader) for module in modules])
+                modules = [(self.vit.blocks[layer].get_submodule("attn"), reader) for layer, reader in pairs]
+                found[need] = torch.stack([only_call(tap, module, reader) for module, reader in modules])
         evidence = arrangement.evidence(torch.cat([patches, prefix], 1).flatten(0, 1), found)
         return replace(evidence, project=nn.Identity())
 
@@ -177,17 +175,16 @@ class Encoder(Adapter):
         """Raise ValueError: nothing is generated."""
         raise ValueError(f"{type(self.model).__name__} generates nothing: call features(evidence, pruned), or extract")
 
-    def _readers(self, need: Need) -> tuple[list[int], Reader]:
-        """Return the blocks that serve a need, in the order asked for, and what reads them."""
-        kind, k = type(self.vit.module).__name__, self.vit.prefix
-        if need == HiddenStates() or (isinstance(need, ClassToken) and self.vit.has_class):
-            return [], KeyStates()
-        reader = reader_of(need, k, None, self.vit.has_class)
-        if reader is None or not isinstance(need, AttentionRows | AttentionKeys):
-            raise ValueError(f"{type(self).__name__} cannot gather {need} from {kind}{missing_evidence_hint(need)}")
+    def _readers(self, need: Need) -> list[tuple[int, Reader]]:
+        """Return the blocks that serve a need, in the order of its layers, and readers; none for hidden states."""
+        kind, tokens = type(self.vit.module).__name__, EncoderTokens(self.vit.prefix, None, self.vit.has_class)
+        if refusal := encoder_refusal(need, tokens):
+            raise ValueError(f"{type(self).__name__} cannot gather {need} from {kind}: {refusal}")
+        if not isinstance(need, AttentionNeed):
+            return []
         count = self.site if need.blocks == "feeding" else len(self.vit.blocks)
         if not all(-count <= layer < count for layer in need.layers):
             raise ValueError(f"{need} asks for a block beyond the {count} ({need.blocks}) of {kind}")
         if not all(hasattr(block, "attn") for block in self.vit.blocks):
             raise ValueError(f"{need} cannot be gathered: blocks of {kind} have no attention module of their own")
-        return [layer % count for layer in need.layers], reader
+        return [(layer % count, reader_of(need, tokens)) for layer in need.layers]

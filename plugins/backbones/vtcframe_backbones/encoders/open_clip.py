@@ -61,7 +61,7 @@ class _OpenClipHalves(SplitBlock):
             return hidden + block.ls_1(block.attention(q_x=normed, attn_mask=mask))
         return hidden + block.ls_1(block.ln_attn(self.attention_module(normed, attn_mask=mask)))
 
-    def apply_attention(self, hidden: Tensor, paid: Tensor) -> Tensor:
+    def apply_attention(self, hidden: Tensor, weights: Tensor) -> Tensor:
         attention = self.attention_module
         if not isinstance(attention, nn.MultiheadAttention):
             raise ValueError(
@@ -70,7 +70,7 @@ class _OpenClipHalves(SplitBlock):
             )
         bias = None if attention.in_proj_bias is None else attention.in_proj_bias.chunk(3)[2]
         values = torch.nn.functional.linear(self.block.ln_1(hidden), attention.in_proj_weight.chunk(3)[2], bias)
-        return hidden + self.block.ls_1(attention.out_proj(by_heads(values, paid)))
+        return hidden + self.block.ls_1(attention.out_proj(by_heads(values, weights)))
 
     def mlp(self, hidden: Tensor) -> Tensor:
         return hidden + self.block.ls_2(self.block.mlp(self.block.ln_2(hidden)))

@@ -66,9 +66,9 @@ class _TimmHalves(SplitBlock):
             self.block.ls1(self.attention_module(self.block.norm1(hidden), attn_mask=mask))
         )
 
-    def apply_attention(self, hidden: Tensor, paid: Tensor) -> Tensor:
+    def apply_attention(self, hidden: Tensor, weights: Tensor) -> Tensor:
         attention, normed = self.attention_module, self.block.norm1(hidden)
-        seen = attention.norm(by_heads(attention.qkv(normed).chunk(3, -1)[2], paid))
+        seen = attention.norm(by_heads(attention.qkv(normed).chunk(3, -1)[2], weights))
         if attention.gate is not None:
             seen = seen * attention.gate(normed).sigmoid()
         return hidden + self.block.drop_path1(self.block.ls1(attention.proj(seen)))

@@ -1,0 +1,187 @@
+"""What every need of evidence extends, so that a plug-in can bring a kind of its own.
+
+A need is a frozen dataclass below `AttentionNeed` or `HiddenNeed`. It says where it is read and how: adapters and hooks
+find the modules, pass on each call of a kernel or the hidden states, and arrange the result by `axes`.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, ClassVar, Literal, Self
+
+from torch import Tensor
+
+from vtcframe.core.encoder_readers import EncoderTokens
+from vtcframe.core.kernel_call import KernelCall
+from vtcframe.core.text_readers import PromptTokens
+
+# "vision", "llm", or an auxiliary encoder: "timm:NAME", "open_clip:NAME/WEIGHTS" (see adapters/auxiliary_encoders.py)
+Tower = str
+
+Site = Literal["encoder", "llm", "auxiliary"]  # the vision encoder, the language model, or an encoder beside both
+
+Blocks = Literal["feeding", "tower"]
+
+Preparation = Callable[[Tensor, PromptTokens], Tensor]  # embeddings [P, L, D] -> [P, L, ...]
+
+NOT_OF_ENCODERS = "it is read of the language model only"
+NOT_OF_LLM = "it is read of vision encoders only"
+
+
+class Need(ABC):
+    """A request for evidence. Below it are frozen dataclasses: equal ones are hashed alike and gathered once."""
+
+    axes: ClassVar[str]
+
+    @property
+    @abstractmethod
+    def site(self) -> Site:
+        """Where it is read."""
+
+    @property
+    def source(self) -> "Need":
+        """The need whose readings this one arranges in another way; itself by default."""
+        return self
+
+    @property
+    def prerequisites(self) -> "tuple[Need, ...]":
+        """Needs of the vision encoder whose evidence an adapter must gather first for this one."""
+        return ()
+
+    def encoder_refusal(self, tokens: EncoderTokens) -> str:
+        """Say why an encoder with such tokens cannot serve it, and the cure; "" where it can."""
+        return NOT_OF_ENCODERS
+
+    def llm_refusal(self) -> str:
+        """Say why no language model can serve it, and the cure; "" where one can."""
+        return NOT_OF_LLM
+
+
+class LayerNeed(Need):
+    """A need that is read layer by layer, of the vision encoder or of the language model by its `tower`."""
+
+    tower: Tower = "vision"
+
+    @property
+    def site(self) -> Site:
+        """Where it is read: "vision" and "llm" are towers of the backbone, any other name is an auxiliary encoder."""
+        sites: dict[str, Site] = {"vision": "encoder", "llm": "llm"}
+        return sites.get(self.tower, "auxiliary")
+
+    @property
+    @abstractmethod
+    def layer_numbers(self) -> tuple[int, ...]:
+        """The layers that are read, in the order of axis L; negative ones count from the end."""
+
+    @abstractmethod
+    def at_layer(self, layer: int) -> Self:
+        """Return the same need of one layer alone."""
+
+
+class AttentionNeed(LayerNeed):
+    """A need that reads calls of attention kernels: axes "LVHN", or "LVHNC" for vectors of each token.
+
+    A subclass is a frozen dataclass with a field `layers`; where it serves both sites it has a field `tower`, else it
+    sets `tower` in the class. It implements `read_encoder`, `read_llm` or both, and refuses the site that it cannot
+    serve. Readings run without gradients and autocast, one call at a time; keep memory linear in the number of keys
+    (see `KernelCall.row_chunks`).
+
+    `blocks="feeding"` counts only the blocks whose output reaches the projector: LLaVA reads `hidden_states[-2]`, so
+    its last block is not one of them. Methods that publish scores of that unused block use `blocks="tower"`. Blocks
+    that attend within windows (Qwen2.5-VL) do not count either: their weights do not compare across a picture.
+    """
+
+    axes: ClassVar[str] = "LVHN"
+    spans_picture: ClassVar[bool] = True  # it compares all tokens of a picture, so blocks with windows cannot serve it
+    layers: tuple[int, ...]
+    blocks: Blocks = "feeding"
+
+    @property
+    def layer_numbers(self) -> tuple[int, ...]:
+        """The `layers`."""
+        return self.layers
+
+    def at_layer(self, layer: int) -> Self:
+        """Return the same need of one layer alone."""
+        return replace(self, layers=(layer,))  # pyright: ignore[reportArgumentType] (subclasses are dataclasses)
+
+    @property
+    def at_pooling_head(self) -> bool:
+        """Whether it is read of the encoder's attention-pooling head and not of blocks."""
+        return False
+
+    def reading(self, tokens: EncoderTokens) -> Self:
+        """Return what is read in one block of an encoder: needs that are equal here share one reading."""
+        fields = getattr(self, "__dataclass_fields__", {})
+        shared: dict[str, Any] = {"layers": (0,), "blocks": "feeding"}
+        return replace(self, **{name: x for name, x in shared.items() if name in fields})  # pyright: ignore
+
+    def read_encoder(self, call: KernelCall, tokens: EncoderTokens) -> Tensor:
+        """[B, H, T] float32, or [B, G, T, d], from one call over B views of K keys, of which T are tokens."""
+        raise NotImplementedError(f"{type(self).__name__} has no read_encoder: define it, or refuse in encoder_refusal")
+
+    def read_llm(self, call: KernelCall, prompts: PromptTokens) -> Tensor:
+        """[P, H, L] float32, or [P, G, L, d], from one layer's call over P prompts of L slots, padding included."""
+        raise NotImplementedError(f"{type(self).__name__} has no read_llm: define it, or refuse in llm_refusal")
+
+    @property
+    def preparation(self) -> Preparation | None:
+        """A function of the embeddings that enter layer 0 of the language model; None: nothing is prepared.
+
+        It is called once with embeddings [P, L, D] and the prompts, and returns a tensor [P, L, ...]. `read_llm` gets
+        that as `prompts.prepared`, of the slots that remain. Needs with equal functions share the result.
+        """
+        return None
+
+    def encoder_refusal(self, tokens: EncoderTokens) -> str:
+        """Say why an encoder with such tokens cannot serve it, and the cure; "" where it can."""
+        return NOT_OF_ENCODERS if type(self).read_encoder is AttentionNeed.read_encoder else ""
+
+    def llm_refusal(self) -> str:
+        """Say why no language model can serve it, and the cure; "" where one can."""
+        if type(self).read_llm is AttentionNeed.read_llm:
+            return NOT_OF_LLM
+        return "" if self.blocks == "feeding" else "blocks='tower' applies to vision encoders only"
+
+
+class HiddenNeed(LayerNeed):
+    """A need that reads hidden states: axes "VNC" with a vector for each token, or "VC" with one for each view.
+
+    A subclass is a frozen dataclass; of vision encoders there is layer -1 only, what the projector reads. In the
+    language model a layer's output is read after the model's last norm.
+    """
+
+    axes: ClassVar[str] = "VNC"
+    layer: int = -1
+
+    @property
+    def layer_numbers(self) -> tuple[int, ...]:
+        """The `layer`."""
+        return (self.layer,)
+
+    def at_layer(self, layer: int) -> Self:
+        """Return the same need of another layer."""
+        return replace(self, layer=layer)  # pyright: ignore[reportArgumentType] (subclasses are dataclasses)
+
+    def read_encoder(self, tokens: Tensor, class_token: Tensor | None) -> Tensor:
+        """[B, T, C'] or [B, C'] from the hidden states of tokens [B, T, C] and of the class token [B, C].
+
+        The channels of a token made of several patches are those of its patches, one after another.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no read_encoder: define it, or refuse in encoder_refusal")
+
+    def read_llm(self, states: Tensor, prompts: PromptTokens) -> Tensor:
+        """[P, L, C'] from the hidden states [P, L, C] of a layer, padding included."""
+        raise NotImplementedError(f"{type(self).__name__} has no read_llm: define it, or refuse in llm_refusal")
+
+    def encoder_refusal(self, tokens: EncoderTokens) -> str:
+        """Say why an encoder with such tokens cannot serve it, and the cure; "" where it can."""
+        if type(self).read_encoder is HiddenNeed.read_encoder:
+            return NOT_OF_ENCODERS
+        return "" if self.layer == -1 else "of vision encoders there is layer=-1 only, what the projector reads"
+
+    def llm_refusal(self) -> str:
+        """Say why no language model can serve it, and the cure; "" where one can."""
+        if type(self).read_llm is HiddenNeed.read_llm:
+            return NOT_OF_LLM
+        return "" if self.axes == "VNC" else "in the language model there is a vector for each token only, axes VNC"

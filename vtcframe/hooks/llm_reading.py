@@ -1,0 +1,138 @@
+"""Evidence read inside the language model: needs split by layer, whether they can be served, and what was read."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from vtcframe.core.evidence import Evidence
+from vtcframe.core.kernel_call import KernelCall
+from vtcframe.core.need_bases import AttentionNeed, HiddenNeed, LayerNeed, Need, Preparation
+from vtcframe.core.pruned import Pruned
+from vtcframe.core.stages import Stage
+from vtcframe.hooks.llm_segment import Segment
+
+
+def llm_needs(needs: Iterable[Need]) -> tuple[LayerNeed, ...]:
+    """Return those of `needs` that are read of the language model."""
+    return tuple(cast(LayerNeed, need) for need in needs if need.site == "llm")
+
+
+def split_by_layer(need: LayerNeed, base: int) -> tuple[LayerNeed, ...]:
+    """Return a need of the language model layer by layer; negative layers count back from `base`."""
+    return tuple(need.at_layer(layer + base if layer < 0 else layer) for layer in need.layer_numbers)
+
+
+def layer_of(part: LayerNeed) -> int:
+    """Return the layer that one part of a split need reads."""
+    return part.layer_numbers[0]
+
+
+def check_needs(needs: Iterable[Need], depth: int, at: int | None = None) -> None:
+    """Raise ValueError for needs of the language model that cannot be served at "llm:`at`", or before it (None)."""
+    where = "before the language model" if at is None else f"at 'llm:{at}'"
+    for need in llm_needs(needs):
+        if not (isinstance(need, LayerNeed) and isinstance(need.source, AttentionNeed | HiddenNeed)):
+            raise ValueError(
+                f"{need} reads neither attention nor hidden states of the language model: extend AttentionNeed or "
+                "HiddenNeed"
+            )
+        if refusal := need.llm_refusal():
+            raise ValueError(f"{need}: {refusal}")
+        # attention of layer K itself can be read before it runs, the hidden states that it returns cannot
+        last = depth - 1 if at is None else at - isinstance(need.source, HiddenNeed)
+        for part in split_by_layer(need, depth if at is None else at):
+            if not 0 <= layer_of(part) <= last:
+                raise ValueError(f"{need} asks for layer {layer_of(part)}: 0 to {last} can be read {where}")
+
+
+class LlmReadings:
+    """The evidence that stages and a caller need of the language model, and what has been read of it so far.
+
+    Parts of needs, one layer each, are read while the layers run, and shared by all needs that have them. The parts
+    that stages in between leave over are regrouped with the tokens.
+    """
+
+    def __init__(self, evidence: Evidence, stages: Mapping[int, Stage], needs: Iterable[Need], depth: int) -> None:
+        self.needs, self.depth = llm_needs(needs), depth
+        self.evidence = evidence  # its `found` holds parts of needs
+        self.last_use: dict[LayerNeed, int] = {}  # part -> the last layer before which it is needed; `depth`: after all
+        self.ahead: dict[int, list[LayerNeed]] = {}  # parts of a layer that are read before the stage at it acts
+        for layer, stage in stages.items():
+            parts = [part for need in llm_needs(stage.pruner.needs) for part in split_by_layer(need, layer)]
+            self.last_use |= dict.fromkeys(parts, layer)
+            self.ahead[layer] = [part for part in parts if layer_of(part) == layer]
+        self.last_use |= {part: depth for need in self.needs for part in split_by_layer(need, depth)}
+        sources = [part.source for part in self.last_use]
+        functions = [source.preparation for source in sources if isinstance(source, AttentionNeed)]
+        self.preparations: dict[Preparation, Tensor | None] = {function: None for function in functions if function}
+
+    @property
+    def first_layer(self) -> int:
+        """The first layer that is read; `depth` where none is."""
+        return 0 if self.preparations else min([self.depth, *map(layer_of, self.last_use)])
+
+    @property
+    def attention_layers(self) -> set[int]:
+        """The layers whose attention is read."""
+        return {layer_of(part) for part in self.last_use if isinstance(part.source, AttentionNeed)}
+
+    @property
+    def complete(self) -> bool:
+        """Whether all parts have been read."""
+        return self.last_use.keys() <= self.evidence.found.keys()
+
+    def prepare(self, embeddings: Tensor, segment: Segment) -> None:
+        """Call the preparations of needs on the embeddings [P, L, D] that enter layer 0."""
+        with torch.autocast(embeddings.device.type, enabled=False):
+            self.preparations = {function: function(embeddings, segment.prompts) for function in self.preparations}
+
+    def read_states(self, layer: int, states: Callable[[], Tensor], segment: Segment) -> None:
+        """Read what is needed of the hidden states after a layer; `states()` [P, L, C] applies the last norm."""
+        parts = [part for part, use in self.last_use.items() if layer_of(part) == layer and use > layer]
+        parts = [part for part in parts if isinstance(part.source, HiddenNeed)]
+        if parts:
+            hidden, results = states(), {}
+            for need in {part.source for part in parts}:
+                results[need] = cast(HiddenNeed, need).read_llm(hidden, segment.prompts)
+            self._add({part: self._arranged(part, results[part.source], segment) for part in parts})
+
+    def read_attention(
+        self, layer: int, call: KernelCall, segment: Segment, rotary: tuple[Tensor, Tensor] | None, ahead: bool
+    ) -> None:
+        """Read what is needed of a layer's attention; `ahead` of the stage at it only what that stage needs."""
+        parts = self.ahead[layer] if ahead else [part for part, use in self.last_use.items() if use > layer]
+        parts = [part for part in parts if isinstance(part.source, AttentionNeed) and layer_of(part) == layer]
+        prompts, results = replace(segment.prompts, rotary=rotary), {}
+        for need in {cast(AttentionNeed, part.source) for part in parts}:
+            prepared = self.preparations[need.preparation] if need.preparation else None
+            prepared = None if prepared is None else segment.of_first_slots(prepared)
+            results[need] = need.read_llm(call, replace(prompts, prepared=prepared))
+        self._add({part: self._arranged(part, results[part.source], segment) for part in parts})
+
+    def found(self, need: Need, base: int) -> Tensor:
+        """Return the evidence of a need; its negative layers count back from `base`."""
+        if need.site != "llm":
+            return self.evidence[need]
+        parts = [self.evidence[part] for part in split_by_layer(cast(LayerNeed, need), base)]
+        return torch.cat(parts) if need.axes.startswith("L") else parts[0]
+
+    def drop(self, layer: int, tokens: Tensor, pruned: Pruned) -> None:
+        """Keep of the evidence what later stages need, of the tokens that remain after the stage at `layer`."""
+        found = self.evidence.found.items()
+        later: Any = {need: x for need, x in found if self.last_use.get(cast(Any, need), self.depth) > layer}
+        self.evidence = replace(self.evidence, tokens=tokens, found=later).after(pruned)
+
+    def _add(self, found: Mapping[Any, Tensor]) -> None:
+        self.evidence = replace(self.evidence, found={**self.evidence.found, **found})
+
+    def _arranged(self, part: LayerNeed, result: Tensor, segment: Segment) -> Tensor:
+        """[P, H, L], [P, G, L, d] or [P, L, C] as the axes of a part say."""
+        if isinstance(part.source, AttentionNeed):
+            result = result.transpose(1, 2)  # [P, L, H(, d)]
+        if part.axes == "PTC":
+            return segment.text_of(result.flatten(2))
+        tokens = segment.tokens_of(result)  # [V, N, ...]
+        return tokens.transpose(1, 2)[None] if part.axes.startswith("L") else tokens
