@@ -4,7 +4,7 @@
 
 # kind: none
 from .adapters.arrangement import Arrangement as Arrangement, Picture as Picture
-from .adapters.base import Adapter as Adapter, adapter_for as adapter_for
+from .adapters.base import Adapter as Adapter, EncoderAdapter as EncoderAdapter, adapter_for as adapter_for
 from .adapters.prompt import Prompt as Prompt
 from .adapters.tower import Tower as Tower, TowerAdapter as TowerAdapter
 from .config.plan_file import load_stages as load_stages

@@ -23,7 +23,7 @@ import pluggy
 
 GROUP = "vtcframe"
 KINDS = {  # kind -> the class that its components extend
-    "adapter": "vtcframe.adapters.base:Adapter",
+    "adapter": "vtcframe.adapters.base:EncoderAdapter",
     "scorer": "vtcframe.core.verbs:Scorer",
     "ensembler": "vtcframe.core.verbs:Ensembler",
     "allocator": "vtcframe.core.verbs:Allocator",

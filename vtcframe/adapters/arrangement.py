@@ -92,6 +92,8 @@ class Arrangement:
     origin: Tensor  # [V] the view's number in the order in which the towers encode
     structural: Structural | None  # without tokens as yet
     extra: Tensor  # [U] the packed features that structural tokens are
+    prompt: Prompt
+    pictures: tuple[tuple[Picture, ...], ...]  # for each modality of the adapter, in the order of the pixels
     questions: tuple[str, ...] = ()  # [P] as asked, for those who compare pictures with them
 
     @classmethod
@@ -102,6 +104,7 @@ class Arrangement:
 
         Views come sample by sample, in the order of their pictures in the prompt.
         """
+        kept = tuple(map(tuple, pictures))
         places = [(prompt.kind == kind).nonzero(as_tuple=True) for kind in range(len(pictures))]
         sample, column = (torch.cat(x) for x in zip(*places, strict=True))  # [n] of each packed feature
         every, owned = [p for kind in pictures for p in kind], torch.cat(list(owner))
@@ -145,7 +148,7 @@ class Arrangement:
         )
         source, extra = source.view(-1, width)[origin], (~candidate).nonzero()[:, 0]
         if not len(extra):
-            return cls(layout, source, origin, None, extra)
+            return cls(layout, source, origin, None, extra, prompt, kept)
         first, last = (torch.cat([getattr(p, end) for p in every])[extra] for end in ("first", "last"))
         own, empty = start.repeat_interleave(length)[extra], first > last
         first, last = (column[own + x.masked_fill(empty, 0)] for x in (first, last))
@@ -156,7 +159,7 @@ class Arrangement:
             first,
             last.masked_fill(empty, -1),
         )
-        return cls(layout, source, origin, structural, extra)
+        return cls(layout, source, origin, structural, extra, prompt, kept)
 
     def views(self, packed: Tensor) -> Tensor:
         """[n, ...] packed -> [V, N, ...], 0 where there is no token."""

@@ -8,7 +8,6 @@ from torch import Tensor
 
 from vtcframe.adapters.arrangement import Arrangement
 from vtcframe.adapters.auxiliary_encoders import auxiliary_encoder, resampled
-from vtcframe.adapters.prompt import Prompt
 from vtcframe.core.need_bases import Need
 from vtcframe.core.needs import AttentionRows, Similarity
 
@@ -78,9 +77,12 @@ def _original_images(
     """Return the pictures, [3, h, w] in 0..1, one for each image or frame, and [V] which of them a view shows."""
     processor = _processor(need, adapter)
     pictures: list[Tensor] = []
+    by_modality = dict(zip(adapter.modalities, arrangement.pictures, strict=True))
     for modality in adapter.modalities_in(inputs):
         made = processor.image_processor if modality == "image" else processor.video_processor
-        pictures += [_undone(made, pixels) for pixels in adapter.original_images(modality, inputs)]
+        pictures += [
+            _undone(made, pixels) for pixels in adapter.original_images(modality, inputs, by_modality[modality])
+        ]
     layout, back = arrangement.layout, arrangement.origin.argsort()
     keys = torch.stack([layout.sample, layout.image, layout.frame], 1)[back]  # in the order of the towers
     _, of = keys.unique_consecutive(dim=0, return_inverse=True)
@@ -105,7 +107,7 @@ def _questions(
     """Return the questions, or the prompts without placeholders and special tokens where the caller named none."""
     if arrangement.questions:
         return arrangement.questions
-    prompt: Prompt = adapter.prompt(inputs)
+    prompt = arrangement.prompt
     tokenizer = _processor(need, adapter).tokenizer
     rows = zip(prompt.ids, prompt.real & ~prompt.visual, strict=True)
     return [tokenizer.decode(ids[text], skip_special_tokens=True).strip() for ids, text in rows]

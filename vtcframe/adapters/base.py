@@ -43,41 +43,32 @@ class Encoded(BaseModelOutputWithPooling):
     deepstack_features: list[list[Tensor]] | None = None
 
 
-class Adapter(ABC):
-    """Knows one family of backbones."""
+class EncoderAdapter(ABC):
+    """Knows one family of vision encoders: it lays out their tokens and gathers evidence about them."""
 
-    consumes: ClassVar[tuple[str, ...]]  # the inputs that describe pictures; splice takes them over
-    per_token_inputs: ClassVar[
-        tuple[str, ...]
-    ] = ()  # those of them [P, L] that stay beside the ids, shortened with them
     modalities: ClassVar[tuple[Modality, ...]] = ("image",)  # each with a placeholder of its own, in packed order
-    stacked: ClassVar[tuple[Modality, ...]] = ()  # of those, the ones whose features the model takes as one tensor
-
     # why stages inside the encoder cannot be run; "" where `encode_with_stages` can
     no_encoder_stages_because: ClassVar[str] = "it has no encoder whose blocks are known"
 
     def __init__(self, model: nn.Module, processor: Any = None) -> None:
+        """`processor` is asked for by evidence about the pictures or the questions themselves."""
         self.model: Any = model
-        self.processor = processor  # what needs the pictures or the questions themselves asks for it
-        theirs = getattr(processor, "image_token_ids", None)
-        ours = getattr(getattr(model, "config", None), "image_token_id", None)
-        if theirs and ours is not None and ours not in theirs:
-            raise ValueError(
-                f"{type(processor).__name__} puts tokens {list(theirs)} where pictures are to stand, "
-                f"{type(model).__name__} reads them at {ours}: give the processor of the model's own checkpoint"
-            )
+        self.processor = processor
 
     @classmethod
     @abstractmethod
     def matches(cls, model: nn.Module) -> bool:
-        """Tell whether this adapter knows `model`."""
+        """Whether this adapter knows `model`."""
 
     @abstractmethod
-    def arrange(self, inputs: Mapping[str, Any], ids: Sequence[object] = ()) -> Arrangement:
-        """Tell where the visual tokens of `inputs` (what a processor returns) sit; nothing is encoded.
+    def arrange(
+        self, inputs: Mapping[str, Any], ids: Sequence[object] = (), *, prompt: Prompt | None = None
+    ) -> Arrangement:
+        """Return where the visual tokens of `inputs` (what a processor returns) sit; nothing is encoded.
 
-        `ids` names the samples, so that randomness does not depend on their pixels; without them it depends on prompt
-        and pixels. ValueError where there are no pictures, or prompts and pictures do not match.
+        `ids` name the samples, so that randomness does not depend on their pixels; without them it depends on prompt
+        and pixels. `prompt` is that of `inputs`, where the caller has read it already. ValueError where there are no
+        pictures, or prompts and pictures do not match.
         """
 
     @abstractmethod
@@ -97,6 +88,26 @@ class Adapter(ABC):
     def observe(self, inputs: Mapping[str, Any], needs: Iterable[Need] = (), ids: Sequence[object] = ()) -> Evidence:
         """Arrange and encode. The evidence may be pruned any number of times."""
         return self.encode(inputs, self.arrange(inputs, ids), needs)
+
+
+class Adapter(EncoderAdapter):
+    """Knows one family of multimodal models: an encoder adapter that also splices what pruning left into prompts."""
+
+    consumes: ClassVar[tuple[str, ...]]  # the inputs that describe pictures; splice takes them over
+    # those of them [P, L] that stay beside the ids, shortened with them
+    per_token_inputs: ClassVar[tuple[str, ...]] = ()
+    stacked: ClassVar[tuple[Modality, ...]] = ()  # the modalities whose features the model takes as one tensor
+
+    def __init__(self, model: nn.Module, processor: Any = None) -> None:
+        """ValueError for a processor that marks pictures by another token than the model does."""
+        super().__init__(model, processor)
+        processor_ids = getattr(processor, "image_token_ids", None)
+        model_id = getattr(getattr(model, "config", None), "image_token_id", None)
+        if processor_ids and model_id is not None and model_id not in processor_ids:
+            raise ValueError(
+                f"{type(processor).__name__} puts tokens {list(processor_ids)} where pictures are to stand, "
+                f"{type(model).__name__} reads them at {model_id}: give the processor of the model's own checkpoint"
+            )
 
     def decoder(self) -> nn.Module:
         """Return the language model without its head: the module that has the layers."""
@@ -143,6 +154,8 @@ class Adapter(ABC):
         evidence: Evidence,
         pruned: Pruned,
         positions: Literal["original", "compact"] = "original",
+        *,
+        prompt: Prompt | None = None,
     ) -> dict[str, Any]:
         """Return keyword arguments for the untouched model's `generate` or forward, with the dropped tokens gone.
 
@@ -150,7 +163,7 @@ class Adapter(ABC):
         `result["input_ids"].shape[1]`. Make a new dict for every call: `generate` changes what it is given.
         ValueError for "compact" positions of a model with M-RoPE, whose positions are places in a picture.
         """
-        return self.splice_with_columns(inputs, evidence, pruned, positions)[0]
+        return self.splice_with_columns(inputs, evidence, pruned, positions, prompt=prompt)[0]
 
     def splice_with_columns(
         self,
@@ -158,12 +171,14 @@ class Adapter(ABC):
         evidence: Evidence,
         pruned: Pruned,
         positions: Literal["original", "compact"] = "original",
+        *,
+        prompt: Prompt | None = None,
     ) -> tuple[dict[str, Any], Tensor]:
         """Return what `splice` does, and [P, L] on the CPU: the own column of each slot of the new prompts, -1 = none.
 
         "Own" is what a slot stands for: the column it had in the caller's prompt.
         """
-        prompt = self.prompt(inputs)
+        prompt = self.prompt(inputs) if prompt is None else prompt
         place, keep, feature, slot = self._places(inputs, prompt), *splice_plan(prompt, evidence, pruned)
         if positions == "compact" and len(place) > 1:
             raise ValueError(

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vtcframe.adapters.prompt import Prompt
 from vtcframe.core.evidence import Evidence
 from vtcframe.core.need_bases import Need
 from vtcframe.hooks.llm import LlmStages
@@ -14,11 +15,13 @@ from vtcframe.ops.compose import keep_all
 
 
 @torch.no_grad()
-def probe(adapter: Any, inputs: Mapping[str, Any], evidence: Evidence, needs: Iterable[Need]) -> dict[Need, Tensor]:
+def probe(
+    adapter: Any, inputs: Mapping[str, Any], evidence: Evidence, needs: Iterable[Need], prompt: Prompt | None = None
+) -> dict[Need, Tensor]:
     """Gather needs of the language model for the tokens of `evidence`, from its first layers, run on all of them."""
     needs = tuple(needs)
     check_needs(needs, len(adapter.llm_layers()))
-    spliced, column = adapter.splice_with_columns(inputs, evidence, keep_all(evidence))
+    spliced, column = adapter.splice_with_columns(inputs, evidence, keep_all(evidence), prompt=prompt)
     blocks = adapter.blocks(spliced)
     acted = LlmStages(adapter.decoder(), evidence, column, (), needs, blocks, stop_when_read=True)
     with acted:

@@ -18,6 +18,7 @@ from vtcframe.adapters.arrangement import Arrangement, Picture, checksums, owner
 from vtcframe.adapters.auxiliary_evidence import gather_auxiliary
 from vtcframe.adapters.base import Adapter, Modality
 from vtcframe.adapters.llm_evidence import probe
+from vtcframe.adapters.prompt import Prompt
 from vtcframe.core.encoder_readers import EncoderTokens, Reader
 from vtcframe.core.evidence import Evidence
 from vtcframe.core.need_bases import AttentionNeed, HiddenNeed, Need
@@ -73,7 +74,7 @@ class TowerAdapter(Adapter):
         """Return the tower that encodes a modality. ValueError where inputs ask it for what cannot be served."""
 
     @abstractmethod
-    def pictures(self, modality: Modality, inputs: Mapping[str, Any]) -> list[Picture]:
+    def pictures(self, modality: Modality, inputs: Mapping[str, Any], prompt: Prompt) -> list[Picture]:
         """Tell what each image or video of the batch becomes, in the order of the pixels."""
 
     @abstractmethod
@@ -92,7 +93,9 @@ class TowerAdapter(Adapter):
         """[rows, patches, C] -> [rows, T, C'], the patches of a token behind one another in C'."""
         return hidden
 
-    def original_images(self, modality: Modality, inputs: Mapping[str, Any]) -> Sequence[Tensor]:
+    def original_images(
+        self, modality: Modality, inputs: Mapping[str, Any], pictures: Sequence[Picture]
+    ) -> Sequence[Tensor]:
         """Return [3, h, w], as the processor normalised it, of each image or frame whole: what a witness is shown."""
         raise ValueError(f"{type(self).__name__} cannot show its pictures to a witness")
 
@@ -114,10 +117,13 @@ class TowerAdapter(Adapter):
             raise ValueError(f"inputs hold no {names}, so there is nothing to prune: call the model itself")
         return found
 
-    def arrange(self, inputs: Mapping[str, Any], ids: Sequence[object] = ()) -> Arrangement:
+    def arrange(
+        self, inputs: Mapping[str, Any], ids: Sequence[object] = (), *, prompt: Prompt | None = None
+    ) -> Arrangement:
         """Tell where the visual tokens sit (see Adapter.arrange)."""
-        present, prompt = self.modalities_in(inputs), self.prompt(inputs)
-        pictures = [self.pictures(m, inputs) if m in present else [] for m in self.modalities]
+        prompt = self.prompt(inputs) if prompt is None else prompt
+        present = self.modalities_in(inputs)
+        pictures = [self.pictures(m, inputs, prompt) if m in present else [] for m in self.modalities]
         for modality, own in zip(self.modalities, pictures, strict=True):
             if empty := [i for i, picture in enumerate(own) if not len(picture.box)]:
                 raise ValueError(f"{modality}s {empty} have no frames: leave them out, or give them at least one")
@@ -163,13 +169,15 @@ class TowerAdapter(Adapter):
                 views[need] = gather_auxiliary(need, self, inputs, arrangement, *features)
         levels = [torch.cat(level) for level in zip(*deepstack, strict=True)]
         evidence = arrangement.evidence(torch.cat(packed), {}, levels)
-        views |= self._spoken(inputs, evidence, asked_for)
+        views |= self._spoken(inputs, arrangement, evidence, asked_for)
         return replace(evidence, found={need: views[need] for need in asked_for}, project=self.project)
 
-    def _spoken(self, inputs: Mapping[str, Any], evidence: Evidence, needs: Iterable[Need]) -> dict[Need, Tensor]:
+    def _spoken(
+        self, inputs: Mapping[str, Any], arrangement: Arrangement, evidence: Evidence, needs: Iterable[Need]
+    ) -> dict[Need, Tensor]:
         """Return those of `needs` that the language model must be asked, of the tokens as it would read them."""
         asked = [need for need in needs if need.site == "llm"]
-        return probe(self, inputs, evidence, asked) if asked else {}
+        return probe(self, inputs, evidence, asked, arrangement.prompt) if asked else {}
 
     def ungrid(self, modality: Modality, encoded: Any, tower: Tower) -> tuple[Tensor, Tensor]:
         """[rows x structural tokens, D] and [rows, T, D]: the packed features as their rows were encoded."""
@@ -185,7 +193,8 @@ class TowerAdapter(Adapter):
         """
         layout, order = arrangement.layout, arrangement.origin.argsort()
         device, needs, present = inputs["input_ids"].device, tuple(needs), self.modalities_in(inputs)
-        rows = [sum(len(picture.box) for picture in self.pictures(modality, inputs)) for modality in present]
+        pictures = dict(zip(self.modalities, arrangement.pictures, strict=True))
+        rows = [sum(len(picture.box) for picture in pictures[modality]) for modality in present]
         every = order.split(rows)
         if len(every) > 1 and (shared := set.intersection(*(set(layout.sample[views].tolist()) for views in every))):
             raise ValueError(
@@ -219,7 +228,7 @@ class TowerAdapter(Adapter):
         whole = rows_of(layout, torch.arange(len(layout.sample)), device)
         place = find_columns(evidence.layout.column, whole)
         judged = torch.cat(scores)[arrangement.origin.to(device)]
-        found = {**evidence.found, **self._spoken(inputs, evidence, needs)}
+        found = {**evidence.found, **self._spoken(inputs, arrangement, evidence, needs)}
         evidence = replace(evidence, found=found, project=self.project)
         return evidence, Pruned(evidence.tokens, place, judged, whole)
 

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from vtcframe.adapters.arrangement import Arrangement
-from vtcframe.adapters.base import Adapter
+from vtcframe.adapters.base import Adapter, EncoderAdapter
+from vtcframe.adapters.prompt import Prompt
 from vtcframe.core.evidence import Evidence
 from vtcframe.core.need_bases import Need
 from vtcframe.core.pruned import Pruned
@@ -48,7 +49,7 @@ class EncodedBatch:
 
 
 def encode_batch(
-    adapter: Adapter, plan: Plan, inputs: Inputs, arrangement: Arrangement, needs: Sequence[Need]
+    adapter: EncoderAdapter, plan: Plan, inputs: Inputs, arrangement: Arrangement, needs: Sequence[Need]
 ) -> EncodedBatch:
     """Encode the pictures of a batch with a plan's stages inside the encoder; gather `needs` of the tokens left."""
     if plan.encoder:
@@ -80,11 +81,16 @@ class PrunedGeneration:
     """
 
     def __init__(
-        self, adapter: Adapter, inputs: Inputs, plan: Plan, evidence: Evidence, pruned: Pruned, remaining: Evidence
+        self,
+        adapter: Adapter,
+        plan: Plan,
+        spliced: tuple[dict[str, Any], Tensor],
+        pruned: Pruned,
+        remaining: Evidence,
     ) -> None:
-        """Splice. `pruned` is what the language model is to read of `evidence`, and `remaining` its evidence."""
+        """`spliced` is what `splice_with_columns` made of `pruned`, and `remaining` the evidence of that."""
         self._spliced = pruned
-        self.generate_kwargs, column = adapter.splice_with_columns(inputs, evidence, pruned, plan.positions)
+        self.generate_kwargs, column = spliced
         blocks = adapter.blocks(self.generate_kwargs)
         self.stages = LlmStages(adapter.decoder(), remaining, column, plan.llm, (), blocks)
 
@@ -129,31 +135,37 @@ class Session:
         `ids` name the samples for everything that is random, `questions` are what auxiliary encoders compare pictures
         with (see `arrange`). A batch of text alone, and one whose budgets cover every token, run untouched.
         """
-        has_pictures = self.has_pictures(inputs)
+        prompt = self.adapter.prompt(inputs)
         meter = meter or self.stopwatch(inputs)
-        if not has_pictures:
+        if not self.has_pictures(inputs, prompt):
             return self.generate(inputs, generate, None, None, meter)
-        arrangement = self.arrange(inputs, ids, questions)
+        arrangement = self.arrange(inputs, ids, questions, prompt)
         meter.lap("arrange")
         if not self.prunes(arrangement):
             return self.generate(inputs, generate, arrangement, None, meter)
         encoded = self.encode(inputs, arrangement)
         meter.lap("encode")
-        prepared = self.prepare(inputs, encoded, meter)
+        prepared = self.prepare(inputs, arrangement, encoded, meter)
         return self.generate(inputs, generate, arrangement, prepared, meter)
 
     def stopwatch(self, inputs: Inputs) -> Stopwatch:
         """Return a stopwatch for the device that a batch lies on."""
         return Stopwatch(inputs["input_ids"].device)
 
-    def has_pictures(self, inputs: Inputs) -> bool:
+    def has_pictures(self, inputs: Inputs, prompt: Prompt) -> bool:
         """Whether a batch has placeholders or pixels; one with only either is refused by `arrange`."""
-        has_placeholders = bool(self.adapter.prompt(inputs).visual.any())
-        return has_placeholders or any(name.startswith("pixel_values") and inputs[name] is not None for name in inputs)
+        has_pixels = any(name.startswith("pixel_values") and inputs[name] is not None for name in inputs)
+        return has_pixels or bool(prompt.visual.any())
 
-    def arrange(self, inputs: Inputs, ids: Sequence[object] = (), questions: Sequence[str] = ()) -> Arrangement:
-        """Lay out the visual tokens of a batch (see `Adapter.arrange`)."""
-        arrangement = self.adapter.arrange(inputs, ids)
+    def arrange(
+        self,
+        inputs: Inputs,
+        ids: Sequence[object] = (),
+        questions: Sequence[str] = (),
+        prompt: Prompt | None = None,
+    ) -> Arrangement:
+        """Lay out the visual tokens of a batch (see `EncoderAdapter.arrange`)."""
+        arrangement = self.adapter.arrange(inputs, ids, prompt=prompt)
         return replace(arrangement, questions=tuple(questions)) if questions else arrangement
 
     def prunes(self, arrangement: Arrangement) -> bool:
@@ -171,13 +183,18 @@ class Session:
         return encode_batch(self.adapter, plan, inputs, arrangement, plan.needs if needs is None else tuple(needs))
 
     @torch.no_grad()
-    def prepare(self, inputs: Inputs, encoded: EncodedBatch, meter: Meter | None = None) -> PrunedGeneration:
+    def prepare(
+        self, inputs: Inputs, arrangement: Arrangement, encoded: EncodedBatch, meter: Meter | None = None
+    ) -> PrunedGeneration:
         """Prune before the language model and splice what is left into the prompts."""
         plan = self._plan()
         pruned, remaining = prune_batch(plan, encoded)
         if meter is not None:
             meter.lap("prune")
-        prepared = PrunedGeneration(self.adapter, inputs, plan, encoded.evidence, pruned, remaining)
+        spliced = self.adapter.splice_with_columns(
+            inputs, encoded.evidence, pruned, plan.positions, prompt=arrangement.prompt
+        )
+        prepared = PrunedGeneration(self.adapter, plan, spliced, pruned, remaining)
         if meter is not None:
             meter.lap("splice")
         return prepared
@@ -211,7 +228,8 @@ class Session:
         output: Any,
         meter: Meter,
     ) -> Outcome:
-        prompt, decoder, depth = self.adapter.prompt(inputs), self.adapter.decoder(), len(self.adapter.llm_layers())
+        prompt = self.adapter.prompt(inputs) if arrangement is None else arrangement.prompt
+        decoder, depth = self.adapter.decoder(), len(self.adapter.llm_layers())
         lengths = prompt.real.sum(1)
         before = torch.zeros_like(lengths) if arrangement is None else arrangement.layout.untouched
         structural = prompt.visual.sum(1) - before if arrangement is not None else torch.zeros_like(lengths)

@@ -86,7 +86,7 @@ def run_steps(model: Any, inputs: Inputs, read: Reading) -> dict[str, list[float
     if (pipeline := pipeline_of(plan)) is not None:
         score(pipeline, encoded.evidence)
         meter.lap("scoring")
-    prepared = session.prepare(inputs, encoded, meter)
+    prepared = session.prepare(inputs, arrangement, encoded, meter)
     session.generate(inputs, partial(answer, model.model, length=1), arrangement, prepared, meter)
     return meter.growth
 

@@ -263,7 +263,7 @@ class Predictor(LightningModule):
         if session in batch.pruning:
             encoded, encode_seconds = self._encoded(session, batch)
         meter = session.stopwatch(inputs)
-        prepared = None if encoded is None else self._prepare(session, inputs, encoded, meter)
+        prepared = None if encoded is None else self._prepare(session, batch, encoded, meter)
         outcome = self._generate(session, batch, prepared, meter)
         return [
             make_row(
@@ -327,10 +327,10 @@ class Predictor(LightningModule):
             ) from error
 
     def _prepare(
-        self, session: Session, inputs: Mapping[str, Any], encoded: EncodedBatch, meter: Stopwatch
+        self, session: Session, batch: "PredictBatch", encoded: EncodedBatch, meter: Stopwatch
     ) -> PrunedGeneration:
         try:
-            return session.prepare(inputs, encoded, meter)
+            return session.prepare(batch.inputs, batch.arrangement, encoded, meter)
         except (ComponentError, *RESOURCE_ERRORS):
             raise
         except ValueError as error:

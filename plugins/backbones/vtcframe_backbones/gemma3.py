@@ -9,6 +9,7 @@ from torch import Tensor
 
 from vtcframe.adapters.arrangement import Picture
 from vtcframe.adapters.base import Modality
+from vtcframe.adapters.prompt import Prompt
 from vtcframe.adapters.tower import Tower, TowerAdapter
 from vtcframe_backbones.internvl import Squares
 from vtcframe_backbones.llava import clip_tower
@@ -50,7 +51,7 @@ class Gemma3(TowerAdapter):
         projector = self.model.base_model.multi_modal_projector
         return projector.mm_soft_emb_norm(features) @ projector.mm_input_projection_weight
 
-    def pictures(self, modality: Modality, inputs: Mapping[str, Any]) -> list[Picture]:
+    def pictures(self, modality: Modality, inputs: Mapping[str, Any], prompt: Prompt) -> list[Picture]:
         """One view a picture."""
         side = self.model.base_model.multi_modal_projector.tokens_per_side
         return [Picture.grids((side, side))] * len(inputs["pixel_values"])
@@ -63,6 +64,8 @@ class Gemma3(TowerAdapter):
         first = picture & ~torch.nn.functional.pad(picture, (1, 0))[:, :-1]
         return torch.where(picture, first.long().cumsum(1) - 1, -1)
 
-    def original_images(self, modality: Modality, inputs: Mapping[str, Any]) -> Sequence[Tensor]:
+    def original_images(
+        self, modality: Modality, inputs: Mapping[str, Any], pictures: Sequence[Picture]
+    ) -> Sequence[Tensor]:
         """Return the pictures as the tower sees them."""
         return list(inputs["pixel_values"])

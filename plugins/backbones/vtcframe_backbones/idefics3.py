@@ -10,6 +10,7 @@ from torch.nn.functional import adaptive_avg_pool2d, pad
 
 from vtcframe.adapters.arrangement import Picture
 from vtcframe.adapters.base import Modality
+from vtcframe.adapters.prompt import Prompt
 from vtcframe.adapters.tower import Tower, TowerAdapter
 from vtcframe_backbones.internvl import LOOK, Squares, tile_boxes
 from vtcframe_backbones.llava import clip_tower
@@ -60,9 +61,9 @@ class Idefics3(TowerAdapter):
         """[..., C'] -> [..., D]."""
         return self.model.base_model.connector.modality_projection(features)
 
-    def pictures(self, modality: Modality, inputs: Mapping[str, Any]) -> list[Picture]:
+    def pictures(self, modality: Modality, inputs: Mapping[str, Any], prompt: Prompt) -> list[Picture]:
         """Group tiles into pictures by the tags before them in the prompts: a picture ends with a thumbnail."""
-        vision, tiles, prompt = self.model.config.vision_config, self.pixels_of(modality, inputs), self.prompt(inputs)
+        vision, tiles = self.model.config.vision_config, self.pixels_of(modality, inputs)
         side = vision.image_size // vision.patch_size // self.model.config.scale_factor
         edge = pad(prompt.visual.long(), (1, 1)).diff(dim=1)  # 1 where a run of placeholders begins, -1 behind it
         (sample, begin), (_, end) = ((edge == way).nonzero(as_tuple=True) for way in (1, -1))
@@ -80,9 +81,11 @@ class Idefics3(TowerAdapter):
             for own in looks.split(pad(last, (1, 0), value=-1).diff().tolist())
         ]
 
-    def original_images(self, modality: Modality, inputs: Mapping[str, Any]) -> Sequence[Tensor]:
+    def original_images(
+        self, modality: Modality, inputs: Mapping[str, Any], pictures: Sequence[Picture]
+    ) -> Sequence[Tensor]:
         """Return the thumbnails."""
-        ends = torch.tensor([picture.rows for picture in self.pictures(modality, inputs)]).cumsum(0) - 1
+        ends = torch.tensor([picture.rows for picture in pictures]).cumsum(0) - 1
         tiles = self.pixels_of(modality, inputs)
         return list(tiles[ends.to(tiles.device)])
 

@@ -64,11 +64,11 @@ class InternVl(TowerAdapter):
         grid = hidden.unflatten(1, (round(hidden.shape[1] ** 0.5), -1))
         return self.model.base_model.pixel_shuffle(grid, scale_factor=self.model.config.downsample_ratio).flatten(1, 2)
 
-    def pictures(self, modality: Modality, inputs: Mapping[str, Any]) -> list[Picture]:
+    def pictures(self, modality: Modality, inputs: Mapping[str, Any], prompt: Prompt) -> list[Picture]:
         """Group tiles into pictures by the runs of placeholders in the prompts."""
         vision, pixels = self.model.config.vision_config, inputs["pixel_values"]
         side = [edge // patch // self._merge for edge, patch in zip(vision.image_size, vision.patch_size, strict=True)]
-        tokens, prompt = side[0] * side[1], self.prompt(inputs)
+        tokens = side[0] * side[1]
         begins, ends = _bounds(prompt)
         runs = (ends - begins)[:, 1].tolist()
         if sum(runs) != len(pixels) * tokens or any(run % tokens for run in runs):
@@ -100,10 +100,12 @@ class InternVl(TowerAdapter):
             numbers.append(number if number == 1 or (continues and number == numbers[-1] + 1) else 0)
         return numbers
 
-    def original_images(self, modality: Modality, inputs: Mapping[str, Any]) -> Sequence[Tensor]:
+    def original_images(
+        self, modality: Modality, inputs: Mapping[str, Any], pictures: Sequence[Picture]
+    ) -> Sequence[Tensor]:
         """Return the thumbnails, or the tile where there is only one."""
         shown, at = [], 0
-        for picture in self.pictures(modality, inputs):
+        for picture in pictures:
             own = inputs["pixel_values"][at : at + picture.rows]
             shown += list(own if picture.frame.any() else own[-1:])
             at += picture.rows

@@ -12,6 +12,7 @@ from transformers.models.llava_next.modeling_llava_next import get_anyres_image_
 
 from vtcframe.adapters.arrangement import WHOLE, Picture
 from vtcframe.adapters.base import Modality
+from vtcframe.adapters.prompt import Prompt
 from vtcframe.adapters.tower import Tower, TowerAdapter
 
 
@@ -89,11 +90,13 @@ class Llava(TowerAdapter):
         """Return what get_image_features needs beside the pixels."""
         return {}
 
-    def pictures(self, modality: Modality, inputs: Mapping[str, Any]) -> list[Picture]:
+    def pictures(self, modality: Modality, inputs: Mapping[str, Any], prompt: Prompt) -> list[Picture]:
         """One view a picture."""
         return [Picture.grids((self.side, self.side))] * len(inputs["pixel_values"])
 
-    def original_images(self, modality: Modality, inputs: Mapping[str, Any]) -> Sequence[Tensor]:
+    def original_images(
+        self, modality: Modality, inputs: Mapping[str, Any], pictures: Sequence[Picture]
+    ) -> Sequence[Tensor]:
         """Return the pictures as the tower sees them."""
         return list(inputs["pixel_values"])
 
@@ -122,11 +125,13 @@ class LlavaNext(Llava):
             )
         return {"image_sizes": torch.as_tensor(inputs["image_sizes"])}
 
-    def pictures(self, modality: Modality, inputs: Mapping[str, Any]) -> list[Picture]:
+    def pictures(self, modality: Modality, inputs: Mapping[str, Any], prompt: Prompt) -> list[Picture]:
         """An overview and tiles; the overview alone where the packing takes no more."""
         return [self.picture(size, n, inputs) for size, n in zip(self._sizes(inputs), self.tiles(inputs), strict=True)]
 
-    def original_images(self, modality: Modality, inputs: Mapping[str, Any]) -> Sequence[Tensor]:
+    def original_images(
+        self, modality: Modality, inputs: Mapping[str, Any], pictures: Sequence[Picture]
+    ) -> Sequence[Tensor]:
         """Return the overviews."""
         return [tiles[0] for tiles in inputs["pixel_values"]]
 
@@ -239,19 +244,21 @@ class LlavaOnevision(LlavaNext):
         served = rows_ended(newline, n if views > 1 else 0)
         return Picture(torch.tensor(side), order.masked_fill(newline, -1), box, frame, *served)
 
-    def pictures(self, modality: Modality, inputs: Mapping[str, Any]) -> list[Picture]:
+    def pictures(self, modality: Modality, inputs: Mapping[str, Any], prompt: Prompt) -> list[Picture]:
         """An image has one view or two, a video one a frame."""
         if modality == "image":
-            return super().pictures(modality, inputs)
+            return super().pictures(modality, inputs, prompt)
         videos, frames = inputs["pixel_values_videos"].shape[:2]
         grids = Picture.grids((ceil(self.side / 2), ceil(self.side / 2)), frames)
         order = pad(grids.order, (0, 1), value=-1)  # a newline that serves no token behind them all
         return [replace(grids, order=order, first=order + 1, last=order * 0 - 1)] * videos
 
-    def original_images(self, modality: Modality, inputs: Mapping[str, Any]) -> Sequence[Tensor]:
+    def original_images(
+        self, modality: Modality, inputs: Mapping[str, Any], pictures: Sequence[Picture]
+    ) -> Sequence[Tensor]:
         """Return the overviews, or the frames."""
         if modality == "image":
-            return super().original_images(modality, inputs)
+            return super().original_images(modality, inputs, pictures)
         return list(inputs["pixel_values_videos"].flatten(0, 1))
 
     def pack(self, modality: Modality, inputs: Mapping[str, Any], maps: Tensor) -> Tensor:

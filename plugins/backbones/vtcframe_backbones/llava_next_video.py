@@ -8,6 +8,7 @@ from torch import Tensor
 
 from vtcframe.adapters.arrangement import Picture
 from vtcframe.adapters.base import Modality
+from vtcframe.adapters.prompt import Prompt
 from vtcframe.adapters.tower import Tower
 from vtcframe_backbones.internvl import Squares
 from vtcframe_backbones.llava import Llava, LlavaNext
@@ -45,18 +46,20 @@ class LlavaNextVideo(LlavaNext):
         """[rows, patches, C] -> [rows, T, C'], of frames by the model's own pooling."""
         return self.model.base_model.vision_resampler(hidden) if tower.pool else hidden
 
-    def pictures(self, modality: Modality, inputs: Mapping[str, Any]) -> list[Picture]:
+    def pictures(self, modality: Modality, inputs: Mapping[str, Any], prompt: Prompt) -> list[Picture]:
         """An overview and tiles of an image, a view for each frame of a video."""
         if modality == "image":
-            return super().pictures(modality, inputs)
+            return super().pictures(modality, inputs, prompt)
         videos, frames = inputs["pixel_values_videos"].shape[:2]
         side = self.side // self.model.config.spatial_pool_stride
         return [Picture.grids((side, side), frames)] * videos
 
-    def original_images(self, modality: Modality, inputs: Mapping[str, Any]) -> Sequence[Tensor]:
+    def original_images(
+        self, modality: Modality, inputs: Mapping[str, Any], pictures: Sequence[Picture]
+    ) -> Sequence[Tensor]:
         """Return the overviews, or the frames."""
         if modality == "image":
-            return super().original_images(modality, inputs)
+            return super().original_images(modality, inputs, pictures)
         return list(inputs["pixel_values_videos"].flatten(0, 1))
 
     def pack(self, modality: Modality, inputs: Mapping[str, Any], maps: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from vtcframe.adapters.arrangement import Picture
 from vtcframe.adapters.base import Modality
+from vtcframe.adapters.prompt import Prompt
 from vtcframe.adapters.tower import Tower, TowerAdapter
 from vtcframe.core.encoder_readers import PatchGroups
 from vtcframe.hooks.packing import PackedSequences
@@ -25,7 +26,9 @@ class Mistral3(TowerAdapter):
         """[images, values] the pixels of each, zeros behind them: the processor pads pictures to those of the batch."""
         if inputs.get("pixel_values") is None:
             return None
-        return pad_sequence([picture.flatten() for picture in self.original_images(modality, inputs)], batch_first=True)
+        return pad_sequence(
+            [picture.flatten() for picture in self.original_images(modality, inputs, ())], batch_first=True
+        )
 
     def tower(self, modality: Modality, inputs: Mapping[str, Any]) -> Tower:
         """Return the vision tower: one packed sequence of patches."""
@@ -45,12 +48,14 @@ class Mistral3(TowerAdapter):
         sizes = torch.as_tensor(inputs["image_sizes"])
         return self.model.base_model.get_image_features(inputs["pixel_values"], image_sizes=sizes, return_dict=True)
 
-    def pictures(self, modality: Modality, inputs: Mapping[str, Any]) -> list[Picture]:
+    def pictures(self, modality: Modality, inputs: Mapping[str, Any], prompt: Prompt) -> list[Picture]:
         """One view a picture."""
         sizes = self._sizes(inputs) // (self.model.base_model.vision_tower.patch_size * self.merge)
         return [Picture.grids((rows, columns)) for rows, columns in sizes.tolist()]
 
-    def original_images(self, modality: Modality, inputs: Mapping[str, Any]) -> Sequence[Tensor]:
+    def original_images(
+        self, modality: Modality, inputs: Mapping[str, Any], pictures: Sequence[Picture]
+    ) -> Sequence[Tensor]:
         """Return the pictures without their padding."""
         sizes = self._sizes(inputs).tolist()
         return [p[:, :h, :w] for p, (h, w) in zip(inputs["pixel_values"], sizes, strict=True)]

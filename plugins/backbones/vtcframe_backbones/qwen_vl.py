@@ -77,7 +77,7 @@ class Qwen2Vl(TowerAdapter):
         merger = self.model.base_model.visual.merger
         return merger(features.unflatten(-1, (self._merge**2, -1)).flatten(0, -2)).view(*features.shape[:-1], -1)
 
-    def pictures(self, modality: Modality, inputs: Mapping[str, Any]) -> list[Picture]:
+    def pictures(self, modality: Modality, inputs: Mapping[str, Any], prompt: Prompt) -> list[Picture]:
         """A view for an image, or for each temporal slice of a video."""
         return [
             Picture.grids((h // self._merge, w // self._merge), t, rows=t * h * w)
@@ -98,7 +98,9 @@ class Qwen2Vl(TowerAdapter):
         )
         return torch.cat([super().positions(inputs, prompt), align_columns(axes, real)])
 
-    def original_images(self, modality: Modality, inputs: Mapping[str, Any]) -> Sequence[Tensor]:
+    def original_images(
+        self, modality: Modality, inputs: Mapping[str, Any], pictures: Sequence[Picture]
+    ) -> Sequence[Tensor]:
         """Return the images, or the mean of the frames of each temporal slice, put together from their patches."""
         vision, pixels, m = self.model.config.vision_config, self.pixels_of(modality, inputs), self._merge
         edge, grids = vision.patch_size, self._grids(modality, inputs).tolist()

@@ -9,6 +9,7 @@ from torch.nn.functional import pad
 
 from vtcframe.adapters.arrangement import WHOLE, Picture
 from vtcframe.adapters.base import Modality
+from vtcframe.adapters.prompt import Prompt
 from vtcframe.adapters.tower import Tower, TowerAdapter
 from vtcframe_backbones.llava import clip_tower, hidden_states_read
 
@@ -64,7 +65,7 @@ class VideoLlava(TowerAdapter):
         tokens, classes = encoded.pooler_output, tower.classes if modality == "video" else 0
         return tokens[:, :classes].flatten(0, 1), tokens[:, classes:]
 
-    def pictures(self, modality: Modality, inputs: Mapping[str, Any]) -> list[Picture]:
+    def pictures(self, modality: Modality, inputs: Mapping[str, Any], prompt: Prompt) -> list[Picture]:
         """One view an image or frame."""
         vision, pixels = self.model.config.vision_config, self.pixels_of(modality, inputs)
         side = vision.image_size // vision.patch_size
@@ -79,7 +80,9 @@ class VideoLlava(TowerAdapter):
         )
         return [one] * videos
 
-    def original_images(self, modality: Modality, inputs: Mapping[str, Any]) -> Sequence[Tensor]:
+    def original_images(
+        self, modality: Modality, inputs: Mapping[str, Any], pictures: Sequence[Picture]
+    ) -> Sequence[Tensor]:
         """Return the images or frames as the towers see them."""
         pixels = self.pixels_of(modality, inputs)
         return list(pixels if modality == "image" else pixels.flatten(0, 1))

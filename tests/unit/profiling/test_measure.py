@@ -38,8 +38,8 @@ def test_the_oracle_reads_as_many_tokens_as_the_pruned_prompt_has(family, name, 
     case = compress(model, RandomPruner(), tokens=5)
     answer(case, inputs, 1)
     told, seen = prompts(inputs, case.last), []
-    encoded = case.session.encode(inputs, case.session.arrange(inputs))
-    spliced = case.session.prepare(inputs, encoded).generate_kwargs
+    arrangement = case.session.arrange(inputs)
+    spliced = case.session.prepare(inputs, arrangement, case.session.encode(inputs, arrangement)).generate_kwargs
     generate = model.generate
     monkeypatch.setattr(model, "generate", lambda **given: seen.append(given) or generate(**given))
     out = oracle(model, inputs, told, 2)

@@ -50,7 +50,8 @@ def check_llm_stages(
 def prepare(adapter: Adapter, inputs: Mapping[str, Any], plan: Plan) -> PrunedGeneration:
     """Encode a batch, prune it before the language model, and splice."""
     session = Session(adapter, plan)
-    return session.prepare(inputs, session.encode(inputs, session.arrange(inputs)))
+    arrangement = session.arrange(inputs)
+    return session.prepare(inputs, arrangement, session.encode(inputs, arrangement))
 
 
 def _check_keep_all(adapter: Adapter, inputs: Mapping[str, Any], plan: Plan, options: Mapping[str, Any]) -> None:

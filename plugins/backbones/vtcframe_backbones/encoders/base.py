@@ -3,14 +3,14 @@
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from vtcframe.adapters.arrangement import WHOLE, Arrangement, Picture, checksums, owners, sample_keys
 from vtcframe.adapters.auxiliary_encoders import only_call
-from vtcframe.adapters.base import Adapter
+from vtcframe.adapters.base import EncoderAdapter
 from vtcframe.adapters.prompt import Prompt
 from vtcframe.core.encoder_readers import EncoderTokens, Reader
 from vtcframe.core.evidence import Evidence
@@ -26,7 +26,7 @@ from vtcframe.ops.gather import find_columns
 from vtcframe_backbones.encoders.vit import Vit
 
 
-class Encoder(Adapter):
+class Encoder(EncoderAdapter):
     """A ViT by itself: each picture is a sample of one view, each patch a token, no language model.
 
     Tokens are the patches in front of the last `rest` blocks, which `features` runs on those that are left. Blocks
@@ -34,7 +34,6 @@ class Encoder(Adapter):
     patches.
     """
 
-    consumes = ("pixel_values",)
     no_encoder_stages_because = ""
 
     def __init__(self, model: nn.Module, processor: Any = None, rest: int | None = 1) -> None:
@@ -55,8 +54,10 @@ class Encoder(Adapter):
     def untouched(self, pixels: Tensor) -> Tensor:
         """[P, 3, h, w] -> [P, D], by the model itself."""
 
-    def arrange(self, inputs: Mapping[str, Any], ids: Sequence[object] = ()) -> Arrangement:
-        """Tell where the patches of "pixel_values" [P, 3, h, w] sit (see Adapter.arrange)."""
+    def arrange(
+        self, inputs: Mapping[str, Any], ids: Sequence[object] = (), *, prompt: Prompt | None = None
+    ) -> Arrangement:
+        """Return where the patches of "pixel_values" [P, 3, h, w] sit (see EncoderAdapter.arrange)."""
         pixels = inputs.get("pixel_values")
         if not isinstance(pixels, Tensor) or pixels.ndim != 4 or not len(pixels):
             found = f"is {list(pixels.shape)}" if isinstance(pixels, Tensor) else f"is a {type(pixels).__name__}"
@@ -160,20 +161,6 @@ class Encoder(Adapter):
         for rows, part in parts:  # pooling takes no mask: samples of one length go together
             out[rows] = part
         return out
-
-    def decoder(self) -> nn.Module:
-        """Raise ValueError: there is no language model."""
-        raise ValueError(f"{type(self.model).__name__} has no language model whose layers could be pruned")
-
-    def splice(
-        self,
-        inputs: Mapping[str, Any],
-        evidence: Evidence,
-        pruned: Pruned,
-        positions: Literal["original", "compact"] = "original",
-    ) -> dict[str, Any]:
-        """Raise ValueError: nothing is generated."""
-        raise ValueError(f"{type(self.model).__name__} generates nothing: call features(evidence, pruned), or extract")
 
     def _readers(self, need: Need) -> list[tuple[int, Reader]]:
         """Return the blocks that serve a need, in the order of its layers, and readers; none for hidden states."""
