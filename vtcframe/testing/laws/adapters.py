@@ -16,7 +16,7 @@ from vtcframe.core.pruned import Pruned
 from vtcframe.core.stages import Pruner, Stage
 from vtcframe.inference.compressed import compress
 from vtcframe.methods.baselines import RandomPruner
-from vtcframe.testing.laws.closeness import finite_eager_masks, relative_distance, relative_tolerance
+from vtcframe.testing.laws.closeness import float64_throughout, relative_distance, relative_tolerance
 from vtcframe.testing.tiny_models.llava_families import SAMPLES, Sample, make_inputs
 
 Positions = Literal["original", "compact"]
@@ -37,14 +37,14 @@ def check_adapter(
     """Hold every law on one batch of `samples` (text with `<image>`, pictures); `options` go to generate.
 
     Logits at real tokens that a law says are equal may be `tolerance` of the largest one apart; unless given, it
-    follows from the model's type. Give a tiny model in float64 (`model.double()`): it is then 1e-5, in float32 1e-4. See
-    `vtcframe.testing.laws.closeness` for what was measured.
+    follows from the model's type. Give a tiny model in float64 (`model.double()`): transformers then computes in
+    float64 throughout, and it is 1e-9, in float32 1e-4. See `vtcframe.testing.laws.closeness` for what was measured.
 
     `budget` must drop something of the batch.
     """
     inputs = inputs_for(model, processor, samples, side)
     model.generate(**inputs, max_new_tokens=1)  # transformers installs hooks of its own in a first forward
-    with finite_eager_masks(), check_restored(model):
+    with float64_throughout(model), check_restored(model):
         check_keep_all(model, inputs, pruners[0], positions, options)
         check_raising(model, inputs)
         for pruner in pruners:
@@ -123,7 +123,7 @@ def check_alone(
     options: Mapping[str, Any],
     tolerance: float | None = None,
 ) -> None:
-    """A sample keeps the same tokens and gives the same logits (up to `tolerance`) and answer alone and in its batch."""
+    """A sample keeps the same tokens and gives the same logits, up to `tolerance`, and answer alone and in a batch."""
     tolerance = relative_tolerance(model.dtype) if tolerance is None else tolerance
     adapter, inputs = adapter_for(model), inputs_for(model, processor, samples, side)
     evidence = adapter.observe(inputs, pruner.needs)

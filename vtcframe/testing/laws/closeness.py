@@ -1,32 +1,30 @@
 """How far apart logits may be that a law says are equal.
 
 Distances are relative to the largest logit, so that they mean the same for every model. Two computations that are
-equal in exact arithmetic differ in their last bits, and by how much depends on the processor. The table below was
-measured on every tiny model, sdpa and eager, by perturbing all weights by the rounding error of their type, which
-stands in for another processor:
+equal in exact arithmetic differ in their last bits, and by how much depends on the processor. Measured on every tiny
+model with the sdpa and the eager kernel, by multiplying the rounding error of all weights, as another processor does:
 
-| what | distance |
-|---|---|
-| float64 | 9e-16, unless a number inside is rounded to float32 |
-| float64, a number inside is rounded to another float32 | up to 4.4e-7, up to 2.2e-6 for GLM-4.1V |
-| float32 | up to 1.2e-5 |
-| one hidden token is seen, or one position is off by one | at least 1.9e-2 at some token, 3.5e-3 at the last one |
-
-transformers rounds to float32 also in a float64 model: RMSNorm, rotary embeddings in encoders and the eager kernel's
-softmax. A difference of 1e-16 before such a rounding is lost nearly always; three times in ten thousand forward passes
-it turns one number into its neighbour. Encoders of GLM-4.1V do it in nearly every pass, as they round sums of two
-float32 numbers, which lie in the middle between two others. The tolerance of float64 passes these, and no mistake.
+| model | rounding errors | distance |
+|---|---|---|
+| float32 | 1 x | up to 1.2e-5 |
+| float64, as transformers runs it | 1 x | up to 2.2e-6 |
+| float64, inside `float64_throughout` | 1 x | up to 2e-14 |
+| float64, inside `float64_throughout` | 1000 x | up to 9.2e-12 |
+| a hidden token is seen, or a position is off by one | | at least 3.5e-3 at the last token |
 """
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
 import torch
-from torch import Tensor
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
-RELATIVE_TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 1e-1}
+RELATIVE_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 1e-1}
+_MODEL_CODE = "transformers.models.", "transformers.generation.", "transformers.modeling_"
 
 
 def relative_tolerance(dtype: torch.dtype) -> float:
@@ -44,22 +42,61 @@ def relative_distance(computed: Tensor, expected: Tensor) -> float:
 
 
 @contextmanager
-def finite_eager_masks() -> Iterator[None]:
-    """Let the eager kernel's masks of float64 models hide keys with the lowest number of float32, not of float64.
+def float64_throughout(model: nn.Module) -> Iterator[None]:
+    """Let transformers compute a float64 model in float64 from pixels to logits; other models run as ever.
 
-    That kernel takes the softmax in float32, where the lowest number of float64 is -inf. Padding that sees no key then
-    becomes NaN, and from the next layer on every token of its sample. Models in other types get the masks they always
-    get. The registry of masks is restored, also after an exception.
+    transformers casts to float32 in RMSNorm, rotary embeddings, the eager kernel's softmax and the logits that generate
+    returns. A difference of 1e-16 before such a cast becomes one of 1e-7 when it crosses a rounding boundary, which
+    depends on the processor. The eager softmax also makes NaN of padding in a float64 model, as the lowest float64
+    is -inf in float32, and the next layer spreads it to every token of the sample.
+
+    Casts by other code, such as scorers that return float32, stay what they are.
     """
-    original = ALL_MASK_ATTENTION_FUNCTIONS["eager"]
-    before = dict(ALL_MASK_ATTENTION_FUNCTIONS._local_mapping)
-
-    def finite(*args: Any, dtype: torch.dtype = torch.float32, **options: Any) -> Tensor:
-        return original(*args, dtype=torch.float32 if dtype == torch.float64 else dtype, **options)
-
-    ALL_MASK_ATTENTION_FUNCTIONS["eager"] = finite
-    try:
+    if next(model.parameters()).dtype != torch.float64:
         yield
-    finally:
-        ALL_MASK_ATTENTION_FUNCTIONS._local_mapping.clear()
-        ALL_MASK_ATTENTION_FUNCTIONS._local_mapping.update(before)
+        return
+    with _Float64():
+        yield
+
+
+class _Float64(TorchFunctionMode):
+    """Replace float32 by float64 where code of transformers' models asks for it."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        named = kwargs.get("dtype") is torch.float32
+        placed = any(arg is torch.float32 for arg in args)
+        if (func is Tensor.float or named or placed) and _called_by_a_model():
+            if func is Tensor.float:
+                return args[0].double()
+            args = tuple(torch.float64 if arg is torch.float32 else arg for arg in args)
+            kwargs |= {"dtype": torch.float64} if named else {}
+        return func(*args, **kwargs)
+
+
+def _called_by_a_model() -> bool:
+    """Return whether a forward of transformers' models, or generate, called the function of torch that is being run.
+
+    Functions of transformers that an adapter calls itself, on evidence in float32, do not count.
+    """
+    frame = sys._getframe(2)
+    while frame is not None and (_module(frame).startswith("torch.") or frame.f_code.co_name == "__torch_function__"):
+        frame = frame.f_back  # torch's own Python code, or another function mode
+    if frame is None or not _module(frame).startswith(_MODEL_CODE):
+        return False
+    # vtcframe.hooks stands between a model's forward and its kernel while attention is intercepted.
+    while frame is not None and _module(frame).startswith(("torch.", "transformers.", "vtcframe.hooks.")):
+        if _module(frame).startswith(("torch.nn.modules.module", "transformers.generation.")):
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _module(frame: FrameType) -> str:
+    return frame.f_globals.get("__name__", "")
