@@ -72,16 +72,24 @@ def _encoders() -> Iterator[EncoderTokens]:
         yield EncoderTokens(0, pool, has_head=True)
 
 
+def _is_frozen(need: Any) -> bool:
+    return is_dataclass(need) and getattr(need, "__dataclass_params__").frozen  # noqa: B009 (pyright)
+
+
+def _copy(need: Any) -> Any:
+    return replace(need)
+
+
 def _check_request(need: Any) -> None:
     name = type(need).__name__
     _hold(isinstance(need, Need), f"check an object that extends vtcframe.AttentionNeed or HiddenNeed, not a {name}")
-    frozen = is_dataclass(need) and getattr(need, "__dataclass_params__").frozen  # noqa: B009 (pyright)
-    _hold(frozen, f"{name} is no frozen dataclass: write @dataclass(frozen=True) above it")
+    _hold(_is_frozen(need), f"{name} is no frozen dataclass: write @dataclass(frozen=True) above it")
     axes = {"LVHN", "LVHNC"} if isinstance(need, AttentionNeed) else {"VNC", "VC"}
     if isinstance(need, AttentionNeed | HiddenNeed):
         _hold(need.axes in axes, f"{need} has axes {need.axes!r}: one of its kind has {' or '.join(sorted(axes))}")
     try:
-        same = hash(need) == hash(replace(need)) and need == replace(need)
+        equal = _copy(need)
+        same = hash(need) == hash(equal) and need == equal
     except TypeError as error:
         raise AssertionError(f"{need} cannot be hashed: give its fields tuples in place of lists") from error
     _hold(same, f"{name} with equal fields are not equal: leave __eq__ and __hash__ to the dataclass")
