@@ -139,7 +139,7 @@ def verdicts(model: Path, questions: Questions, pruners: Pruners) -> tuple[Verdi
         found: dict[tuple[str, float], list[bool]] = {}
         for row in answered:
             ratio = row.budget["ratio"] if row.budget else 1.0
-            found.setdefault((str(row.method), ratio), []).append(bool(row.correct))
+            found.setdefault((str(row.label), ratio), []).append(bool(row.correct))
         right["unpruned"] = np.tile(np.array(found["unpruned", 1.0], float)[:, None], len(RATIOS))
         of_seeds = [[found[str(one), ratio] for ratio in RATIOS] for one in seeds]
         right[name] = np.mean(of_seeds, 0).T

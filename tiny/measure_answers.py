@@ -73,14 +73,13 @@ class DropAttended(Method):
 @torch.no_grad()
 def rows(model: Path, samples: list[Sample], comparison: Comparison, positions: str = "original") -> list[Prediction]:
     """Return every answer, of the untouched model first."""
-    predictor = Predictor(
-        Backbone(str(model), dtype="float32"), compare=comparison, generation={"max_new_tokens": MOST_TOKENS}
-    )
-    predictor.runs = [
+    backbone = Backbone(str(model), dtype="float32")
+    plans = [
         plan and (replace(plan, projector=replace(plan.projector, positions=positions)) if plan.projector else plan)
-        for plan in predictor.runs
+        for plan in comparison.runs()
     ]
-    predictor.setup("predict")
+    generation = {"max_new_tokens": MOST_TOKENS}
+    predictor = Predictor.with_model(*backbone.load(), plans, backbone=backbone, generation=generation)
     batches = [samples[i : i + 64] for i in range(0, len(samples), 64)]
     return [row for i, batch in enumerate(batches) for row in predictor.predict_step(batch, i)]
 
@@ -105,7 +104,7 @@ def scores(answered: list[Prediction]) -> dict[str, dict[str, float]]:
     """Return accuracy by "method @ fraction" and type."""
     runs: dict[str, list[Prediction]] = {}
     for row in answered:
-        runs.setdefault(str(row.method) + ("" if row.budget is None else f" @ {_budget(row.budget)}"), []).append(row)
+        runs.setdefault(str(row.label) + ("" if row.budget is None else f" @ {_budget(row.budget)}"), []).append(row)
     return {name: {kind: accuracy(own) or 0.0 for kind, own in columns(part).items()} for name, part in runs.items()}
 
 
@@ -136,7 +135,7 @@ def measure(model: Path, folder: Path) -> dict[str, dict[str, float]]:
     measured = averaged(scores(answered)) | scores(blind(model, samples))
     measured |= {f"{name} (deletion)": part for name, part in scores(deletion).items() if "@" in name}
     measured |= {f"{name} (compact)": part for name, part in scores(compact).items() if "@" in name}
-    untouched = columns([row for row in answered if row.method == "unpruned"])
+    untouched = columns([row for row in answered if row.label == "unpruned"])
     counts = {kind: float(len(part)) for kind, part in untouched.items()}
     return {"questions": counts} | measured
 

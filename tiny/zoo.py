@@ -29,9 +29,9 @@ def read(path: Path) -> dict[str, dict[str, list[Answers]]]:
     """Budget -> method without its seed -> what each seed answered."""
     runs: dict[tuple[str, str], Answers] = {}
     with path.open(encoding="utf-8") as lines:
-        for row in (Prediction(**json.loads(line)) for line in lines):
-            if row.error is None and row.method is not None:
-                runs.setdefault(("" if row.budget is None else format_budget(row.budget), row.method), {})[row.id] = row
+        for row in (Prediction.from_json(json.loads(line)) for line in lines):
+            if row.error is None and row.label is not None:
+                runs.setdefault(("" if row.budget is None else format_budget(row.budget), row.label), {})[row.id] = row
     tables: dict[str, dict[str, list[Answers]]] = {}
     for (budget, method), answers in runs.items():
         name = re.sub(r"seed=\d+", "seeds", method) if method.startswith("Random") else method

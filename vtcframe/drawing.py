@@ -35,8 +35,8 @@ def sheet(pictures: Sequence[Picture], rows: Sequence[Prediction], edge: int = P
     first = rows[0]
     title = [first.id, first.question, *([] if first.answer is None else [f"answer: {first.answer}"])]
     lines = [
-        list(_cells(large, [row for row in rows if row.method == method]))
-        for method in dict.fromkeys(row.method for row in rows)
+        list(_cells(large, [row for row in rows if row.label == method]))
+        for method in dict.fromkeys(row.label for row in rows)
     ]
     drawn = _stacked([_text(title, PANEL * 2), *(_beside([_captioned(cell) for cell in line]) for line in lines)])
     framed = Image.new("RGB", (drawn.width + 2 * GAP, drawn.height + 2 * GAP), PAPER)
@@ -74,12 +74,12 @@ def _cells(pictures: Sequence[Picture], rows: Iterable[Prediction]) -> Iterator[
         scores = [view["scores"] for view in row.views]
         if scores != shown:
             shown = scores
-            yield [str(row.method), "scores"], score_map(pictures, row.views)
+            yield [str(row.label), "scores"], score_map(pictures, row.views)
         yield _caption(row), kept_tokens(pictures, row.views)
 
 
 def _caption(row: Prediction) -> list[str]:
-    name = str(row.method) if row.budget is None else f"{row.method} at {format_budget(row.budget)}"
+    name = str(row.label) if row.budget is None else f"{row.label} at {format_budget(row.budget)}"
     verdict = {True: " (right)", False: " (wrong)", None: ""}[row.correct]
     return [name, f"{row.visual_tokens} of {row.visual_tokens_before} tokens: {row.prediction}{verdict}"]
 

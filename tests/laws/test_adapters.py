@@ -5,7 +5,7 @@ from itertools import product
 import pytest
 
 from support.covering import cases, pairs
-from support.models import SERVED, exact_backbone, has_mrope
+from support.models import SERVED, exact_backbone, has_mrope, tolerance_of
 from vtcframe import Budget, Pipeline, RandomPruner, VtcCls
 from vtcframe.components.allocators import Even
 from vtcframe.components.ensemblers import RankFusion
@@ -44,7 +44,8 @@ def hold(case, *pruners):
     attention = "sdpa" if case["attention"] == "flash" else case["attention"]
     model, processor = exact_backbone(case["family"], attention)
     budget = case.get("budget", BUDGETS[0])
-    given = SAMPLES[case["samples"]], pruners, budget, case["positions"], case["side"], case["options"]
+    samples, tolerance = SAMPLES[case["samples"]], tolerance_of(case["family"])
+    given = samples, pruners, budget, case["positions"], case["side"], case["options"], tolerance
     if case["attention"] != "flash":
         return check_adapter(model, processor, *given)
     with emulated_flash(model):

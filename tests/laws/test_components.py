@@ -56,7 +56,7 @@ REGISTERED = [
     for entry in entries()
     if entry.kind in CHECKS
     and entry.name != "Pipeline"
-    and getattr(getattr(entry.load(), "facts", None), "site", "projector") == "projector"  # others have stages only
+    and getattr(getattr(entry.load(), "card", None), "site", "projector") == "projector"  # others have stages only
 ]
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from support.covering import cases, pairs
 from support.llm_stages import GREEDY, LAYOUTS
-from support.models import SERVED, exact_backbone, has_mrope
+from support.models import SERVED, exact_backbone, has_mrope, tolerance_of
 from vtcframe.testing import emulated_flash, samples_of
 from vtcframe.testing.laws.llm import check_llm_stages
 from vtcframe.testing.tiny_models.other_families import FLASH
@@ -40,9 +40,9 @@ def possible(case):
 def hold(case):
     attention = "sdpa" if case["attention"] == "flash" else case["attention"]
     model, processor = exact_backbone(case["family"], attention)
-    samples = SAMPLES[case["samples"]]
+    stages, samples, tolerance = LAYOUTS[case["layout"]], SAMPLES[case["samples"]], tolerance_of(case["family"])
     with emulated_flash(model) if case["attention"] == "flash" else nullcontext():
-        check_llm_stages(model, processor, LAYOUTS[case["layout"]], samples, case["side"], case["options"])
+        check_llm_stages(model, processor, stages, samples, case["side"], case["options"], tolerance)
 
 
 def name(case):

@@ -44,7 +44,7 @@ def taken(folder, count):
 def runs(rows):
     split = {}
     for row in rows:
-        split.setdefault((row.method, None if row.budget is None else row.budget["ratio"]), []).append(row)
+        split.setdefault((row.label, None if row.budget is None else row.budget["ratio"]), []).append(row)
     return split
 
 

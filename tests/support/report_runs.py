@@ -5,6 +5,7 @@ from dataclasses import asdict
 
 import pytest
 
+from vtcframe.data.old_rows import convert_row
 from vtcframe.data.results import Prediction
 from vtcframe.report import command as report
 from vtcframe.report.runs import load_runs
@@ -36,7 +37,7 @@ def rows(method, right, budget=None, seconds=0.1, **more):
     return [
         Prediction(
             f"q{n}", "shape", "what ?", "yes", method, budget, "yes" if sign == "1" else "no", tokens, 144, 0,
-            [tokens, tokens], 1024 * tokens, seconds, 0.0, n // 4, **more,
+            [tokens, tokens], 1024 * tokens, seconds, 0.0, n // 4, **{"method": convert_row({"method": method})["method"]} | more,
         )
         for n, sign in enumerate(right)
     ]  # fmt: skip

@@ -29,7 +29,7 @@ def test_wheels_install_into_a_fresh_environment_and_work(installed):
         "from vtcframe.testing.tiny_models.llava_families import SAMPLES\n"
         "model, processor = tiny_llava()\n"
         "inputs = make_inputs(processor, SAMPLES['one'])\n"
-        "compressed = vtcframe.inference.compressed(model, vtcframe.VtcCls(2), tokens=3)\n"
+        "compressed = vtcframe.compress(model, vtcframe.VtcCls(2), tokens=3)\n"
         "compressed.generate(**inputs, max_new_tokens=2, do_sample=False)\n"
         "print(compressed.last.tokens_after.tolist())\n"
     )

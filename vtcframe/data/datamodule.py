@@ -9,10 +9,12 @@ from lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from vtcframe.assets import bundled
+from vtcframe.core.component_data import component_data
 from vtcframe.core.contracts import call_component
 from vtcframe.data.benchmarks.base import Benchmark
 from vtcframe.data.decode import load_sample
 from vtcframe.data.formats import read_samples
+from vtcframe.data.progress import RunProgress
 from vtcframe.data.sample import Sample
 from vtcframe.data.transforms import Transform
 from vtcframe.errors import UsageError
@@ -64,6 +66,7 @@ class Questions(LightningDataModule):
         transforms: What changes pictures and videos before the model's processor, for example
             [{name: Downsample, tokens: 256}].
         limit: How many of the questions are asked, from the first on; all of them when not given.
+        progress: Which of them are pending, as the run's writer says; all of them without one.
     """
 
     def __init__(
@@ -76,6 +79,7 @@ class Questions(LightningDataModule):
         frames: int | None = None,
         transforms: list[Transform] | None = None,
         limit: int | None = None,
+        progress: RunProgress | None = None,
     ) -> None:
         super().__init__()
         if batch_size < 1:
@@ -87,7 +91,7 @@ class Questions(LightningDataModule):
         self.path, self.images, self.benchmark, self.frames, self.limit = path, images, benchmark, frames, limit
         self.batch_size, self.num_workers, self.transforms = batch_size, num_workers, transforms or []
         self.samples: list[Sample] = []
-        self.asked: list[Sample] = []  # those without an answer from an earlier attempt
+        self.progress = RunProgress.opened() if progress is None else progress
         self.allow_zero_length_dataloader_with_multiple_devices = True  # as many as there are samples, or fewer
 
     def setup(self, stage: str) -> None:
@@ -97,7 +101,7 @@ class Questions(LightningDataModule):
             read = read_samples(path, images)
         else:
             read = call_component(self.benchmark, self.benchmark.read, path, images)
-        self.samples = self.asked = read[: self.limit]
+        self.samples = read[: self.limit]
         if self.benchmark is not None:
             _look_for_pictures(self.samples[:LOOKED_FOR])
 
@@ -109,9 +113,9 @@ class Questions(LightningDataModule):
         return {
             "data.path": self.path,
             "data.images": self.images,
-            "data.benchmark": self.benchmark and {"name": type(self.benchmark).__name__, **vars(self.benchmark)},
+            "data.benchmark": self.benchmark and component_data(self.benchmark),
             "data.frames": self.frames,
-            "data.transforms": [str(transform) for transform in self.transforms],
+            "data.transforms": [component_data(transform) for transform in self.transforms],
             "data.limit": self.limit,
             "digest of the questions": digest.hexdigest(),
         }
@@ -127,10 +131,11 @@ class Questions(LightningDataModule):
             if processor is None
             else [call_component(one, one.fitted, processor) for one in self.transforms]
         )
+        pending = self.progress.pending(self.samples)
         rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         return DataLoader(
-            _Loaded(self.asked, self.frames, transforms),
-            sampler=RankSampler(len(self.asked), rank, world),
+            _Loaded(pending, self.frames, transforms),
+            sampler=RankSampler(len(pending), rank, world),
             batch_size=self.batch_size,
             num_workers=self.num_workers,
             collate_fn=Batch,

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any, NamedTuple, TypedDict
 
+from vtcframe.data.old_rows import convert_row
+
 COUNT = "count"  # the type that "attributes" leaves out: any concentrating pruner thins the background it is read from
 
 
@@ -29,7 +31,7 @@ class Prediction:
     type: str | None
     question: str
     answer: str | None  # None where it is not known
-    method: str | None = None  # a pruner with its options, or "unpruned"; None for a sample that failed in every run
+    label: str | None = None  # `method` as text, "VtcCls(last=3)"; None for a sample that failed in every run
     budget: dict[str, Any] | None = None  # as in the configuration; None where nothing was pruned
     prediction: str | None = None
     visual_tokens: int | None = None  # that the language model read, behind its last stage where it has some
@@ -44,6 +46,13 @@ class Prediction:
     views: list[ViewRecord] | None = None  # where the writer wants them and tokens were judged
     error: str | None = None
     meta: dict[str, Any] = field(default_factory=dict)  # the sample's, by which its benchmark scores
+    # as data (see vtcframe.core.component_data): {"name": "VtcCls", "last": 3}, {"stages": [...]}, {"name": "unpruned"}
+    method: dict[str, Any] | None = None
+
+    @classmethod
+    def from_json(cls, row: Mapping[str, Any]) -> "Prediction":
+        """Make a row of what predictions.jsonl holds, its views left out; rows of vtcframe 0.1 are converted."""
+        return cls(**{**convert_row(row), "views": None})
 
     @property
     def processed(self) -> float | None:
@@ -121,8 +130,8 @@ def runs(rows: Iterable[Prediction], failed: bool = False) -> dict[tuple[str, st
 
     Rows of samples that failed in every run are of none.
     """
-    own = (row for row in rows if row.method is not None and (failed or row.error is None))
-    return parts(own, lambda row: (row.method, format_budget(row.budget)))
+    own = (row for row in rows if row.label is not None and (failed or row.error is None))
+    return parts(own, lambda row: (row.label, format_budget(row.budget)))
 
 
 def format_budget(budget: dict[str, Any] | None) -> str:

@@ -170,7 +170,7 @@ def spaced(count: int, wanted: int) -> list[int]:
     index = torch.arange(wanted)
     step = torch.tensor((count - 1) / max(wanted - 1, 1), dtype=torch.float32).double()
     from_start, from_end = step * index, (count - 1) - step * (wanted - 1 - index)
-    return torch.where(index < wanted // 2, from_start, from_end).float().round().long().tolist()
+    return torch.where(index < max(wanted // 2, 1), from_start, from_end).float().round().long().tolist()
 
 
 def tiled(frames: Tensor, edge: int) -> Tensor:

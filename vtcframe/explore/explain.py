@@ -125,16 +125,6 @@ def plans(pruners: Sequence[Pruner], budget: Budget | None) -> list[Plan]:
         raise UsageError(str(error)) from error
 
 
-@dataclass(frozen=True)
-class _Loaded(Backbone):
-    """A backbone that is in memory, for one predictor after the other."""
-
-    parts: tuple[Any, Any] = (None, None)  # model and processor
-
-    def load(self) -> tuple[Any, Any]:
-        return self.parts
-
-
 class Explainer:
     """A checkpoint that is loaded once and then asked one question after the other.
 
@@ -144,15 +134,14 @@ class Explainer:
     def __init__(self, path: str, dtype: Dtype = "float32", device: str = "cpu", attention: str | None = None) -> None:
         self.device = device_for(device)
         disable_progress_bar()  # of loading weights
-        self.backbone = _Loaded(path, dtype, attention, Backbone(path, dtype, attention).load())
+        self.backbone = Backbone(path, dtype, attention)
+        self.model, self.processor = self.backbone.load()
         self.prepared([])
 
     def prepared(self, plans: Sequence[Plan]) -> Predictor:
         """Return what answers untouched and by each plan. UsageError for one that the model has no place for."""
-        predictor = Predictor(self.backbone)
-        predictor.runs = [None, *plans]
-        predictor.setup("predict")
-        predictor.viewed = lambda sample: True
+        loaded = self.model, self.processor
+        predictor = Predictor.with_model(*loaded, [None, *plans], backbone=self.backbone, views=True)
         return predictor.to(self.device).eval()
 
     @torch.no_grad()
@@ -222,7 +211,7 @@ def explain(
     numbers = {
         "model": path,
         "question": question,
-        "pruner": pruned.method,
+        "pruner": pruned.label,
         "budget": pruned.budget,
         "pictures": [
             {"files": names, "size": [one.width, one.height], "shown": one.pixels(one.part)}

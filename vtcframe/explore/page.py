@@ -152,7 +152,7 @@ def answers(outcome: Outcome) -> str:
                 ("Scores", score_map(outcome.pictures, found.views or ())),
             )
             images = [(caption, _data(image)) for caption, image in drawn]
-            panels.append({"title": str(found.method), "row": found, "images": images})
+            panels.append({"title": str(found.label), "row": found, "images": images})
         else:
             panels.append({"title": method, "reason": found})
     return _filled(ANSWERS, panels=panels)

@@ -129,8 +129,9 @@ class Session:
         `ids` name the samples for everything that is random, `questions` are what auxiliary encoders compare pictures
         with (see `arrange`). A batch of text alone, and one whose budgets cover every token, run untouched.
         """
+        has_pictures = self.has_pictures(inputs)
         meter = meter or self.stopwatch(inputs)
-        if not self.has_pictures(inputs):
+        if not has_pictures:
             return self.generate(inputs, generate, None, None, meter)
         arrangement = self.arrange(inputs, ids, questions)
         meter.lap("arrange")
@@ -147,8 +148,8 @@ class Session:
 
     def has_pictures(self, inputs: Inputs) -> bool:
         """Whether a batch has placeholders or pixels; one with only either is refused by `arrange`."""
-        has_pixels = any(name.startswith("pixel_values") and x is not None for name, x in inputs.items())
-        return has_pixels or bool(self.adapter.prompt(inputs).visual.any())
+        has_placeholders = bool(self.adapter.prompt(inputs).visual.any())
+        return has_placeholders or any(name.startswith("pixel_values") and inputs[name] is not None for name in inputs)
 
     def arrange(self, inputs: Inputs, ids: Sequence[object] = (), questions: Sequence[str] = ()) -> Arrangement:
         """Lay out the visual tokens of a batch (see `Adapter.arrange`)."""

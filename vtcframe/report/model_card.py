@@ -1,6 +1,5 @@
 """The same figures as a section of a model card of the Hugging Face Hub, with the metadata that the Hub reads."""
 
-import ast
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -10,6 +9,9 @@ from huggingface_hub.repocard_data import eval_results_to_model_index
 
 import vtcframe
 from vtcframe.core.budget import Budget
+from vtcframe.core.component_data import component_from_data, constructor_call, stage_data
+from vtcframe.core.stages import plan_for
+from vtcframe.data.results import format_budget
 from vtcframe.registry import entries as registered
 from vtcframe.report.page import in_a_line
 from vtcframe.report.runs import UNPRUNED, LoadedRuns, Run
@@ -19,18 +21,6 @@ from vtcframe.report.wording import labelled, listed, sentences
 from vtcframe.runs.baselines import BASELINES
 
 TASK = "image-text-to-text"
-BUILT = (
-    ast.Expression,
-    ast.Call,
-    ast.keyword,
-    ast.Name,
-    ast.Load,
-    ast.Constant,
-    ast.Tuple,
-    ast.List,
-    ast.UnaryOp,
-    ast.USub,
-)
 USE = """\
 With `model` and `processor` as transformers loads them:
 
@@ -156,35 +146,39 @@ def _metric(one: MethodResult) -> str:
 def _use(runs: Sequence[Run]) -> str | None:
     """Return how the first method that is no baseline is used; None where two lines cannot say what was run."""
     for run in runs:
-        asked = ((str(row.method), row.budget) for row in run.rows if row.error is None and row.budget is not None)
-        for method, budget in dict.fromkeys((method, tuple(own.items())) for method, own in asked):
-            if method.partition("(")[0] in BASELINES or run.downsampled:
+        rows = [row for row in run.rows if row.error is None and row.method is not None and row.budget is not None]
+        for row in {(row.label, format_budget(row.budget)): row for row in reversed(rows)}.values():
+            method, budget = row.method or {}, row.budget or {}
+            if "stages" in method or method["name"] in BASELINES or run.downsampled:
                 continue
-            if (use := _lines(method, dict(budget), run.facts["model.runs"])) is not None:
+            if (use := _lines(method, budget, run.facts["model.runs"])) is not None:
                 return use
     return None
 
 
-def _lines(method: str, budget: Mapping[str, Any], told: Sequence[str]) -> str | None:
-    """Return two lines for a method as its row writes it, if they make the stages that the run was of."""
+def _lines(method: Mapping[str, Any], budget: Mapping[str, Any], runs: Sequence[Mapping[str, Any]]) -> str | None:
+    """Return two lines of Python for a method, if they make the stages that the run was of."""
+    names = sorted(_names(method))
+    if not set(names) <= {entry.name for entry in registered()} & set(dir(vtcframe)):
+        return None
     try:
-        tree = ast.parse(method, mode="eval")
-    except SyntaxError:
+        pruner = component_from_data(method)
+        plan = plan_for(pruner, Budget(**budget))
+    except (LookupError, ImportError, TypeError, ValueError):
         return None
-    names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
-    public = {entry.name for entry in registered()} & set(dir(vtcframe))
-    if not all(isinstance(node, BUILT) for node in ast.walk(tree)) or not names <= public:
-        return None
-    classes = {name: getattr(vtcframe, name) for name in names}
-    try:  # nothing but calls of registered classes with plain values: the repr of a frozen dataclass
-        stages = eval(compile(tree, "<method>", "eval"), {"__builtins__": {}}, classes).stages(Budget(**budget))
-    except (AttributeError, TypeError, ValueError):
-        return None
-    if ", ".join(map(str, stages)) not in told:
+    if {"stages": [stage_data(stage) for stage in plan.stages]} not in runs:
         return None
     names = sorted({*names, "compress"}, key=lambda name: (name == "compress", name))
+    label = constructor_call(pruner)
+    amount = ", ".join(f"{key}={value!r}" for key, value in budget.items())
     if set(budget) <= {"tokens", "ratio"}:
-        amount = ", ".join(f"{key}={value!r}" for key, value in budget.items())
-        return USE.format(names=", ".join(names), how=f"{method}, {amount}")
-    given = ", ".join(f"{key}={value!r}" for key, value in budget.items())
-    return USE.format(names=", ".join(["Budget", *names]), how=f"stages={method}.stages(Budget({given}))")
+        return USE.format(names=", ".join(names), how=f"{label}, {amount}")
+    return USE.format(names=", ".join(["Budget", *names]), how=f"stages={label}.stages(Budget({amount}))")
+
+
+def _names(data: Any) -> set[str]:
+    """Return the names of all components in data of one."""
+    if isinstance(data, Mapping):
+        own = {data["name"]} if "name" in data else set()
+        return own.union(*(_names(value) for value in data.values()))
+    return set().union(*map(_names, data)) if isinstance(data, list) else set()

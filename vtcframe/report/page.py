@@ -17,7 +17,7 @@ WIDEST = 1000  # pixels that sheets are shrunk to
 def render(found: LoadedRuns, beside: Path) -> dict[str, str]:
     """Return the report by the ending of its file, html and md. `beside` is the folder of these files."""
     pages = Environment(
-        loader=PackageLoader("vtcframe", "pages"),
+        loader=PackageLoader("vtcframe.report"),
         autoescape=lambda name: bool(name and ".html" in name),
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -7,7 +7,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from vtcframe.core.component_data import UNPRUNED as UNTOUCHED
 from vtcframe.data.benchmarks.base import Benchmark
+from vtcframe.data.old_rows import convert_run
 from vtcframe.data.results import Prediction, Score, columns, format_budget, mean_scores
 from vtcframe.errors import UsageError
 from vtcframe.registry import named
@@ -16,8 +18,6 @@ from vtcframe.runs.baselines import CONFIGURATION, DOWNSAMPLE
 UNPRUNED = "unpruned"
 READ = "model.backbone model.generation model.runs trainer.precision data.path data.benchmark data.transforms".split()
 ENDING = re.compile(r"\.(jsonl|csv|tsv|parquet)$")  # of questions in a plain format
-SHRINKS = re.compile(rf"{DOWNSAMPLE}\(tokens=(\d+|None), ratio=([\d.e-]+|None)\)")  # as run.json tells a transform
-SEED = re.compile(r"\bseed=(-?\d+)(?:, )?")
 
 
 @dataclass(frozen=True)
@@ -40,11 +40,10 @@ class Run:
     @property
     def downsampled(self) -> dict[str, Any] | None:
         """The budget of a baseline that shrinks pictures and prunes nothing; None for any other run."""
-        if self.facts["model.runs"] != [UNPRUNED] or not self.facts["data.transforms"]:
+        transforms = self.facts["data.transforms"]
+        if self.facts["model.runs"] != [UNTOUCHED] or not transforms or transforms[-1]["name"] != DOWNSAMPLE:
             return None
-        if not (found := SHRINKS.fullmatch(self.facts["data.transforms"][-1])):
-            return None
-        return {"ratio": float(found[2])} if found[1] == "None" else {"tokens": int(found[1])}
+        return {key: value for key, value in transforms[-1].items() if key != "name"}
 
     @property
     def answerer(self) -> dict[str, Any]:
@@ -79,15 +78,11 @@ class Run:
         """Yield method without its seeds, the seeds, budget in words, and row of every answer."""
         for row in self.rows:
             if row.error is None:
-                method, budget = str(row.method), row.budget
+                seeds, budget = list(_seeds(row.method)), row.budget
+                label = _without(str(row.label), seeds)
                 if self.downsampled:
-                    method, budget = DOWNSAMPLE, self.downsampled
-                yield (
-                    SEED.sub("", method).replace(", )", ")"),
-                    ",".join(SEED.findall(method)),
-                    format_budget(budget),
-                    row,
-                )
+                    label, seeds, budget = DOWNSAMPLE, [], self.downsampled
+                yield label, ",".join(map(str, seeds)), format_budget(budget), row
 
 
 @dataclass
@@ -120,6 +115,27 @@ def load_runs(folders: Iterable[Path]) -> LoadedRuns:
         for run in here.runs
     ]
     return here
+
+
+def _seeds(data: Any) -> Iterator[int]:
+    """Yield the option `seed` of every component in data of a method, in their order."""
+    values = (
+        data.items() if isinstance(data, Mapping) else [("", value) for value in data] if isinstance(data, list) else ()
+    )
+    for key, value in values:
+        if key == "seed" and value is not None:
+            yield value
+        else:
+            yield from _seeds(value)
+
+
+def _without(label: str, seeds: Sequence[int]) -> str:
+    """Return the label of a method without the seeds that its data has."""
+    for seed in seeds:
+        option = f"seed={seed}"
+        text = next((text for text in (f"{option}, ", f", {option}", option) if text in label), option)
+        label = label.replace(text, "", 1)
+    return label
 
 
 class _Names:
@@ -158,6 +174,7 @@ def _told(manifest: Path) -> dict[str, Any]:
     try:
         told = json.loads(manifest.read_text(encoding="utf-8"))
         _ = told["merged"], told["attempts"], [told["run"][key] for key in READ]
+        told["run"] = convert_run(told["run"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(f"{manifest} does not say what run it is of ({error!r}): leave its folder out") from error
     return told
@@ -168,7 +185,7 @@ def _rows(path: Path) -> list[Prediction]:
     with (path / "predictions.jsonl").open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, start=1):
             try:
-                rows.append(Prediction(**json.loads(line) | {"views": None}))
+                rows.append(Prediction.from_json(json.loads(line)))
             except (ValueError, TypeError) as error:
                 raise UsageError(f"{path}/predictions.jsonl, line {number}, is no row: {error}") from error
     return rows

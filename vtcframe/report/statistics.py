@@ -119,7 +119,7 @@ def entries(runs: Sequence[Run]) -> list[MethodResult]:
 
 def _entry(key: tuple[str, ...], seeds: Mapping[str, tuple[Run, list[Prediction]]]) -> MethodResult:
     run, names = next(iter(seeds.values()))[0], {run.name for run, _ in seeds.values()}
-    drawn = [rows for _, rows in sorted(seeds.values(), key=lambda own: str(own[1][0].method))]
+    drawn = [rows for _, rows in sorted(seeds.values(), key=lambda own: str(own[1][0].label))]
     scores = [run.score(rows) for rows in drawn]
     grades: dict[str, list[float | None]] = {}
     for rows in drawn:

@@ -24,8 +24,10 @@ class Command(LightningCLI):
     """Model, data, writer and trainer of one configuration."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add the writer."""
+        """Add the writer, and hand its progress to the data module and the predictor."""
         parser.add_lightning_class_args(Writer, "writer")
+        for group in ("data", "model"):
+            parser.link_arguments("writer.progress", f"{group}.progress", apply_on="instantiate")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse what `main` was given, whatever stands in sys.argv."""

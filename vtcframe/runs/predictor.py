@@ -2,7 +2,7 @@
 
 import copy
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from typing import Any
@@ -15,10 +15,12 @@ from torch import Tensor
 from vtcframe.adapters.arrangement import Arrangement
 from vtcframe.adapters.base import adapter_for
 from vtcframe.core.budget import Budget
+from vtcframe.core.component_data import UNPRUNED, budget_data, stage_data
 from vtcframe.core.contracts import RESOURCE_ERRORS
 from vtcframe.core.stages import Plan, Pruner, Stage, plan_for, planned
 from vtcframe.data.datamodule import Questions
 from vtcframe.data.processor import processor_inputs, visible_region
+from vtcframe.data.progress import RunProgress
 from vtcframe.data.results import Prediction, format_budget
 from vtcframe.data.sample import Sample
 from vtcframe.drawing import Picture
@@ -28,7 +30,7 @@ from vtcframe.inference.checks import check_options
 from vtcframe.inference.outcome import Outcome
 from vtcframe.inference.session import EncodedBatch, PrunedGeneration, Session
 from vtcframe.inference.stopwatch import Stopwatch
-from vtcframe.runs.rows import budget_fields, make_row, run_fields, view_records
+from vtcframe.runs.rows import make_row, run_fields, view_records
 
 DEFAULTS = {"do_sample": False, "max_new_tokens": 32}
 HALF = {"bf16-true": "bfloat16", "16-true": "float16"}  # the trainer's precision -> the type that weights are loaded in
@@ -82,6 +84,8 @@ class Predictor(LightningModule):
         stages: Where it is pruned: [{at: projector, pruner: {name: VtcCls, last: 3}, budget: {tokens: 64}}].
         compare: Pruners and budgets to compare with each other and with the untouched model.
         generation: Options of transformers' generate; greedy, max_new_tokens 32, unless they say otherwise.
+        progress: Which samples are pending and which get view records, as the run's writer says; without one every
+            sample is pending and none gets view records.
     """
 
     def __init__(
@@ -90,6 +94,7 @@ class Predictor(LightningModule):
         stages: list[Stage] | None = None,
         compare: Comparison | None = None,
         generation: dict[str, Any] | None = None,
+        progress: RunProgress | None = None,
     ) -> None:
         super().__init__()
         if stages is not None and compare is not None:
@@ -100,17 +105,40 @@ class Predictor(LightningModule):
         self.runs = compare.runs() if compare is not None else [planned(stages) if stages else None]
         self.model: Any = None
         self.exact: dict[str, Tensor] = {}
-        self.viewed: Callable[[Sample], bool] = lambda sample: False  # a writer says which samples get their views
+        self.progress = RunProgress.opened() if progress is None else progress
+        self._loaded: tuple[Any, Any] | None = None  # model and processor, where the caller has loaded them
         self._failing: set[str] = set()  # methods of which it was told that they fail
         self._lost: list[Session] = []  # runs that failed on every sample of a batch
+
+    @classmethod
+    def with_model(
+        cls,
+        model: Any,
+        processor: Any,
+        plans: Sequence[Plan | None],
+        *,
+        backbone: Backbone,
+        generation: dict[str, Any] | None = None,
+        views: bool = False,
+    ) -> "Predictor":
+        """Return a predictor that is set up with a loaded model; None among the plans is the untouched model.
+
+        `backbone` is where the model was loaded from, for its vocabulary and for error messages. With `views` every
+        row of a pruned sample gets view records.
+        """
+        predictor = cls(backbone, generation=generation, progress=RunProgress.opened(views=views))
+        predictor.runs, predictor._loaded = list(plans), (model, processor)
+        predictor.setup("predict")
+        return predictor
 
     def setup(self, stage: str) -> None:
         """Load the backbone. UsageError for what cannot be loaded, has no adapter, or does not know an option."""
         data = getattr(self._trainer, "datamodule", None)
-        if isinstance(data, Questions) and not data.asked:
+        if isinstance(data, Questions) and not self.progress.pending(data.samples):
             return  # every answer is there
         precision = HALF.get(getattr(self._trainer, "precision", ""))
-        self.model, self.processor = (replace(self.backbone, dtype=precision) if precision else self.backbone).load()
+        backbone = replace(self.backbone, dtype=precision) if precision else self.backbone
+        self.model, self.processor = self._loaded or backbone.load()
         self.exact = {name: own for name, own in self.model.named_buffers() if own.dtype == torch.float32}
         self.language = self.backbone.language()
         self.options = copy.deepcopy(self.model.generation_config)
@@ -133,7 +161,9 @@ class Predictor(LightningModule):
 
     def facts(self) -> dict[str, Any]:
         """Return what its answers depend on, by the keys of the configuration."""
-        runs = ["unpruned" if plan is None else ", ".join(map(str, plan.stages)) for plan in self.runs]
+        runs = [
+            UNPRUNED if plan is None else {"stages": [stage_data(stage) for stage in plan.stages]} for plan in self.runs
+        ]
         return {
             "model.backbone": {**asdict(self.backbone), "revision": self.backbone.revision()},
             "model.runs": runs,
@@ -157,8 +187,8 @@ class Predictor(LightningModule):
     def on_predict_batch_end(self, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Tell once of each method that fails, when it does so first: a run may take all night."""
         for row in outputs:
-            if row.error is not None and row.method is not None and row.method not in self._failing:
-                self._failing.add(row.method)
+            if row.error is not None and row.label is not None and row.label not in self._failing:
+                self._failing.add(row.label)
                 if self.trainer.is_global_zero:
                     print(f"vtcframe: warning: {row.error}", file=sys.stderr)
 
@@ -247,7 +277,9 @@ class Predictor(LightningModule):
                 kv_bytes=int(outcome.kv_bytes[p]),
                 seconds=sum(outcome.seconds.values()) / count,
                 encode_seconds=encode_seconds,
-                views=view_records(layout, outcome.pruned, p) if outcome.pruned and self.viewed(sample) else None,
+                views=view_records(layout, outcome.pruned, p)
+                if outcome.pruned and self.progress.needs_views(sample)
+                else None,
             )
             for p, sample in enumerate(batch.samples)
         ]
@@ -272,7 +304,7 @@ class Predictor(LightningModule):
         return batch.encoded[stages]
 
     def _failed(self, plan: Plan | None, error: Exception) -> str:
-        budget = None if plan is None else budget_fields(plan.budget)
+        budget = None if plan is None else budget_data(plan.budget)
         at = "" if budget is None else f" at {format_budget(budget)}"
         return f"{plan}{at} fails on {self.backbone.path}: {error}"
 

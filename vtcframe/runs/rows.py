@@ -1,9 +1,8 @@
 """Rows of predictions.jsonl made of samples, plans and prunings."""
 
-from dataclasses import asdict
 from typing import Any
 
-from vtcframe.core.budget import Budget
+from vtcframe.core.component_data import UNPRUNED, budget_data, plan_data
 from vtcframe.core.layout import Layout
 from vtcframe.core.pruned import Pruned
 from vtcframe.core.stages import Plan
@@ -14,15 +13,8 @@ from vtcframe.data.sample import Sample
 def run_fields(plan: Plan | None) -> dict[str, Any]:
     """Return what a row says of its run."""
     if plan is None:
-        return {"method": "unpruned", "budget": None}
-    return {"method": str(plan), "budget": budget_fields(plan.budget)}
-
-
-def budget_fields(budget: Budget | None) -> dict[str, Any] | None:
-    """Return a budget as one writes it in the configuration."""
-    if budget is None:
-        return None
-    return {k: v for k, v in asdict(budget).items() if v is not None and (k, v) != ("per", "sample")}
+        return {"label": "unpruned", "method": UNPRUNED, "budget": None}
+    return {"label": str(plan), "method": plan_data(plan), "budget": budget_data(plan.budget)}
 
 
 def view_records(layout: Layout, pruned: Pruned, p: int) -> list[ViewRecord]:

@@ -13,6 +13,7 @@ from vtcframe.atomic import atomic_path
 from vtcframe.core.contracts import call_component
 from vtcframe.data.benchmarks.base import Benchmark
 from vtcframe.data.datamodule import Batch, Questions
+from vtcframe.data.progress import RunProgress
 from vtcframe.data.results import Prediction, runs
 from vtcframe.drawing import file_name, sheet
 from vtcframe.errors import UnfinishedError, UsageError
@@ -55,6 +56,7 @@ class Writer(BasePredictionWriter):
             raise ValueError(f"pictures is a number of samples, got {pictures}")
         self.folder = RunFolder(Path(folder), existing)
         self.masks, self.pictures, self.exports = masks, pictures, exports or []
+        self.progress = RunProgress()  # of this run, for its data module and its predictor
         self.failed: list[str] = []  # ids of the samples that have no answer, once the run is over
         self._shard: Shard | None = None
 
@@ -82,9 +84,8 @@ class Writer(BasePredictionWriter):
         self.attempt, done = told
         if done and trainer.is_global_zero:
             print(f"{len(done)} of {len(data.samples)} samples were answered earlier in {self.folder.path}")
-        data.asked = [sample for sample in data.samples if sample.id not in done]
         self._drawn = {sample.id for sample in data.samples[: self.pictures]}
-        pl_module.viewed = lambda sample: self.masks or sample.id in self._drawn
+        self.progress.open(done, None if self.masks else self._drawn)
         self._shard = Shard(self.folder.parts, self.attempt, trainer.global_rank)
         self._first = HeartbeatMonitor(shard_path(self.folder.parts, self.attempt, 0).with_suffix(".lock"))
 
@@ -136,7 +137,7 @@ class Writer(BasePredictionWriter):
         self.folder.leave()
 
     def _tell(self, data: Questions) -> None:
-        rows = [Prediction(**{**row, "views": None}) for row in self.folder.rows()]
+        rows = [Prediction.from_json(row) for row in self.folder.rows()]
         self.failed = list(dict.fromkeys(row.id for row in rows if row.error is not None))
         print(table(rows) if data.benchmark is None else call_component(data.benchmark, table, rows, data.benchmark))
         print(NOTE)
@@ -149,7 +150,7 @@ class Writer(BasePredictionWriter):
 
     def _submit(self, rows: Sequence[Prediction], benchmark: Benchmark) -> list[Path]:
         """Write each run's answers, empty ones where it failed, as the benchmark's own tool or server takes them."""
-        nowhere = [row for row in rows if row.method is None]
+        nowhere = [row for row in rows if row.label is None]
         with report_write_errors(self.folder.path / "official"):
             return [
                 path

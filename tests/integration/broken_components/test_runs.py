@@ -57,12 +57,12 @@ def test_one_that_fails_in_a_comparison_leaves_the_answers_of_the_others(broken,
     status, rows, out, err = predict(tmp_path, "RandomPruner", spelt(scorers=["BadKey"]), "Attributes", "VtcCls")
     assert status == 1
     failed = [row for row in rows if row.error is not None]
-    assert {row.method.partition("(")[0] for row in failed} == {"Pipeline", "Attributes"}
+    assert {row.label.partition("(")[0] for row in failed} == {"Pipeline", "Attributes"}
     assert len(failed) == 2 * 2 * 4
     assert len(rows) - len(failed) == (1 + 2 * 2) * 4
     for row in failed:
         assert row.prediction is row.visual_tokens is None
-        assert row.error.startswith(f"{row.method} at {row.budget['ratio']} fails on vtcframe:tiny: ")
+        assert row.error.startswith(f"{row.label} at {row.budget['ratio']} fails on vtcframe:tiny: ")
         assert "of broken 1.2 raised" in row.error
     for row in rows:
         assert row.error is not None or row.prediction is not None

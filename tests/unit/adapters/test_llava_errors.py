@@ -113,7 +113,7 @@ def test_a_tower_without_a_class_token_has_no_cls_row_but_can_be_pruned():
     )
     model = LlavaForConditionalGeneration(config).eval()
     adapter, inputs = adapter_for(model), make_inputs(processor, SAMPLES["ragged one"])
-    with pytest.raises(ValueError, match=r"cannot gather Rows.*from SiglipVisionModel"):
+    with pytest.raises(ValueError, match=r"cannot gather AttentionRows.*from SiglipVisionModel"):
         adapter.observe(inputs, VtcCls(1).needs)
     evidence = adapter.observe(inputs)
     assert evidence.layout.untouched.tolist() == [16, 0, 16]

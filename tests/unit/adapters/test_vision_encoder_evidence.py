@@ -151,7 +151,7 @@ def test_refusals_say_why():
     with pytest.raises(ValueError, match="neither a model of timm nor of open_clip"):
         extract(torch.nn.Linear(1, 1), pixels, VtcCls(), tokens=1)
     adapter = Timm(timm_vit("attention pooling"))
-    with pytest.raises(ValueError, match=r"cannot gather Rows.*it has no class token. Use a proxy"):
+    with pytest.raises(ValueError, match=r"cannot gather AttentionRows.*it has no class token. Use a proxy"):
         extract(adapter.model, pixels, VtcCls(), tokens=1)
     for need in (ClassToken(), TextTokens(HiddenStates()), AttentionRows("last", (0,), "llm")):
         with pytest.raises(ValueError, match="cannot gather"):

@@ -37,7 +37,7 @@ def test_cls_attention_asks_for_the_blocks_as_published():
     [
         ({"last": 0}, "last counts blocks and must be at least 1, got 0"),
         ({"layers": ()}, "layers names no block: give at least one"),
-        ({"of": "llm"}, "of must be 'feeding' or 'tower', got 'llm'"),
+        ({"blocks": "llm"}, "blocks must be 'feeding' or 'tower', got 'llm'"),
         ({"heads": "mean"}, "heads must be 'split' or 'joined', got 'mean'"),
         ({"query": "clss"}, "query must be one of 'cls'"),
     ],

@@ -236,7 +236,11 @@ def test_a_benchmark_reads_its_own_files_and_a_limit_asks_the_first_questions_on
     for limit, ids in ((None, ["a.png", "b.png", "c.png"]), (2, ["a.png", "b.png"]), (9, ["a.png", "b.png", "c.png"])):
         data = Questions(str(tmp_path), benchmark=Named(("a.png", "b.png", "c.png")), limit=limit)
         data.setup("predict")
-        assert [sample.id for sample in data.samples] == [sample.id for sample in data.asked] == ids
+        assert (
+            [sample.id for sample in data.samples]
+            == [sample.id for sample in data.progress.pending(data.samples)]
+            == ids
+        )
     data = Questions(str(written(tmp_path, LINE, LINE | {"id": "b"})), limit=1)
     data.setup("predict")
     assert [sample.id for sample in data.samples] == ["a"]

@@ -50,7 +50,7 @@ def test_answers_are_those_of_explain(questioner, kind, amount, budget):
     for (_, row), pruner in zip(outcome.methods, (VtcCls(last=3), RandomPruner(seed=5)), strict=True):
         told = explain("vtcframe:tiny", QUESTION, pruner, budget, [SCENE]).numbers
         assert outcome.unpruned.prediction == told["unpruned"]["answer"]
-        assert (row.method, row.prediction) == (told["pruner"], told["pruned"]["answer"])
+        assert (row.label, row.prediction) == (told["pruner"], told["pruned"]["answer"])
         assert row.visual_tokens == told["pruned"]["visual_tokens"]
         assert [view["kept"] for view in row.views] == [view["kept"] for view in told["views"]]
         assert [view["scores"] for view in row.views] == [view["scores"] for view in told["views"]]

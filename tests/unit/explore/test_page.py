@@ -38,7 +38,7 @@ def browser():
 
 
 @pytest.fixture
-def ungrid(browser, served):
+def opened(browser, served):
     """Open pages that must neither complain nor ask anybody but their own server."""
     context = browser.new_context(viewport={"width": 1280, "height": 900})
     said, requests = [], []

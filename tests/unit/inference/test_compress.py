@@ -175,7 +175,7 @@ def test_the_last_result_tells_what_was_kept_and_what_it_cost(family):
     assert result.tokens_before.tolist() == result.layout.untouched.tolist()
     assert result.kept.sum() == 10
     assert result.scores.shape == result.kept.shape
-    assert list(result.seconds) == ["observe", "prune", "splice", "generate"]
+    assert list(result.seconds) == ["arrange", "encode", "prune", "splice", "generate"]
     assert all(seconds > 0 for seconds in result.seconds.values())
     if family == "llava":
         assert result.structural_before.tolist() == result.structural_after.tolist() == [0, 0, 0]

@@ -15,6 +15,7 @@ from vtcframe.components.mergers import Fuse
 from vtcframe.core.token_merging import fuse_attention, merge, sizes
 from vtcframe.data.decode import load_sample
 from vtcframe.data.formats import read_samples
+from vtcframe.data.progress import RunProgress
 from vtcframe.inference.checkpoint import Backbone
 from vtcframe.methods.diffrate import DiffRate
 from vtcframe.methods.evit import EVit, KeepRate
@@ -184,19 +185,19 @@ def test_the_predict_loop_encodes_once_for_all_that_prune_alike_inside(monkeypat
         Backbone("vtcframe:tiny", "float32"),
         compare=Comparison([ToMe(blocks=(0, 1)), RandomPruner(), VtcCls(1)], [Budget(ratio=0.5), Budget(ratio=0.25)]),
         generation={"max_new_tokens": 2},
+        progress=RunProgress.opened(views=True),
     )
     predictor.setup("predict")
-    predictor.viewed = lambda sample: True
     calls = []
-    for name in ("encode", "within"):
+    for name in ("encode", "encode_with_stages"):
         own = getattr(predictor.adapter, name)
         monkeypatch.setattr(predictor.adapter, name, lambda *args, o=own, n=name: (calls.append(n), o(*args))[1])
     samples = read_samples(QUESTIONS / "questions.jsonl", QUESTIONS)[:2]
     with torch.no_grad():
         rows = predictor.predict_step([load_sample(sample) for sample in samples], 0)
     assert [row.error for row in rows] == [None] * len(rows)
-    assert sorted(calls) == ["encode", "within", "within"]
-    of = {(row.method, row.budget and row.budget["ratio"]): row for row in rows}
+    assert sorted(calls) == ["encode", "encode_with_stages", "encode_with_stages"]
+    of = {(row.label, row.budget and row.budget["ratio"]): row for row in rows}
     for method in (ToMe(blocks=(0, 1)), RandomPruner()):
         for ratio in (0.5, 0.25):
             row = of[str(method), ratio]

@@ -35,18 +35,18 @@ def test_two_stages_leave_what_they_say(family, samples):
     budget = Budget(ratio=0.5)
     last, _ = run(family, samples, VScan(2, 2, shallow=0, query="proxy"), budget)
     early, late = ((last.tokens_before.double() * part).round().long() for part in (0.75, 0.25))
-    assert last.visual.T.tolist() == [early.tolist()] * 2 + [late.tolist()] * 2
+    assert last.tokens_per_layer.T.tolist() == [early.tolist()] * 2 + [late.tolist()] * 2
 
     half = budget.total(last.layout)
     last, _ = run(family, samples, HoliTom(2, 0.4, query="received"), budget)
-    assert last.visual.T.tolist() == [half.tolist()] * 2 + [(half * 0.4).round().long().tolist()] * 2
+    assert last.tokens_per_layer.T.tolist() == [half.tolist()] * 2 + [(half * 0.4).round().long().tolist()] * 2
 
     outer, _ = run(family, samples, PruneVidOuter(), budget)
     count = (outer.pruned.place >= 0).sum(1).cpu()
     want = last.layout.total((count.double() * 0.6).long())
     want = want + ((want == 0) & (half > 0))
     last, _ = run(family, samples, PruneVid(2, 0.6, forget=False), budget)
-    assert last.visual.T.tolist() == [half.tolist()] * 2 + [want.tolist()] * 2
+    assert last.tokens_per_layer.T.tolist() == [half.tolist()] * 2 + [want.tolist()] * 2
     assert (last.kept & ~outer.kept).sum() == 0
 
 

@@ -75,7 +75,7 @@ def test_a_batch_that_does_not_fit_is_told_and_the_next_is_run(tiny, monkeypatch
         ("--model vtcframe:tiny --shape llava-1.5-7b", r"leave --shape and --layers out"),
         ("--tokens 4 --attn slow", r"--attn slow: "),
         ("--device moon", r"there is no device 'moon' here"),
-        ("--tokens 4 --pruner deep", r"llava-1.5-7b with random weights.*: Rows.* beyond the 3"),
+        ("--tokens 4 --pruner deep", r"llava-1.5-7b with random weights.*: AttentionRows.* beyond the 3"),
     ],
 )
 def test_what_cannot_be_run_is_said(options, said, tiny):

@@ -96,7 +96,7 @@ def test_flops_are_those_of_the_products_and_attentions():
 
 
 def test_stages_are_differences_of_steps():
-    taken = {"arrange": 1, "encode": 20, "scoring": 3, "prune": 5, "splice": 7, "prefill": 100}
+    taken = {"arrange": 1, "encode": 20, "scoring": 3, "prune": 5, "splice": 7, "generate": 100}
     told = {"vision": 18, "capture": 3, "scoring": 3, "selection": 2, "splice": 7, "prefill": 100}
     assert stages(taken, 18) == told
     del taken["scoring"], told["scoring"]

@@ -25,7 +25,7 @@ def browser():
 
 
 @pytest.fixture
-def ungrid(browser, sweep):
+def opened(browser, sweep):
     """The page, and what it said and asked for."""
     pages(sweep)
     with watched(browser) as (page, said, asked):

@@ -8,6 +8,7 @@ from huggingface_hub import ModelCard
 from support.models import backbone
 from support.report_runs import FACTS, QUARTER, folder, rows
 from vtcframe import Budget, ClsAttention, Even, Mean, Pipeline, Pope, RandomPruner, Stage, TopK, VtcCls
+from vtcframe.core.component_data import UNPRUNED, stage_data
 from vtcframe.report import command as report
 from vtcframe.report.model_card import card
 from vtcframe.report.runs import load_runs
@@ -20,7 +21,8 @@ CODE = re.compile(r"```python\n(.*?)```", re.DOTALL)
 
 def ran(*stages, **facts):
     """Facts of a run that pruned at these stages."""
-    return {"model.runs": ["unpruned", *map(str, stages)]} | facts
+    runs = [{"stages": [stage_data(stage)]} if isinstance(stage, Stage) else stage for stage in stages]
+    return {"model.runs": [UNPRUNED, *runs]} | facts
 
 
 @pytest.fixture

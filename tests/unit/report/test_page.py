@@ -115,7 +115,7 @@ def test_the_page_asks_nobody(sweep):
 
 
 def test_a_folder_that_cannot_be_written_is_told(sweep, monkeypatch):
-    monkeypatch.setattr(report, "replace_whole", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left")))
+    monkeypatch.setattr(report, "write_atomic", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left")))
     with pytest.raises(UsageError, match=r"cannot write .*report\.html: No space left"):
         report.main([str(sweep)])
 

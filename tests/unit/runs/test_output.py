@@ -54,12 +54,12 @@ def test_every_row_has_its_seconds_and_pruned_ones_their_share_of_the_encoding(q
     batches = {}
     for row in quickstart[2]:
         assert row.seconds > 0
-        assert (row.encode_seconds > 0) == (row.method != "unpruned")
+        assert (row.encode_seconds > 0) == (row.label != "unpruned")
         batches.setdefault(row.batch, []).append(row)
     assert sorted(batches) == list(range(-(-671 // 30)))
     for rows in batches.values():
-        assert len({row.encode_seconds for row in rows if row.method != "unpruned"}) == 1
-        assert len({row.seconds for row in rows if row.method == "unpruned"}) == 1
+        assert len({row.encode_seconds for row in rows if row.label != "unpruned"}) == 1
+        assert len({row.seconds for row in rows if row.label == "unpruned"}) == 1
 
 
 def test_sheets_are_drawn_for_the_first_samples_only_and_rows_hold_no_masks_unless_asked(quickstart):
@@ -76,8 +76,8 @@ def test_masks_tell_row_by_row_what_was_kept_and_how_it_was_scored(tmp_path):
     assert not (tmp_path / "pictures").exists()
     model, processor = Backbone("vtcframe:tiny", dtype="float32").load()
     short, rows = compress(model, VtcCls(last=3), ratio=0.125), read(tmp_path)
-    assert all(row.views is None for row in rows if row.method == "unpruned")
-    for row in (row for row in rows if row.method == METHODS[0] and row.budget == {"ratio": 0.125}):
+    assert all(row.views is None for row in rows if row.label == "unpruned")
+    for row in (row for row in rows if row.label == METHODS[0] and row.budget == {"ratio": 0.125}):
         text = [{"type": "image"}, {"type": "text", "text": row.question}]
         prompt = processor.apply_chat_template([{"role": "user", "content": text}], add_generation_prompt=True)
         inputs = processor(images=Image.open(QUESTIONS / "images/scene-000.png"), text=prompt, return_tensors="pt")

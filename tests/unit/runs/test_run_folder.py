@@ -202,7 +202,7 @@ def test_a_folder_is_one_runs_at_a_time(tmp_path):
 
 
 def test_a_process_that_outlives_the_first_is_waited_for_and_named_if_it_stays(tmp_path, monkeypatch):
-    monkeypatch.setattr("vtcframe.runs.run_folder.PULSE", 0.02)
+    monkeypatch.setattr("vtcframe.runs.run_folder.HEARTBEAT_S", 0.02)
     first = RunFolder(tmp_path)
     number, _ = first.begin(FACTS, 2)
     orphan = Shard(first.parts, number, 1)

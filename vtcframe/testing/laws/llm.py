@@ -16,7 +16,7 @@ from vtcframe.hooks.llm import LlmStages
 from vtcframe.inference.compressed import compress
 from vtcframe.inference.session import PrunedGeneration, Session
 from vtcframe.testing.laws.adapters import GREEDY, check_restored, inputs_for
-from vtcframe.testing.laws.closeness import relative_distance, relative_tolerance
+from vtcframe.testing.laws.closeness import finite_eager_masks, relative_distance, relative_tolerance
 from vtcframe.testing.tiny_models.llava_families import SAMPLES, Sample
 
 _HIDDEN = torch.finfo(torch.float32).min
@@ -31,11 +31,14 @@ def check_llm_stages(
     options: Mapping[str, Any] = GREEDY,
     tolerance: float | None = None,
 ) -> None:
-    """Hold every law for `stages` (mergers left out) on one batch; `options` go to generate. See `check_adapter` on the model's type."""
+    """Hold every law for `stages` (mergers left out) on one batch; `options` go to generate.
+
+    See `check_adapter` for `tolerance` and the model's type.
+    """
     inputs = inputs_for(model, processor, samples, side)
     model.generate(**inputs, max_new_tokens=1)  # transformers installs hooks of its own in a first forward
     adapter, plan = adapter_for(model, processor), planned(stages)
-    with check_restored(model):
+    with finite_eager_masks(), check_restored(model):
         _check_keep_all(adapter, inputs, plan, options)
         _check_removed_is_masked(
             adapter, inputs, plan, options, relative_tolerance(model.dtype) if tolerance is None else tolerance
