@@ -37,8 +37,8 @@ class Tap:
         if at in self._results:
             return self._results[at]
         raise LookupError(
-            f"{type(at[0]).__name__} was not seen by {at[1]}: it was not asked for, was not run inside the `with`, or "
-            "does not call its kernel through ALL_ATTENTION_FUNCTIONS or scaled_dot_product_attention"
+            f"{type(at[0]).__name__} was not read by {at[1]}: it is not among `readers`, did not run inside the `with`, "
+            "or does not call its kernel through ALL_ATTENTION_FUNCTIONS or scaled_dot_product_attention"
         )
 
     def __enter__(self) -> "Tap":

@@ -169,7 +169,7 @@ def test_another_threads_forward_of_a_timm_model_is_not_seen():
         thread = threading.Thread(target=model, args=(pixels(),))
         thread.start()
         thread.join()
-        with pytest.raises(LookupError, match="was not seen"):
+        with pytest.raises(LookupError, match="was not read"):
             tap[module, ROW]
 
 

@@ -232,7 +232,7 @@ def test_another_threads_forward_is_not_seen():
         thread = threading.Thread(target=module, args=(query, key))
         thread.start()
         thread.join()
-        with pytest.raises(LookupError, match="was not seen"):
+        with pytest.raises(LookupError, match="was not read"):
             tap[module, ROW]
         module(query, key)
     assert len(tap[module, ROW]) == 1
