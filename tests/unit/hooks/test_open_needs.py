@@ -149,7 +149,8 @@ def test_hidden_states_and_preparations_reach_the_needs_of_a_third_party_after_t
             seen.append(evidence)
             return super().__call__(evidence, budget)
 
-    stages = [Stage("llm:1", RandomPruner(), Budget(5)), Stage("llm:2", Look(), Budget(2))]
+    first, second = (Stage(f"llm:{layer}", RandomPruner(layer), Budget(12 - 3 * layer)) for layer in (1, 2))
+    stages = [first, second, Stage("llm:3", Look(), Budget(2))]
     compress(model, stages=stages).generate(**inputs, max_new_tokens=1)
     (evidence,), whole = seen, adapter.observe(inputs)
     assert len(calls) == 1  # both layers share what was prepared
