@@ -97,10 +97,10 @@ def row_by_hand(query, key, i, scaling, sees):
     for b in range(query.shape[0]):
         for h in range(query.shape[1]):
             visible = [j for j in range(key.shape[2]) if sees(b, j)]
-            paid = [float(query[b, h, i].double() @ key[b, h // share, j].double()) * scaling for j in visible]
-            top = max(paid)
-            total = sum(torch.tensor(p - top).exp().item() for p in paid)
-            for j, p in zip(visible, paid, strict=True):
+            weights = [float(query[b, h, i].double() @ key[b, h // share, j].double()) * scaling for j in visible]
+            top = max(weights)
+            total = sum(torch.tensor(p - top).exp().item() for p in weights)
+            for j, p in zip(visible, weights, strict=True):
                 out[b, h, j] = torch.tensor(p - top).exp().item() / total
     return out
 
