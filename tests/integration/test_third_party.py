@@ -9,6 +9,7 @@ import yaml
 from support.distributions import ROOT, wheel
 
 EXAMPLE = ROOT / "docs" / "examples" / "vtcframe-consensus"
+ENTROPY = ROOT / "docs" / "examples" / "vtcframe-entropy"
 SCORER = {
     "name": "Pipeline",
     "scorers": ["Consensus"],
@@ -99,3 +100,21 @@ def test_a_scorer_takes_fifteen_lines_and_nothing_of_ours_that_a_stranger_could_
     for file in EXAMPLE.rglob("*.py"):
         assert "vtcframe._" not in file.read_text()
         assert "conftest" not in file.read_text()
+
+
+def test_a_need_of_its_own_is_gathered_where_it_is_installed(installed, tmp_path_factory, tmp_path):
+    folder = tmp_path_factory.mktemp("entropy")
+    ignored = shutil.ignore_patterns("__pycache__")
+    project = shutil.copytree(ENTROPY, folder / ENTROPY.name, ignore=ignored)
+    installed.pip("install", wheel(project, folder / "wheel"))
+    try:
+        assert ["scorer", "FocusedAttention", "vtcframe-entropy", "0.1.0", "ok"] in listed(installed)
+        predict(installed, tmp_path, SCORER | {"scorers": ["FocusedAttention"]})
+        rows = [json.loads(line) for line in (tmp_path / "run" / "predictions.jsonl").read_text().splitlines()]
+        assert {row["error"] for row in rows} == {None}
+        assert {row["visual_tokens"] for row in rows if row["budget"]} == {36}
+        options = "-q", "-p", "no:cacheprovider", "-W", "error"
+        done = installed.run("-m", "pytest", *options, project / "tests", cwd=tmp_path)
+        assert "6 passed" in done.stdout
+    finally:
+        installed.pip("uninstall", "vtcframe-entropy")

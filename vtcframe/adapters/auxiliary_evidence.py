@@ -15,6 +15,14 @@ if TYPE_CHECKING:
     from vtcframe.adapters.tower import TowerAdapter
 
 
+def auxiliary_refusal(need: Need) -> str:
+    """Say why no auxiliary encoder can serve a need, and the cure; "" where one can."""
+    rows = isinstance(need, AttentionRows) and (need.query, need.blocks, need.reduce) == ("cls", "feeding", "mean")
+    if rows or isinstance(need, Similarity):
+        return ""
+    return "an auxiliary encoder serves AttentionRows('cls', layers, tower='timm:...') and Similarity only"
+
+
 def gather_auxiliary(
     need: Need,
     adapter: "TowerAdapter",
@@ -27,18 +35,15 @@ def gather_auxiliary(
     ValueError where the processor is not known, by which pixels become a picture again and ids a question.
     """
     layout = arrangement.layout
+    if refusal := auxiliary_refusal(need):
+        raise ValueError(f"{need}: {refusal}")
     if isinstance(need, AttentionRows):
-        if need.query != "cls" or need.blocks != "feeding" or need.reduce != "mean":
-            raise ValueError(f"{need}: a witness shows Rows('cls', layers, tower='timm:...') only")
         pictures, of = _original_images(need, adapter, inputs, arrangement)
         seen = auxiliary_encoder(need.tower, pictures[0].device)
         maps = seen.rows(pictures, need.layers, need.pre_softmax, need.heads)  # [L, I, H, r, c]
         read = resampled(maps.transpose(1, 2).contiguous(), of, layout.centre)  # [L, H, V, N]
         return read.transpose(1, 2).masked_fill(~layout.valid.to(read.device)[:, None], 0).contiguous()
-    if not isinstance(need, Similarity):
-        raise ValueError(
-            f"{need}: auxiliary encoders serve AttentionRows('cls', layers, tower='timm:...') and Similarity"
-        )
+    assert isinstance(need, Similarity)
     if features is not None:
         speaker = auxiliary_encoder(_own_clip(need, adapter), features.device)
         space = speaker.embed(features)

@@ -13,10 +13,10 @@ class UnknownNeedError(UsageError, LookupError):
 
 
 def describe_need(need: Need) -> dict[str, Any]:
-    """Return a need as JSON: {"kind": class, "module": module, field: value, ...}; needs in fields are nested."""
+    """Return a need as JSON: {"kind": class, "module": module, "fields": {name: value}}; needs in fields are nested."""
     options = {field.name: getattr(need, field.name) for field in fields(need)}  # pyright: ignore[reportArgumentType]
     described = {name: describe_need(value) if isinstance(value, Need) else value for name, value in options.items()}
-    return {"kind": type(need).__qualname__, "module": type(need).__module__, **described}
+    return {"kind": type(need).__qualname__, "module": type(need).__module__, "fields": described}
 
 
 def parse_need(described: dict[str, Any]) -> Need:
@@ -24,8 +24,10 @@ def parse_need(described: dict[str, Any]) -> Need:
 
     Only kinds whose module is imported are found; nothing is imported for a file. UnknownNeedError for others.
     """
-    options = {name: _value(value) for name, value in described.items() if name not in ("kind", "module")}
-    return _kind(described["kind"], described.get("module"))(**options)
+    # files of earlier versions name the class alone, with the fields beside it
+    options = described.get("fields", {name: value for name, value in described.items() if name != "kind"})
+    kind = _kind(described["kind"], described.get("module"))
+    return kind(**{name: _value(value) for name, value in options.items()})
 
 
 def _value(value: Any) -> Any:
@@ -35,7 +37,7 @@ def _value(value: Any) -> Any:
 
 
 def _kind(name: str, module: str | None) -> type:
-    """Find an imported kind by its class and module; without a module (files of version 0.1) by the class alone."""
+    """Find an imported kind by its class and module; without a module, one of ours by the class alone."""
     for kind in _kinds(Need):
         if kind.__qualname__ == name and (kind.__module__ == module or (module is None and _is_builtin(kind))):
             return kind

@@ -1,4 +1,4 @@
-"""TODO: vtcframe/core/token_merging.py."""
+"""Tokens inside an encoder that become one: their sizes, what a merge returns, and how groups are pooled."""
 
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -20,9 +20,10 @@ Pooling = Literal["mean", "max"]
 
 @dataclass(frozen=True)
 class EncoderEvidence(Evidence):
-    """Evidence in the midst of an encoder: tokens [V, N, C] are the patches' hidden states. Class tokens always stay.
+    """Evidence inside an encoder: tokens [V, N, C] are the patches' hidden states. Class tokens always stay.
 
-    What blocks showed before an earlier stage is told of the tokens left only; "feeding" counts the blocks up to here.
+    Evidence of blocks before an earlier stage is kept of the remaining tokens only; "feeding" counts the blocks that
+    have run.
     """
 
     size: Tensor | None = None  # [V, N] float32, how many patches each token stands for; None where each is one
@@ -47,19 +48,19 @@ def sizes(evidence: Evidence) -> Tensor:
 
 @dataclass(frozen=True)
 class Merged(Pruned):
-    """What is left where tokens became one. Later blocks add the logarithm of the size to the logits of keys."""
+    """A pruning in which tokens merge. Later blocks add the logarithm of the size to the logits of keys."""
 
     size: Tensor  # [V, M] float32
     group: Tensor  # [V, N] the output token that each token is part of; -1 = of none
-    share: Tensor  # [V, N] float32, its weight in it; 1 in all
+    share: Tensor  # [V, N] float32, its weight in that token; the weights of a group sum to 1
     pooling: Pooling = "mean"
 
 
 class TokenMerger(Pruner):
     """A pruner in an encoder whose tokens have sizes; it returns `Merged`.
 
-    `when` it acts: "amid" attention and MLP; "after" the MLP; "before" the attention, which then runs on what is left;
-    or "fused", before the attention, whose map is merged as the tokens are and not computed again.
+    `when` it acts: "amid", between attention and MLP; "after" the MLP; "before" the attention, which then runs on the
+    remaining tokens; or "fused", before the attention, whose map is merged as the tokens are and not computed again.
     """
 
     when: MergeTime = "amid"
@@ -75,11 +76,11 @@ def merge(
     gain: Tensor | None = None,
     pooling: Pooling = "mean",
 ) -> Merged:
-    """Make one token of those that share a leader; it takes its leader's place.
+    """Merge the tokens that share a leader into one; it takes its leader's place.
 
-    `leader` [V, N] is the token that each one joins, itself where it stays, -1 where it goes without a trace; `quota`
-    [V] of them lead, and come out in ascending `order` [V, N]. `weight` [V, N] > 0 weighs the mean; `gain` [V, N] is
-    what each adds to the size (its own size). Tokens that stay alone are not changed, bit for bit.
+    `leader` [V, N] is the token that each one joins, itself where it stays, -1 where it is dropped; `quota` [V] of them
+    are leaders, and the output has them in ascending `order` [V, N]. `weight` [V, N] > 0 weights the mean; `gain`
+    [V, N] is what each adds to the size (default: its own size). Tokens that no other joins stay the same bit for bit.
     """
     valid, width = evidence.layout.valid, int(quota.max()) if len(quota) else 0
     index = torch.arange(leader.shape[1], device=leader.device).expand(leader.shape)
@@ -101,7 +102,7 @@ def merge(
 
 
 def pool_groups(x: Tensor, group: Tensor, share: Tensor | None, width: int, pooling: Pooling = "mean") -> Tensor:
-    """[V, H, N, D] -> [V, H, width, D]: the sum of each group, weighed by `share` [V, N], or its maximum."""
+    """[V, H, N, D] -> [V, H, width, D]: the sum of each group, weighted by `share` [V, N], or its maximum."""
     index = group.masked_fill(group < 0, width)[:, None, :, None].expand(x.shape)
     out = x.new_zeros(*x.shape[:2], width + 1, x.shape[3])
     if pooling == "max":
@@ -109,10 +110,10 @@ def pool_groups(x: Tensor, group: Tensor, share: Tensor | None, width: int, pool
     return out.scatter_add(2, index, x if share is None else x * share[:, None, :, None])[:, :, :width]
 
 
-def fuse_attention(paid: Tensor, merged: Merged, classes: int) -> Tensor:
-    """[V, H, T, T] attention before a merge -> [V, H, T', T']: what keys get is summed, queries are pooled."""
-    own = torch.arange(classes, device=paid.device).expand(len(paid), -1)
-    group = torch.cat([own, torch.where(merged.group < 0, -1, merged.group + classes)], 1)
+def fuse_attention(weights: Tensor, merged: Merged, classes: int) -> Tensor:
+    """[V, H, T, T] attention before a merge -> [V, H, T', T']: weights of merged keys add up, queries are pooled."""
+    class_index = torch.arange(classes, device=weights.device).expand(len(weights), -1)
+    group = torch.cat([class_index, torch.where(merged.group < 0, -1, merged.group + classes)], 1)
     share, width = pad(merged.share, (classes, 0), value=1), classes + merged.place.shape[1]
-    keys = pool_groups(paid.transpose(2, 3), group, None, width).transpose(2, 3)
+    keys = pool_groups(weights.transpose(2, 3), group, None, width).transpose(2, 3)
     return pool_groups(keys, group, share, width, merged.pooling)

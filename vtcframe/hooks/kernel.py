@@ -1,9 +1,9 @@
-"""Gates: where query and key of an attention module can be seen on their way into its kernel.
+"""Interception of attention: a listener receives query and key of an attention module before its kernel is called.
 
-Modules of transformers look their kernel up by name in ALL_ATTENTION_FUNCTIONS: a gate stands over that name. Modules
-that call `scaled_dot_product_attention` themselves (timm, open_clip's own, remote code) and torch's MultiheadAttention
-(open_clip) ask no registry: a gate stands over the module's forward. What it hands on is what the model has, the model
-runs what it would have run.
+Modules of transformers look up their kernel by name in ALL_ATTENTION_FUNCTIONS: a wrapper replaces the entry of that
+name. Modules that call `scaled_dot_product_attention` themselves (timm, open_clip's own, remote code) and torch's
+MultiheadAttention (open_clip) use no registry: a wrapper replaces the module's forward. Wrappers pass on all arguments
+unchanged, so the model computes what it would have computed.
 """
 
 import inspect
@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-# (module, query [B, H, Q, d], key [B, G, K, d], mask as Call has it, {"scaling", "is_causal", ...})
+# (module, query [B, H, Q, d], key [B, G, K, d], mask as KernelCall has it, {"scaling", "is_causal", ...})
 Listener = Callable[[nn.Module, Tensor, Tensor, Tensor | None, dict[str, Any]], None]
 
 _SWITCHES = ("fused_attn", "use_fsdpa")  # by which timm and open_clip choose the fused kernel
@@ -29,21 +29,22 @@ _SWITCHES = ("fused_attn", "use_fsdpa")  # by which timm and open_clip choose th
 
 @contextmanager
 def intercept_attention(modules: Collection[nn.Module], listener: Listener) -> Iterator[None]:
-    """Let `listener` see every kernel call of `modules` in this thread, before it is made.
+    """Call `listener` before every kernel call of `modules` in this thread.
 
-    TypeError for a module that is no attention module, ValueError for one that makes its N x N matrix without a kernel.
+    TypeError for a module that is no attention module, ValueError for one that computes its N x N matrix without a
+    kernel.
     """
     places = {_place_of(module) for module in modules}
     with ExitStack() as stack:
         for place in places:
             _install(place)
             stack.callback(_uninstall, place)
-        mine = frozenset(modules), listener
-        _LISTENERS.set((*_LISTENERS.get(), mine))
+        entry = frozenset(modules), listener
+        _LISTENERS.set((*_LISTENERS.get(), entry))
         try:
             yield
-        finally:  # no reset by token: it would silence those who came later and stay longer
-            _LISTENERS.set(tuple(other for other in _LISTENERS.get() if other is not mine))
+        finally:  # no reset by token: it would also remove listeners that were added later and are still active
+            _LISTENERS.set(tuple(other for other in _LISTENERS.get() if other is not entry))
 
 
 def _notify(module: nn.Module, query: Tensor, key: Tensor, mask: Tensor | None, options: dict[str, Any]) -> None:
@@ -52,10 +53,10 @@ def _notify(module: nn.Module, query: Tensor, key: Tensor, mask: Tensor | None, 
             listener(module, query, key, mask, options)
 
 
-# Where a gate stands is shared by the process, who listens is not: gates are counted, listeners lie in a ContextVar.
+# Wrappers are shared by the process, listeners are not: wrappers are counted, listeners lie in a ContextVar.
 Place = str | nn.Module  # the name of a kernel in transformers' registry, or the module whose forward it is
 _LISTENERS: ContextVar[tuple[tuple[frozenset[nn.Module], Listener], ...]] = ContextVar("listeners", default=())
-_INSTALLED: dict[Place, tuple[int, Any]] = {}  # place -> how many asked for it, what stood there before
+_INSTALLED: dict[Place, tuple[int, Any]] = {}  # place -> how many users it has, the original
 _LOCK = threading.Lock()
 
 
@@ -127,8 +128,8 @@ def _intercepting_kernel(name: str) -> Callable[..., Any]:
 def _eager(module: nn.Module) -> Callable[..., Any]:
     """Find the eager kernel of a module: it is in no registry, each modeling file has its own."""
     for kind in inspect.getmro(type(module)):
-        if found := getattr(sys.modules[kind.__module__], "eager_attention_forward", None):
-            return found
+        if kernel := getattr(sys.modules[kind.__module__], "eager_attention_forward", None):
+            return kernel
     raise LookupError(
         f"{type(module).__module__} has no eager_attention_forward: {type(module).__name__} cannot be tapped"
     )
@@ -137,7 +138,7 @@ def _eager(module: nn.Module) -> Callable[..., Any]:
 def _intercepting_forward(module: nn.Module) -> Callable[..., Any]:
     plain, show = module.forward, partial(_notify, module)
     if isinstance(module, nn.MultiheadAttention):
-        # Its kernel gets query and key in many ways, some inside C++: they are projected once more.
+        # Its kernel gets query and key in many ways, some inside C++, so they are projected once more here.
         def projecting(*args: Any, **options: Any) -> Any:
             show(*_multihead_call(module, *args, **options))
             return plain(*args, **options)
@@ -145,7 +146,7 @@ def _intercepting_forward(module: nn.Module) -> Callable[..., Any]:
         return projecting
 
     def watching(*args: Any, **options: Any) -> Any:
-        with _InterceptSdpa(show):  # here, not around the whole model: under such a mode other modules take other paths
+        with _InterceptSdpa(show):  # not around the whole model: under such a mode other modules take other paths
             return plain(*args, **options)
 
     return watching
@@ -175,7 +176,7 @@ def _sdpa_call(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> KernelArguments:
-    """Read the arguments of scaled_dot_product_attention. ValueError for shapes that a Call does not have."""
+    """Read the arguments of scaled_dot_product_attention. ValueError for shapes that a KernelCall does not have."""
     count, length = query.shape[-2], key.shape[-2]
     if query.ndim != 4 or (is_causal and count != length):
         raise ValueError(
@@ -199,7 +200,7 @@ def _multihead_call(
     average_attn_weights: bool = True,
     is_causal: bool = False,
 ) -> KernelArguments:
-    """Project query and key as the module does. `is_causal` only hints at what `attn_mask` holds."""
+    """Project query and key as the module does. `is_causal` only hints at the contents of `attn_mask`."""
     if query.ndim == 2:
         query, key = query[None], key[None]
     elif not module.batch_first:

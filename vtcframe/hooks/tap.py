@@ -1,8 +1,8 @@
-"""The tap: what chosen attention modules show, while the model keeps its own kernel.
+"""The tap: readings of selected attention modules, while the model keeps its own kernel.
 
-While a tap is open, gates (see vtcframe.hooks.kernel) hand it query and key of every call, after RoPE and qk-norm, and the
-kernel is called as ever. Readers make of them what was asked for, in float32. No implementation is switched, no N x N
-matrix made, and nothing is left behind.
+While a tap is open, `vtcframe.hooks.kernel` passes query and key of every call to it, after RoPE and qk-norm, and the
+model calls its kernel as usual. Readers compute the evidence from them, in float32. No implementation is switched, no
+N x N matrix is computed, and on exit the modules are restored.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,40 +20,41 @@ class Tap:
     """`with Tap({module: [reader, ...]}) as tap:` and, after the forward, `tap[module, reader]`.
 
     Modules are attention modules of transformers, timm and open_clip, or torch.nn.MultiheadAttention. Taps nest, also
-    over the same modules, and are gone after the `with` whatever happens in it. Another thread's forward is not seen.
-    Entering raises TypeError for a module that is no attention module, ValueError for one that calls no kernel.
+    over the same modules, and are removed after the `with` whatever happens in it. Another thread's forward is not
+    read. Entering raises TypeError for a module that is no attention module, ValueError for one that calls no kernel.
 
-    `segments` tells how calls are packed where a mask keeps the sequences apart; readers see each without that mask.
+    `packed` says how sequences are packed in calls where only a mask separates them; readers get each one without that
+    mask.
     """
 
-    def __init__(self, readers: Mapping[nn.Module, Sequence[Reader]], segments: PackedSequences | None = None) -> None:
-        self.segments = segments
-        self.readers = {module: tuple(dict.fromkeys(wanted)) for module, wanted in readers.items()}
-        self._seen: dict[tuple[nn.Module, Reader], list[Tensor]] = {}
+    def __init__(self, readers: Mapping[nn.Module, Sequence[Reader]], packed: PackedSequences | None = None) -> None:
+        self.packed = packed
+        self.readers = {module: tuple(dict.fromkeys(of_module)) for module, of_module in readers.items()}
+        self._results: dict[tuple[nn.Module, Reader], list[Tensor]] = {}
 
     def __getitem__(self, at: tuple[nn.Module, Reader]) -> list[Tensor]:
-        """Return what a reader made of a module's calls, one tensor a call or packed segment, in their order."""
-        if at in self._seen:
-            return self._seen[at]
+        """Return a reader's results for a module, one tensor for each call or packed sequence, in their order."""
+        if at in self._results:
+            return self._results[at]
         raise LookupError(
-            f"{type(at[0]).__name__} was not seen by {at[1]}: it was not asked for, was not run inside the `with`, or "
-            "does not call its kernel through ALL_ATTENTION_FUNCTIONS or scaled_dot_product_attention"
+            f"{type(at[0]).__name__} was not read by {at[1]}: it is not among `readers`, did not run inside the `with`, "
+            "or does not call its kernel through ALL_ATTENTION_FUNCTIONS or scaled_dot_product_attention"
         )
 
     def __enter__(self) -> "Tap":
-        self._gates = intercept_attention(self.readers.keys(), self.see)
-        self._gates.__enter__()
+        self._interception = intercept_attention(self.readers.keys(), self.see)
+        self._interception.__enter__()
         return self
 
     def __exit__(self, *exception: Any) -> None:
-        self._gates.__exit__(*exception)
+        self._interception.__exit__(*exception)
 
     @torch.no_grad()
     def see(
         self, module: nn.Module, query: Tensor, key: Tensor, mask: Tensor | None, options: Mapping[str, Any]
     ) -> None:
-        """Hand one kernel call to the readers of its module."""
+        """Pass one kernel call to the readers of its module."""
         with torch.autocast(query.device.type, enabled=False):
-            for call in calls_of(module, query, key, mask, options, self.segments):
+            for call in calls_of(module, query, key, mask, options, self.packed):
                 for reader in self.readers[module]:
-                    self._seen.setdefault((module, reader), []).append(reader(call))
+                    self._results.setdefault((module, reader), []).append(reader(call))

@@ -1,7 +1,7 @@
-"""Methods inside the encoder: tokens leave its blocks, or become one there, so that later blocks run on fewer.
+"""What methods that merge tokens in encoder blocks share: bipartite matching, and schedules that reach a budget.
 
-Without a budget each keeps its published schedule, whatever that leaves. With one, the stages come down to it step by
-step and leave exactly that many in the end.
+Without a budget each method keeps its published schedule. With one, its stages approach the budget step by step, and
+exactly that many tokens remain in the end.
 """
 
 from dataclasses import dataclass
@@ -22,26 +22,26 @@ TINY = torch.finfo(torch.float32).tiny
 class MatchHalf:
     """Every other token of each view."""
 
-    at: Tensor  # [V, E] which tokens; behind them, any others
-    there: Tensor  # [V, E] bool
+    at: Tensor  # [V, E] which tokens; the rest of a shorter row is filled with any others
+    is_token: Tensor  # [V, E] bool, False where a row is filled
 
     def to(self, other: "MatchHalf") -> Tensor:
-        """[V, E, O] bool, the pairs that there are."""
-        return self.there[:, :, None] & other.there[:, None]
+        """[V, E, O] bool, the pairs of tokens."""
+        return self.is_token[:, :, None] & other.is_token[:, None]
 
     def rank(self, best: Tensor) -> Tensor:
-        """[V, E] scores -> their rank from the highest, those not there last; ties go to the earlier token."""
-        return best.masked_fill(~self.there, -torch.inf).argsort(dim=1, descending=True, stable=True).argsort(1)
+        """[V, E] scores -> their rank from the highest, filled places last; ties go to the earlier token."""
+        return best.masked_fill(~self.is_token, -torch.inf).argsort(dim=1, descending=True, stable=True).argsort(1)
 
     def put(self, base: Tensor, values: Tensor) -> Tensor:
         """[V, N] with `values` [V, E] where these tokens are."""
         width = base.shape[1]
-        at = self.at.masked_fill(~self.there, width)
+        at = self.at.masked_fill(~self.is_token, width)
         return torch.nn.functional.pad(base, (0, 1)).scatter(1, at, values.to(base.dtype))[:, :width]
 
 
 def match_halves(evidence: Evidence) -> tuple[MatchHalf, MatchHalf]:
-    """Even and odd ones of a view's tokens, the class tokens in front counted."""
+    """Return the even and the odd tokens of each view, counted with the class tokens in front."""
     valid = evidence.layout.valid
     even = (valid.cumsum(1) - 1 + count_class_tokens(evidence)) % 2 == 0
     width = (valid.shape[1] + 1) // 2
@@ -54,21 +54,23 @@ def match_halves(evidence: Evidence) -> tuple[MatchHalf, MatchHalf]:
 
 
 def count_class_tokens(evidence: Evidence) -> int:
+    """Return how many class tokens and registers stand in front of the patches."""
     return evidence.classes if isinstance(evidence, EncoderEvidence) else 0
 
 
 def token_index(evidence: Evidence) -> Tensor:
+    """[V, N] the index of each token in its view."""
     column = evidence.layout.column
     return torch.arange(column.shape[1], device=column.device).expand(column.shape)
 
 
 def unchanged(order: Tensor, gone: Tensor, evidence: Evidence) -> Tensor:
-    """[V, N] the order of views in which nothing merges is that in which their tokens are."""
+    """[V, N] `order`, but that of their own tokens in views where nothing merges."""
     return torch.where(gone.to(order.device)[:, None] > 0, order, token_index(evidence))
 
 
 def merge_count(step: Pruner, evidence: Evidence, budget: Budget | None, left: int, published: int | Tensor) -> Tensor:
-    """[V] how many tokens merge now, at most half of a view's. ValueError for a budget that cannot be met."""
+    """[V] how many tokens merge in this block, at most half of a view's. ValueError for a budget out of reach."""
     layout = evidence.layout
     half = layout.count // 2
     if budget is None:
@@ -87,7 +89,7 @@ def merge_count(step: Pruner, evidence: Evidence, budget: Budget | None, left: i
 
 
 def verify_schedule(step: Pruner, signal: Tensor, evidence: Evidence) -> None:
-    """ValueError where what tokens are judged by, [V, N] or [V, N, C], is not finite, naming the samples."""
+    """Raise ValueError, naming the samples, where the signal [V, N] or [V, N, C] of a step is not finite."""
     finite = signal.isfinite() if signal.ndim == 2 else signal.isfinite().all(-1)
     broken = (~finite & evidence.layout.valid).any(1).cpu()
     if broken.any():

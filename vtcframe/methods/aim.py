@@ -1,4 +1,4 @@
-"""AIM: tokens that are alike become one before the language model, and inside it they fade out layer by layer."""
+"""AIM: similar tokens merge before the language model, and inside it tokens are dropped layer by layer."""
 
 from dataclasses import dataclass, replace
 
@@ -98,14 +98,15 @@ class TokenPageRank(Scorer):
 
 @dataclass(frozen=True)
 class BipartiteMerge(Pruner):
-    """Merges tokens that are alike, in rounds that leave at least half of a view, until its budget is reached.
+    """Merges similar tokens, in rounds that leave at least half of a view, until its budget is reached.
 
-    Of AIM (arXiv 2412.03248). In a round every other token, the first among them, is a source, which goes to the most
-    alike of the others, by cosine of the tokens as the language model would read them; of equals the first. The closest
-    pairs merge, as many as have to go: what sources go to becomes the plain mean of itself and them, whatever those
-    stood for before, and keeps its place. As in the code the sources that are left come first, the closest of them in
-    front, then the others, which the next round's halves depend on. Every view of a sample keeps the same, as far as
-    it has tokens; one that keeps all is left in its order, and one whose share is none is gone without a trace.
+    Of AIM (arXiv 2412.03248). In a round every other token, starting with the first, is a source, whose target is the
+    most similar of the others, by cosine of the tokens as the language model would read them; of equals the first. The
+    closest pairs merge, as many as the budget requires: a target becomes the plain mean of itself and its sources,
+    however many tokens those stood for before, and keeps its place. As in the code the remaining sources come first,
+    the closest of them in front, then the targets; the next round's halves depend on that order. Every view of a sample
+    keeps the same number, as far as it has tokens; one that keeps all keeps its order, and one whose share is 0 is
+    dropped whole.
     """
 
     @torch.no_grad()
@@ -126,9 +127,10 @@ class BipartiteMerge(Pruner):
 
 
 def _merged(tokens: Tensor, place: Tensor, gone: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
-    """Tokens [V, M, D], place [V, M], -1 = padding, gone [V, 1] -> both of what is left, and of sources [V, E] both.
+    """Return tokens [V, M', D] and places [V, M'] after one round, and of sources [V, E] places and scores.
 
-    Of sources those are the places and minus the highest cosine. M is at least 2.
+    Input are tokens [V, M, D], M at least 2, places [V, M], -1 = padding, and how many merge, `gone` [V, 1]. The score
+    of a source is minus its highest cosine.
     """
     even, odd, merges = slice(0, None, 2), slice(1, None, 2), gone > 0
     alike = cosine(tokens[:, even], tokens[:, odd]).masked_fill((place < 0)[:, None, odd], -torch.inf)
@@ -150,9 +152,9 @@ def _merged(tokens: Tensor, place: Tensor, gone: Tensor) -> tuple[Tensor, Tensor
 
 @dataclass(frozen=True)
 class LinearSchedule(Allocator):
-    """Of the tokens that `entered` left of a sample before the language model `left` in `of`, rounded down.
+    """The fraction `left` / `of` of the tokens that the budget `entered` leaves of a sample, rounded down.
 
-    The highest scores of all its views together. A sample of which `entered` took nothing keeps what it has.
+    The highest scores of all its views together. A sample that `entered` leaves whole keeps all its tokens.
     """
 
     left: int
@@ -167,7 +169,7 @@ class LinearSchedule(Allocator):
 
 
 def entering(budget: Budget, layout: Layout) -> Tensor:
-    """[P] on the CPU: what a budget a sample left when all its tokens were there, whatever has gone since."""
+    """[P] on the CPU: the tokens that a budget leaves of each untouched sample, whatever was dropped since."""
     index = torch.arange(int(layout.untouched.max()) if len(layout.key) else 0)
     column = torch.where(index < layout.untouched[:, None], index, -1)
     return budget.total(replace(layout, sample=torch.arange(len(layout.key)), column=column))
@@ -175,17 +177,18 @@ def entering(budget: Budget, layout: Layout) -> Tensor:
 
 @dataclass(frozen=True)
 class Aim(Method):
-    """AIM (arXiv 2412.03248): merges what is alike before the language model, where the rest fades out over layers.
+    """AIM (arXiv 2412.03248): merges similar tokens before the language model, and drops the rest over its layers.
 
-    A budget is what merging leaves (see Halving), a quarter without one, as for the paper's videos: of 196 tokens a
-    frame 98, then 49. LLaVA-1.5's 576, 288, 252 are tokens=252. Before each of the `span` layers from `first` on 1 /
-    span of that goes, and before the last of them the rest; what stays is rounded down, and is what a walk along the
-    attention of the layer before reaches most (see TokenPageRank). A sample that the budget leaves whole keeps all,
-    inside too. `first` is that of Qwen2-7B's 28 layers; the code's for LLaVA-1.5's 32 is 14.
+    A budget counts the tokens after merging (see BipartiteMerge); without one it is a quarter, as for the paper's
+    videos: of 196 tokens of a frame 98, then 49. LLaVA-1.5's 576, 288, 252 are tokens=252. Before each of the `span`
+    layers from `first` on, 1 / span of these tokens is dropped, and before the last of them the rest; the number that
+    stays is rounded down, and the tokens that stay have the highest PageRank in the attention of the layer before (see
+    TokenPageRank). A sample that the budget leaves whole keeps all tokens, inside too. `first` is that of Qwen2-7B's 28
+    layers; the code's for LLaVA-1.5's 32 is 14.
 
-    The code hides tokens and drops none, so that its walk starts at those that are gone too; it numbers tokens anew
-    after merging ("compact" here), and judges LLaVA-1.5's by keys where this takes tokens. It protects the text of a
-    batch's first sample only. Here all text stays.
+    The code hides tokens and drops none, so its walk also starts at hidden ones; it numbers tokens anew after merging
+    ("compact" here), and compares LLaVA-1.5's tokens by keys where this compares the tokens themselves. It protects the
+    text of a batch's first sample only. Here all text stays.
     """
 
     card = MethodCard(

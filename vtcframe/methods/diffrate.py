@@ -1,4 +1,4 @@
-"""TODO: vtcframe/methods/diffrate.py."""
+"""DiffRate: in encoder blocks the tokens least attended to by [CLS] are dropped, then others merge, at fixed rates."""
 
 from dataclasses import dataclass
 
@@ -20,16 +20,17 @@ from vtcframe.ops.similarity import cosine
 
 @dataclass(frozen=True, repr=False)
 class DiffRate(EncoderMethod):
-    """DiffRate (arXiv 2305.17997) at given rates: in each block first the least attended by [CLS] go, then some merge.
+    """DiffRate (arXiv 2305.17997) at fixed rates: each block drops the tokens that [CLS] attends to least, then merges.
 
     Of the tokens in descending [CLS] attention of the block, the first `prune` stay, and of them the first `merge`;
     those between join the most alike of the latter, by cosine of hidden states, as plain means. Sizes grow by the size
-    of what joins times its similarity. Both are numbers of tokens with the class tokens, one a block, as released. The
-    code sorts the tokens in every block, which means nothing to an encoder: here they stay in raster order.
+    of each joining token times its similarity. Both are numbers of tokens with the class tokens, one for each block, as
+    released. The code sorts the tokens in every block, which means nothing to an encoder: here they stay in raster
+    order.
 
-    The rates are what the paper learns, with labels, for ImageNet models of 197 or 257 tokens: there are none for
-    towers of multimodal models. With a budget, and then without rates, each block removes the same number, half of it
-    by pruning: that is ours. Where the code's sizes fall below 1 by negative similarities, here those count as 0.
+    The paper learns the rates, with labels, for ImageNet models of 197 or 257 tokens: there are none for towers of
+    multimodal models. With a budget, and then without rates, each block removes the same number, half of it by
+    pruning; that schedule is ours. In the code negative similarities make sizes fall below 1; here they count as 0.
     `query` names what stands in for a missing [CLS]. A merged token takes the place of the one that others joined.
     """
 
@@ -68,7 +69,7 @@ class DiffRate(EncoderMethod):
 
 @dataclass(frozen=True)
 class DiffRateStep(TokenMerger):
-    """What DiffRate does in one block; `left` steps are to go towards a budget."""
+    """One block of DiffRate; with a budget it is `left` steps before the end."""
 
     prune: int | None = None
     merge: int | None = None
@@ -93,7 +94,7 @@ class DiffRateStep(TokenMerger):
             final = Even()(scores, budget.total(layout), evidence)
             gone = (layout.count - final + self.left - 1) // self.left
             quota, stay = layout.count - gone, layout.count - gone // 2
-            stay = torch.where(quota > 0, stay, 0)  # nothing is left to join
+            stay = torch.where(quota > 0, stay, 0)  # without a token to join, none merges
         by_rank = scores.argsort(dim=1, descending=True, stable=True)
         rank = by_rank.argsort(1)
         width = max(1, int(quota.max())) if len(quota) else 1

@@ -1,4 +1,4 @@
-"""TODO: vtcframe/methods/evit.py."""
+"""EViT: in three encoder blocks the tokens most attended to by [CLS] stay, and the others become one."""
 
 from dataclasses import dataclass
 from math import ceil
@@ -23,7 +23,7 @@ from vtcframe.methods._base import EncoderMethod
 
 @dataclass(frozen=True)
 class KeepRate(Allocator):
-    """The part `keep` of each view's tokens, rounded up; towards a budget by equal ratios, with `left` steps to go."""
+    """The part `keep` of each view's tokens, rounded up; with a budget equal ratios, `left` steps before its end."""
 
     keep: float
     left: int = 1
@@ -41,15 +41,16 @@ class KeepRate(Allocator):
 
 @dataclass(frozen=True, repr=False)
 class EVit(EncoderMethod):
-    """EViT (arXiv 2202.07800): in three blocks the most attended by [CLS] of the same block stay.
+    """EViT (arXiv 2202.07800): in three blocks the tokens stay that [CLS] attends to most in the same block.
 
-    The part `keep` of the patches stays in each, rounded up. What goes becomes one token, the sum weighted by
+    The part `keep` of the patches stays in each, rounded up. The dropped ones become one token, their sum weighted by
     attention (equation 3), which counts as a patch from then on and takes the first place that is free. With a budget
-    each of the stages keeps the same part, such that the budget is left in the end; the fused token is of it.
+    each of the stages keeps the same part, such that the budget remains in the end; the fused token counts in it.
 
-    Blocks 3, 6 and 9 are those of DeiT's 12: on 24 blocks give (6, 12, 18). The paper fine-tunes its models; without,
-    fuse=False is the safer choice. The order of patches, by score in the code, means nothing to an encoder; they are
-    read in raster order here. `query` names what stands in for a missing [CLS]; that is no part of the paper.
+    Blocks 3, 6 and 9 are those of DeiT's 12: on 24 blocks give (6, 12, 18). The paper fine-tunes its models; without
+    fine-tuning, fuse=False is the safer choice. The order of patches, by score in the code, means nothing to an
+    encoder; here they stay in raster order. `query` names what stands in for a missing [CLS]; the paper has no such
+    option.
     """
 
     card = MethodCard(

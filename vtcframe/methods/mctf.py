@@ -51,15 +51,15 @@ class Mctf(EncoderMethod):
     off): (1 + cosine) / 2 of hidden states, inverse attention received (mean over heads and all queries), inverse
     size. Of r tokens half merge from the even ones into the odd ones, the rest the other way (`two_way`).
     `pooling` of a group: "attention" received times size as weights, "size", "max" or "mean". `when`: "fused", before a
-    block's attention, judged by that attention, whose map is merged along (one-step-ahead attention); "before", where
-    it is computed anew; or "after" the MLP. At least 10 tokens stay, and half of them; r below 1 is a part.
-    With a budget each block merges the same number instead, up to half of what it has. A merged token takes the place
+    block's attention, scored by that attention, whose map is merged too (one-step-ahead attention); "before", where it
+    is computed anew; or "after" the MLP. At least 10 tokens stay, and half of them; r below 1 is a fraction.
+    With a budget each block merges the same number instead, at most half of its tokens. A merged token takes the place
     of the one it was merged into; several have no single place.
 
     Blocks 1 to 22 are ours for the 23 that feed LLaVA-1.5's projector, those released 1 to 11 of 12; fast: r=0.35 in
-    (3, 6, 9). Where the code differs from this, here it does not fail: few tokens (it takes r below 0), cosines a
-    rounding below -1 (it makes NaN), and several class tokens, of which it protects the wrong ones.
-    The whole attention matrix is made in the blocks of "fused", so it saves the less the larger the picture.
+    (3, 6, 9). Three cases in which the code fails work here: few tokens (its r falls below 0), cosines rounded below -1
+    (it computes NaN), and several class tokens, of which it protects the wrong ones.
+    The blocks of "fused" compute the whole attention matrix, so the larger the picture, the less "fused" saves.
     """
 
     card = MethodCard(
@@ -81,7 +81,7 @@ class Mctf(EncoderMethod):
         super().__post_init__()
         object.__setattr__(self, "temperatures", tuple(self.temperatures))
         if self.r < 0 or (self.r >= 1 and self.r != int(self.r)):
-            raise ValueError(f"r is a number of tokens, or below 1 the part of them that goes: got {self.r}")
+            raise ValueError(f"r is a number of tokens, or below 1 the part of them that merges: got {self.r}")
         if len(self.temperatures) != 3 or min(self.temperatures) < 0:
             raise ValueError(f"temperatures are three, none negative, 0 for off: got {self.temperatures}")
         if self.pooling not in ("attention", "size", "max", "mean"):
@@ -96,7 +96,7 @@ class Mctf(EncoderMethod):
 
 @dataclass(frozen=True)
 class MctfStep(TokenMerger):
-    """What MCTF does in one block; `left` steps are to go towards a budget."""
+    """One block of MCTF; with a budget it is `left` steps before the end."""
 
     r: float = 0.0
     left: int = 1
@@ -121,15 +121,15 @@ class MctfStep(TokenMerger):
         joins = rank < forth.to(rank.device)[:, None]
         leader = even.put(index, torch.where(joins, odd.at.gather(1, partner), even.at))
         order = odd.put(index if count_class_tokens(evidence) else even.put(index, rank), index.shape[1] + odd.at)
-        scores = even.put(torch.zeros_like(attended), torch.where(even.there, -best, 0))
-        if self.two_way:  # by the scores as they were: those that have merged are out of it
+        scores = even.put(torch.zeros_like(attended), torch.where(even.is_token, -best, 0))
+        if self.two_way:  # by the scores before the first merge, without the tokens that have merged
             back = pairs.masked_fill(joins[..., None], -torch.inf)
             best, partner = back.max(1).values, back.argmax(1)
             rank = odd.rank(best)
             joins = rank < (gone - forth).to(rank.device)[:, None]
             leader = odd.put(index, torch.where(joins, even.at.gather(1, partner), odd.at)).gather(1, leader)
             order = odd.put(order, index.shape[1] + rank)
-            scores = odd.put(scores, torch.where(odd.there & best.isfinite(), -best, 0))
+            scores = odd.put(scores, torch.where(odd.is_token & best.isfinite(), -best, 0))
         weight = {"attention": attended.clamp(min=TINY) * size, "size": size}.get(self.pooling, torch.ones_like(size))
         order = unchanged(order, gone, evidence)
         pooling: Pooling = "max" if self.pooling == "max" else "mean"
@@ -149,7 +149,7 @@ class MctfStep(TokenMerger):
         return score
 
     def published(self, evidence: Evidence) -> Tensor:
-        """[V] how many tokens go without a budget: never so many that fewer than 10, class tokens counted, are left."""
+        """[V] how many tokens merge without a budget: at least 10, class tokens included, stay."""
         count = evidence.layout.count
         if self.r < 1:
             return (count * self.r).long()

@@ -127,12 +127,12 @@ class TextRaters(Scorer):
 
 @dataclass(frozen=True)
 class Recycle(Merger):
-    """The best of what is dropped, in clusters: SparseVLM (arXiv 2410.04417).
+    """Merges the best of the dropped tokens in clusters: SparseVLM (arXiv 2410.04417).
 
     Of d dropped tokens the int(share d) + 1 = m with the highest scores are gathered around int(m / 10) + 1 density
     peaks, and each cluster becomes its mean (in the code 1e-6 shorter). A peak's density counts as many neighbours as
     there are clusters. The code adds noise of up to 1e-6 to the density; here there is none. New tokens are read
-    behind the kept ones, the highest peak first, in the places of the row's last dropped tokens.
+    after the kept ones, the highest peak first, in the places of the row's last dropped tokens.
     """
 
     share: float = 0.3
@@ -141,28 +141,28 @@ class Recycle(Merger):
         if not 0 <= self.share <= 1:
             raise ValueError(f"share is the fraction that is recycled and must lie in 0..1, got {self.share}")
 
-    def taken(self, dropped: Tensor) -> Tensor:
-        """Return how many of so many dropped tokens are recycled."""
+    def gathered_count(self, dropped: Tensor) -> Tensor:
+        """Return how many of this number of dropped tokens are gathered in clusters."""
         return ((dropped.double() * self.share).long() + 1).minimum(dropped)
 
-    def made(self, dropped: Tensor) -> Tensor:
-        """Return how many tokens are made of so many dropped ones."""
-        return (self.taken(dropped) // 10 + 1).minimum(dropped)
+    def cluster_count(self, dropped: Tensor) -> Tensor:
+        """Return how many clusters, which are new tokens, this number of dropped tokens becomes."""
+        return (self.gathered_count(dropped) // 10 + 1).minimum(dropped)
 
     def slots(self, quota: Tensor, layout: Layout) -> Tensor:
-        return self.made(layout.count - quota).minimum(quota)
+        return self.cluster_count(layout.count - quota).minimum(quota)
 
     def __call__(self, kept: Tensor, slots: Tensor, scores: Tensor, evidence: Evidence) -> Pruned:
-        own = kept_places(kept)
-        parts = [(gather_tokens(evidence.tokens, own), own)]
+        place = kept_places(kept)
+        parts = [(gather_tokens(evidence.tokens, place), place)]
         if slots.any():
             dropped, tokens = evidence.layout.valid & ~kept, real_tokens(evidence.tokens, evidence.layout)
             wanted = slots.to(kept.device)[:, None]
-            taken = self.taken(dropped.sum(1)).maximum(wanted[:, 0])
-            pool = kept_places(highest(scores.masked_fill(~dropped, -torch.inf), taken))
-            made = self._means(gather_tokens(tokens, pool), pool >= 0, slots).to(evidence.tokens.dtype)
-            left = dropped.sum(1, keepdim=True) - dropped.cumsum(1)  # dropped tokens behind each
-            parts.append((made, kept_places(dropped & (left < wanted))))
+            gathered = self.gathered_count(dropped.sum(1)).maximum(wanted[:, 0])
+            pool = kept_places(highest(scores.masked_fill(~dropped, -torch.inf), gathered))
+            clusters = self._means(gather_tokens(tokens, pool), pool >= 0, slots).to(evidence.tokens.dtype)
+            later = dropped.sum(1, keepdim=True) - dropped.cumsum(1)  # dropped tokens after each
+            parts.append((clusters, kept_places(dropped & (later < wanted))))
         return compact(parts, scores, evidence.layout)
 
     def _means(self, x: Tensor, among: Tensor, count: Tensor) -> Tensor:
@@ -181,7 +181,7 @@ class Recycle(Merger):
 
 @dataclass(frozen=True)
 class PlusRecycled(Pruner):
-    """What a merger makes of the tokens that a pipeline drops comes on top of the budget, as SparseVLM counts."""
+    """Adds a merger's clusters of the tokens that a pipeline drops on top of the budget, as SparseVLM counts."""
 
     pipeline: Pipeline
     merger: Recycle
@@ -193,7 +193,7 @@ class PlusRecycled(Pruner):
     @torch.no_grad()
     def __call__(self, evidence: Evidence, budget: Budget | None = None) -> Pruned:
         pruned = self.pipeline(evidence, budget)
-        slots = self.merger.made(pruned.layout.count - (pruned.place >= 0).sum(1).cpu())
+        slots = self.merger.cluster_count(pruned.layout.count - (pruned.place >= 0).sum(1).cpu())
         rows = evidence.joined() if self.pipeline.across == "sample" else evidence
         return self.merger(pruned.kept, slots, pruned.scores, rows)
 
@@ -213,7 +213,7 @@ class SparseVlm(Method):
     budget is the authors' average over 32 layers: at 192, version 1.5 keeps 300, 200, then 110 tokens, which are 309,
     204 and 113 with the recycled ones; the layers really process 206.5 on average (145 at 128, 82 at 64).
 
-    All pictures of a sample are judged together. A stage whose number a sample does not exceed leaves it as it is; the
+    All pictures of a sample are ranked together. A stage whose number a sample does not exceed leaves it as it is; the
     code would drop one. "After layer 2, 6, 15" in the code is before 3, 7, 16 of `layers` here.
     """
 

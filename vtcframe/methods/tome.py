@@ -1,4 +1,4 @@
-"""TODO: vtcframe/methods/tome.py."""
+"""ToMe: in every encoder block, tokens merge into those whose keys are most alike."""
 
 from dataclasses import dataclass
 
@@ -30,9 +30,9 @@ class ToMe(EncoderMethod):
 
     Every other token is a source, which merges into the most alike of the others: the r nearest do, as means weighted
     by size (bipartite soft matching). Sizes are added to later blocks' logits as their logarithm (proportional
-    attention). At most half the tokens go in a block. `inflect` from -1 (r falls to 0 over the blocks, from 2r) to 1
-    (it rises). With a budget each block merges the same number instead, up to half of what it has; a budget that this
-    cannot reach is an error. A merged token takes the place of the one it was merged into.
+    attention). At most half of the tokens merge in a block. `inflect` runs from -1 (r falls from 2r to 0 over the
+    blocks) to 1 (r rises from 0 to 2r). With a budget each block merges the same number instead, at most half of its
+    tokens; a budget that this cannot reach is an error. A merged token takes the place of the one it was merged into.
 
     `blocks` are the 23 that feed LLaVA-1.5's projector; an encoder of another depth needs others.
     """
@@ -66,7 +66,7 @@ class ToMe(EncoderMethod):
 
 @dataclass(frozen=True)
 class ToMeStep(TokenMerger):
-    """What ToMe does in one block: `r` tokens merge, or towards a budget those due with `left` steps to go."""
+    """One block of ToMe: `r` tokens merge, or with a budget as many as are due `left` steps before the end."""
 
     r: int = 0
     left: int = 1
@@ -88,6 +88,6 @@ class ToMeStep(TokenMerger):
         order = odd.put(token_index(evidence), token_index(evidence).shape[1] + odd.at)
         if not classes:  # the order in which the published code leaves them; the next block's halves depend on it
             order = even.put(order, rank)
-        scores = even.put(torch.ones_like(keys[..., 0]), torch.where(even.there, -best, 0))
+        scores = even.put(torch.ones_like(keys[..., 0]), torch.where(even.is_token, -best, 0))
         order = unchanged(order, gone, evidence)
         return merge(evidence, leader, order, evidence.layout.count - gone, sizes(evidence), scores)

@@ -16,6 +16,7 @@ from vtcframe.testing.laws.components import (
     check_scorer,
     check_selector,
 )
+from vtcframe.testing.laws.needs import check_need
 from vtcframe.testing.tiny_models.evidence import make_evidence, make_layout
 from vtcframe.testing.tiny_models.flash import emulated_flash
 from vtcframe.testing.tiny_models.llava_families import (
@@ -48,6 +49,7 @@ __all__ = [
     "check_allocator",
     "check_ensembler",
     "check_merger",
+    "check_need",
     "check_pruner",
     "check_restored",
     "check_scorer",

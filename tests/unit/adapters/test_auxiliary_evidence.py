@@ -195,5 +195,5 @@ def test_what_needs_the_pictures_or_questions_asks_for_the_processor(named):
         compressed = compress(model, pruner, tokens=3, processor=processor)
         compressed.generate(**inputs, max_new_tokens=1)
         assert compressed.last.tokens_after.tolist() == [3, 3, 0]
-    with pytest.raises(ValueError, match="a witness shows Rows"):
+    with pytest.raises(ValueError, match="an auxiliary encoder serves AttentionRows"):
         adapter_for(model, processor).observe(inputs, (AttentionRows("mean", (-1,), tower=named["timm"]),))

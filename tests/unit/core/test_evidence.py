@@ -1,4 +1,5 @@
-from dataclasses import replace
+import sys
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -6,6 +7,8 @@ import torch
 
 from vtcframe import (
     AttentionKeys,
+    AttentionNeed,
+    AttentionPageRank,
     AttentionRows,
     Budget,
     ClassToken,
@@ -17,7 +20,9 @@ from vtcframe import (
     TextTokens,
     VtcCls,
 )
+from vtcframe.core.evidence_file import UnknownNeedError, parse_need
 from vtcframe.core.layout import Structural, reading_order
+from vtcframe.errors import UsageError
 from vtcframe.testing import make_evidence, make_layout
 
 NEED = AttentionRows("cls", (-2, -1))
@@ -184,3 +189,37 @@ def test_a_structural_token_stays_with_any_token_of_its_span_and_always_without_
     assert extra.stays(kept).tolist() == [False, False, True]
     kept[0, 7] = True
     assert extra.stays(kept).tolist() == [False, True, True]
+
+
+def test_needs_of_any_imported_module_are_saved_and_loaded(tmp_path):
+    @dataclass(frozen=True)
+    class Entropy(AttentionNeed):
+        layers: tuple[int, ...]
+        kind: str = "entropy"  # as a need's description calls its class
+
+    needs = (Entropy((-2, -1)), TextTokens(HiddenStates(2, "llm")), AttentionPageRank((3,), steps=2))
+    evidence = make_evidence(needs)
+    evidence.save(tmp_path / "evidence.safetensors")
+    loaded = Evidence.load(tmp_path / "evidence.safetensors")
+    assert tuple(loaded.found) == needs
+    assert all(torch.equal(loaded[need], evidence[need]) for need in needs)
+    assert isinstance(next(iter(loaded.found)), Entropy)
+
+
+def test_a_need_of_a_module_that_is_not_imported_is_an_error_naming_it_and_nothing_is_imported():
+    described = {"kind": "Sharpness", "module": "antigravity", "fields": {"layers": [0]}}
+    with pytest.raises(
+        LookupError, match=r"Sharpness of antigravity, which is not imported: import antigravity before"
+    ):
+        parse_need(described)
+    assert "antigravity" not in sys.modules
+    assert issubclass(UnknownNeedError, UsageError)
+    with pytest.raises(LookupError, match="Popen"):  # a class of an imported module that is no need
+        parse_need({"kind": "Popen", "module": "subprocess", "fields": {"args": ["true"]}})
+
+
+def test_needs_that_earlier_versions_saved_are_loaded():
+    rows = {"kind": "AttentionRows", "query": "cls", "layers": [-2, -1], "tower": "vision", "blocks": "feeding"}
+    assert parse_need(rows) == AttentionRows("cls", (-2, -1))
+    text = {"kind": "TextTokens", "what": {"kind": "HiddenStates", "layer": 2, "tower": "llm"}}
+    assert parse_need(text) == TextTokens(HiddenStates(2, "llm"))

@@ -66,8 +66,8 @@ every_call = pytest.mark.parametrize("name", CALLS)
 def matrix(call, sees):
     """[B, H, Q, K] float64, rows of padding meaningless."""
     key = call.key.double().repeat_interleave(call.query.shape[1] // call.key.shape[1], 1)
-    paid = torch.einsum("bhqd,bhkd->bhqk", call.query.double(), key) * call.scaling
-    return paid.masked_fill(~sees[:, None], -torch.inf).softmax(-1)
+    raw_attention = torch.einsum("bhqd,bhkd->bhqk", call.query.double(), key) * call.scaling
+    return raw_attention.masked_fill(~sees[:, None], -torch.inf).softmax(-1)
 
 
 def grouped(values):
@@ -114,15 +114,15 @@ def test_received_is_the_mean_over_the_rows_of_patches(name, elements):
 
 def mean_query_by_hand(call, real, size):
     """Logits [B, H, T] float64, -inf where a token has no patch."""
-    paid = torch.full((2, 4, (LENGTH - SKIP) // size), -torch.inf, dtype=torch.double)
+    raw_attention = torch.full((2, 4, (LENGTH - SKIP) // size), -torch.inf, dtype=torch.double)
     for b in range(2):
         query = torch.stack([call.query[b, :, q].double() for q in range(SKIP, LENGTH) if real[b, q]]).mean(0)
-        for t in range(paid.shape[2]):
+        for t in range(raw_attention.shape[2]):
             patches = [k for k in range(SKIP + t * size, SKIP + (t + 1) * size) if real[b, k]]
             for h in range(4 if patches else 0):
                 key = sum(call.key[b, h // 2, k].double() for k in patches) / len(patches)
-                paid[b, h, t] = (query[h] @ key) * call.scaling
-    return paid
+                raw_attention[b, h, t] = (query[h] @ key) * call.scaling
+    return raw_attention
 
 
 @every_call
@@ -219,8 +219,10 @@ def test_readers_of_a_tower_equal_those_of_eager_weights(family):
                 projection(x).double().unflatten(-1, (block.self_attn.num_heads, -1)).transpose(1, 2)[:, :, 1:]
                 for projection in (block.self_attn.q_proj, block.self_attn.k_proj)
             )
-        paid = (query * query.shape[-1] ** -0.5 @ key.transpose(-1, -2)).mean(2)  # the mean of a linear function
-        close(tap[block.self_attn, mean][0], paid.softmax(-1))
+        raw_attention = (query * query.shape[-1] ** -0.5 @ key.transpose(-1, -2)).mean(
+            2
+        )  # the mean of a linear function
+        close(tap[block.self_attn, mean][0], raw_attention.softmax(-1))
 
 
 @pytest.mark.parametrize("kind", ["sdpa", "eager"])

@@ -46,9 +46,9 @@ def by_hand(model, pixels, stages, size=False):
             layer(normed).unflatten(-1, (attention.num_heads, -1)).transpose(1, 2)
             for layer in (attention.q_proj, attention.k_proj, attention.v_proj)
         )
-        paid = (query @ key.transpose(-1, -2) * attention.scale).exp() * alive[:, None, None]
-        paid = paid / paid.sum(-1, keepdim=True)
-        x = x + attention.out_proj((paid @ value).transpose(1, 2).flatten(2))
+        attention_weights = (query @ key.transpose(-1, -2) * attention.scale).exp() * alive[:, None, None]
+        attention_weights = attention_weights / attention_weights.sum(-1, keepdim=True)
+        x = x + attention.out_proj((attention_weights @ value).transpose(1, 2).flatten(2))
         if k in stages:
             alive = torch.cat([torch.ones(len(x), 1, dtype=torch.bool), stages[k]], 1)
         x = x + block.mlp(block.layer_norm2(x))
@@ -194,8 +194,8 @@ def test_evidence_of_a_stage_is_that_of_its_own_block():
     for need, want in zip(needs, (rows[1:], rows[1:], rows, whole[AttentionKeys((1,))]), strict=False):
         assert torch.allclose(evidence[need], want, atol=1e-6)
     n = rows.shape[-1]
-    asked = whole[AttentionRows("received", (1,), heads="mean")][0, :, 0] * n + rows[1].mean(1)
-    assert torch.allclose(evidence[AttentionReceived()][0, :, 0], asked / (n + 1), atol=1e-6)
+    received = whole[AttentionRows("received", (1,), heads="mean")][0, :, 0] * n + rows[1].mean(1)
+    assert torch.allclose(evidence[AttentionReceived()][0, :, 0], received / (n + 1), atol=1e-6)
     assert torch.equal(evidence[HiddenStates()], evidence.tokens)
     assert evidence[ClassToken()].shape == evidence.tokens[:, 0].shape
     assert isinstance(evidence, EncoderEvidence)
@@ -221,7 +221,7 @@ def test_later_evidence_is_of_what_is_left_whichever_block_showed_it():
     mask = real[:, None].expand(got.shape[1:])
     for block in (0, 1):  # seen before anything left: the same numbers
         assert torch.allclose(got[block][mask], rows[block][mask], atol=1e-6)
-    assert not torch.allclose(got[2][mask], rows[2][mask], atol=1e-4)  # paid to what is left alone
+    assert not torch.allclose(got[2][mask], rows[2][mask], atol=1e-4)  # attention to the remaining tokens only
     assert (got[2].sum(-1) <= 1).all()
     assert (evidence[needs[4]].shape[0], evidence[needs[3]].shape[0]) == (1, len(index))
     assert evidence[HiddenStates()].shape[1] == evidence.tokens.shape[1]

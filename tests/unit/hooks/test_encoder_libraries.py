@@ -34,8 +34,10 @@ def two_halves(model, x, i, alive):
         qkv = attention.qkv(block.norm1(x))
         heads, out, rest = attention.num_heads, attention.proj, lambda y: y + block.mlp(block.norm2(y))
     query, key, value = qkv.unflatten(-1, (3, heads, -1)).movedim(2, 0).transpose(2, 3)
-    paid = (query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5).exp() * alive[:, None, None]
-    return x + out((paid / paid.sum(-1, keepdim=True) @ value).transpose(1, 2).flatten(2)), rest
+    attention_weights = (query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5).exp() * alive[:, None, None]
+    return x + out(
+        (attention_weights / attention_weights.sum(-1, keepdim=True) @ value).transpose(1, 2).flatten(2)
+    ), rest
 
 
 TOKEN = [

@@ -68,7 +68,7 @@ def test_multihead_attention_without_a_batch_axis_and_with_positional_masks():
 
 
 class Plain(nn.Module):
-    """A stranger's attention, in whatever way it calls the kernel."""
+    """A third party's attention, in whatever way it calls the kernel."""
 
     def __init__(self, call):
         super().__init__()
@@ -84,14 +84,14 @@ def test_arguments_of_the_kernel_are_read_as_it_reads_them():
     allowed = torch.rand(6, 6, generator=generator) > 0.4
     allowed.fill_diagonal_(True)
     bias = torch.randn(4, 6, 6, generator=generator)
-    paid = q @ k.mT
+    logits = q @ k.mT
     after = torch.ones(6, 6, dtype=torch.bool).triu(1)
     for call, want in (
-        (lambda f: f(q, k, v, scale=0.2), paid * 0.2),
-        (lambda f: f(q, k, v, allowed), (paid * 8**-0.5).masked_fill(~allowed, -torch.inf)),
-        (lambda f: f(q, k, v, attn_mask=bias), paid * 8**-0.5 + bias),
-        (lambda f: f(q, k, v, allowed[None, None, :1]), (paid * 8**-0.5).masked_fill(~allowed[:1], -torch.inf)),
-        (lambda f: f(q, k, v, None, 0.0, True), (paid * 8**-0.5).masked_fill(after, -torch.inf)),
+        (lambda f: f(q, k, v, scale=0.2), logits * 0.2),
+        (lambda f: f(q, k, v, allowed), (logits * 8**-0.5).masked_fill(~allowed, -torch.inf)),
+        (lambda f: f(q, k, v, attn_mask=bias), logits * 8**-0.5 + bias),
+        (lambda f: f(q, k, v, allowed[None, None, :1]), (logits * 8**-0.5).masked_fill(~allowed[:1], -torch.inf)),
+        (lambda f: f(q, k, v, None, 0.0, True), (logits * 8**-0.5).masked_fill(after, -torch.inf)),
         (
             lambda f: f(query=q, key=k[:, :2], value=v[:, :2], enable_gqa=True),
             q @ k[:, :2].repeat_interleave(2, 1).mT * 8**-0.5,
@@ -169,7 +169,7 @@ def test_another_threads_forward_of_a_timm_model_is_not_seen():
         thread = threading.Thread(target=model, args=(pixels(),))
         thread.start()
         thread.join()
-        with pytest.raises(LookupError, match="was not seen"):
+        with pytest.raises(LookupError, match="was not read"):
             tap[module, ROW]
 
 

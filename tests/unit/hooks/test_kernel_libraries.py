@@ -105,8 +105,8 @@ def test_rows_of_open_clips_own_attention_equal_its_attention_weights():
     for module, x in zip(modules, taken, strict=True):
         q, k, _ = nn.functional.linear(x, module.in_proj_weight, module.in_proj_bias).chunk(3, -1)
         q, k = (y.unflatten(-1, (module.num_heads, -1)).transpose(1, 2) for y in (q, k))
-        paid = module.ln_q(q).double() @ module.ln_k(k).double().mT * module.head_dim**-0.5
-        want.append(paid.softmax(-1)[:, :, 0].float())
+        logits = module.ln_q(q).double() @ module.ln_k(k).double().mT * module.head_dim**-0.5
+        want.append(logits.softmax(-1)[:, :, 0].float())
     with Tap({module: [ROW] for module in modules}) as tap:
         assert torch.equal(model.encode_image(pixels(32)), plain)
     for module, row in zip(modules, want, strict=True):

@@ -19,19 +19,19 @@ from vtcframe.testing.tiny_models.samples import SAMPLES
 
 @pytest.mark.parametrize("family", ["llava", "llava_next", "qwen2_vl", "mistral3"])
 @pytest.mark.parametrize("layout", ["FastV", "ahead, then behind", "forgetting"])
-def test_tokens_and_bytes_told_are_those_of_the_cache(family, layout):
+def test_reported_tokens_and_bytes_are_those_of_the_cache(family, layout):
     model, processor = backbone(family)
     inputs = inputs_for(model, processor, SAMPLES["one"])
     compressed, cache = compress(model, stages=LAYOUTS[layout]), DynamicCache()
     compressed.generate(**inputs, do_sample=False, max_new_tokens=3, min_new_tokens=3, past_key_values=cache)
-    told, answered = compressed.last, 2  # the last token is not read any more
+    outcome, answered = compressed.last, 2  # the last token is not read any more
     held = sum(x[:, :, answered:].nbytes for layer in cache.layers for x in (layer.keys, layer.values))
-    assert told.kv_bytes.tolist() == [held]
-    assert told.kv_bytes[0] < told.kv_bytes_before[0]
-    assert told.mean_tokens_per_layer[0] == told.tokens_per_layer[0].float().mean()
+    assert outcome.kv_bytes.tolist() == [held]
+    assert outcome.kv_bytes[0] < outcome.kv_bytes_before[0]
+    assert outcome.mean_tokens_per_layer[0] == outcome.tokens_per_layer[0].float().mean()
     plain = DynamicCache()
     model.generate(**inputs, do_sample=False, max_new_tokens=1, past_key_values=plain)
-    assert told.kv_bytes_before[0] == sum(x.nbytes for layer in plain.layers for x in (layer.keys, layer.values))
+    assert outcome.kv_bytes_before[0] == sum(x.nbytes for layer in plain.layers for x in (layer.keys, layer.values))
 
 
 def test_positions_of_new_tokens_follow_the_prompt_and_never_the_length_of_a_cache(llava):
@@ -39,7 +39,7 @@ def test_positions_of_new_tokens_follow_the_prompt_and_never_the_length_of_a_cac
     inputs, seen = inputs_for(model, processor, SAMPLES["one"]), {}
     rotary = adapter_for(model).decoder().rotary_emb
     length, cache = inputs["input_ids"].shape[1], DynamicCache()
-    given = GREEDY | {"min_new_tokens": 4, "past_key_values": cache}
+    generate_options = GREEDY | {"min_new_tokens": 4, "past_key_values": cache}
     stages = [at(2, TextAttention(-1), forget=0), at(3, TextAttention(-1), tokens=1, positions="compact")]
     passage = prepare(adapter_for(model), inputs, planned(stages))
     with passage:  # hooks run in the order in which they were made: these see what the stages hand on
@@ -50,7 +50,7 @@ def test_positions_of_new_tokens_follow_the_prompt_and_never_the_length_of_a_cac
             )
             for i, layer in enumerate(adapter_for(model).llm_layers())
         ]
-        model.generate(**passage.generate_kwargs, **given)
+        model.generate(**passage.generate_kwargs, **generate_options)
     for hook in hooks:
         hook.remove()
     held = [layer.get_seq_length() for layer in cache.layers]
@@ -81,9 +81,9 @@ def test_half_precision_would_make_one_score_of_many_and_float32_does_not():
     scores = torch.rand(576, generator=torch.Generator().manual_seed(0))
     assert len((scores.half() + torch.tensor(-65504.0).half()).unique()) == 1
     evidence, *_ = shown("llava", [AttentionRows("last", (1,), tower="llm", heads="mean")], samples="one")
-    (paid,) = evidence.found.values()
-    assert paid.dtype == torch.float32
-    assert len(paid.unique()) == paid.numel()
+    (attention_weights,) = evidence.found.values()
+    assert attention_weights.dtype == torch.float32
+    assert len(attention_weights.unique()) == attention_weights.numel()
 
 
 # What is refused, before anything runs
@@ -141,9 +141,9 @@ def test_stages_that_make_no_sense_are_refused(at_, options, says):
 def test_options_that_stages_cannot_live_with_are_refused_before_anything_runs(llava, option, value, as_config):
     model, processor = llava
     compressed = compress(model, stages=LAYOUTS["FastV"])
-    given = {"generation_config": GenerationConfig(**{option: value})} if as_config else {option: value}
+    generate_options = {"generation_config": GenerationConfig(**{option: value})} if as_config else {option: value}
     with pytest.raises(ValueError, match=f"cannot be run with {option}"):
-        compressed.generate(**inputs_for(model, processor, SAMPLES["one"]), **given)
+        compressed.generate(**inputs_for(model, processor, SAMPLES["one"]), **generate_options)
     compress(model, VtcCls(1), tokens=3).generate(  # stages elsewhere can, as far as transformers can
         **inputs_for(model, processor, SAMPLES["one"]),
         max_new_tokens=1,

@@ -77,7 +77,7 @@ def test_text_attention_is_that_of_the_eager_model(family, layer):
     with torch.no_grad():
         adapter.model(**full, use_cache=False)
     hook.remove()
-    paid, layout, length = attentions[layer], evidence.layout, full["input_ids"].shape[1]
+    attention_weights, layout, length = attentions[layer], evidence.layout, full["input_ids"].shape[1]
     for p in range(len(layout.key)):
         begin, visual, every = geometry(evidence, full, p)
         for v in (layout.sample == p).nonzero()[:, 0].tolist():
@@ -86,7 +86,7 @@ def test_text_attention_is_that_of_the_eager_model(family, layer):
             for need in needs:
                 query = getattr(need, "query", "rated")
                 rows = query_rows(query, until, every, visual, length, full, entering[0][p])
-                block = paid[p][:, rows][:, :, view]  # [H, R, n]
+                block = attention_weights[p][:, rows][:, :, view]  # [H, R, n]
                 block = block.mean(0, keepdim=True) if need.heads == "mean" else block
                 want = block.amax(1) if getattr(need, "reduce", "mean") == "max" else block.mean(1)
                 got = evidence[need][0, v, :, : len(view)]

@@ -97,10 +97,10 @@ def row_by_hand(query, key, i, scaling, sees):
     for b in range(query.shape[0]):
         for h in range(query.shape[1]):
             visible = [j for j in range(key.shape[2]) if sees(b, j)]
-            paid = [float(query[b, h, i].double() @ key[b, h // share, j].double()) * scaling for j in visible]
-            top = max(paid)
-            total = sum(torch.tensor(p - top).exp().item() for p in paid)
-            for j, p in zip(visible, paid, strict=True):
+            weights = [float(query[b, h, i].double() @ key[b, h // share, j].double()) * scaling for j in visible]
+            top = max(weights)
+            total = sum(torch.tensor(p - top).exp().item() for p in weights)
+            for j, p in zip(visible, weights, strict=True):
                 out[b, h, j] = torch.tensor(p - top).exp().item() / total
     return out
 
@@ -232,7 +232,7 @@ def test_another_threads_forward_is_not_seen():
         thread = threading.Thread(target=module, args=(query, key))
         thread.start()
         thread.join()
-        with pytest.raises(LookupError, match="was not seen"):
+        with pytest.raises(LookupError, match="was not read"):
             tap[module, ROW]
         module(query, key)
     assert len(tap[module, ROW]) == 1

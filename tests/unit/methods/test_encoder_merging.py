@@ -113,7 +113,7 @@ def test_tome_equals_its_twin(r, classes, levels):
 def test_mctf_equals_its_twin(step, classes, levels):
     for seed in range(3):
         evidence = drawn(step.needs, seed, levels, classes)
-        attended = evidence[step.needs[0]]
+        attended = evidence[step.needs[0]][0, :, 0]
 
         def twin(v, n, evidence=evidence, attended=attended):
             parts = (lists(x, v, n) for x in (evidence.tokens, attended, evidence.size))

@@ -18,6 +18,7 @@ from vtcframe.core.verbs import Allocator, Component, Ensembler, Merger, Scorer,
 from vtcframe.errors import ComponentError
 from vtcframe.ops.gather import highest
 from vtcframe.testing.laws.closeness import relative_distance
+from vtcframe.testing.laws.needs import unserved_because
 from vtcframe.testing.tiny_models.evidence import POISON, SAMPLES, make_evidence
 
 TOLERANCE = 1e-5  # of the largest value: float32 sums of other shapes round otherwise
@@ -243,9 +244,13 @@ def _asked(part: Any, kind: type[Component]) -> tuple[Need, ...]:
     plain = is_dataclass(part) or not getattr(part, "__dict__", None)
     _hold(plain, f"{type(part).__name__} has fields but is no dataclass: write @dataclass(frozen=True) above it")
     try:
-        return needs_of(part)
+        needs = needs_of(part)
     except ComponentError as error:
         raise AssertionError(str(error)) from error
+    for need in needs:
+        reason = unserved_because(need)
+        _hold(not reason, f"{part} needs {need}, which no adapter can serve: {reason}")
+    return needs
 
 
 def _called(part: Any, function: Callable[..., Any], *given: Any) -> Any:
