@@ -134,7 +134,7 @@ def needs_of(component: Any) -> tuple[Need, ...]:
         if isinstance(need, type) or not isinstance(getattr(need, "axes", None), str):
             raise component_error(
                 component,
-                f"has {need!r} among its `needs`: use the kinds of vtcframe.core.needs, such as Rows",
+                f"has {need!r} among its `needs`: use the kinds of vtcframe.core.needs, such as AttentionRows",
             )
     return tuple(needs)
 
@@ -187,4 +187,7 @@ def describe_type(made: Any) -> str:
     """Say what an object is, where it is not what it should be."""
     if isinstance(made, type):
         return f"the class {made.__name__} itself"
-    return "None" if made is None else f"a {type(made).__name__}"
+    if made is None:
+        return "None"
+    name = type(made).__name__
+    return f"{'an' if name[0] in 'AEIOUaeiou' else 'a'} {name}"

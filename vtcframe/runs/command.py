@@ -10,13 +10,15 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from transformers.utils.logging import disable_progress_bar
 
 from vtcframe.config.parser import MODE, Parser, shorten_error
-from vtcframe.config.short_names import load_components
+from vtcframe.config.short_names import load_components, resolve
 from vtcframe.data.datamodule import Questions
 from vtcframe.errors import ComponentError, UsageError
 from vtcframe.registry import raised_in
 from vtcframe.runs.predictor import Predictor
 from vtcframe.runs.writer import Writer
 
+LOGGER = logging.getLogger(__name__)
+SUCCESS, SAMPLES_FAILED = 0, 1  # exit status
 CALM = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
 
 
@@ -30,6 +32,16 @@ class Command(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse what `main` was given, whatever stands in sys.argv."""
         self.config = parser.parse_args(args)
+
+
+def main(arguments: list[str]) -> int:
+    """Answer the questions of a configuration and return the exit status: 0, or 1 if samples failed."""
+    failed = run(resolve(arguments))
+    if not failed:
+        return SUCCESS
+    names = ", ".join(failed[:10]) + (f" and {len(failed) - 10} more" if len(failed) > 10 else "")
+    LOGGER.error("%d samples failed, their rows say why: %s", len(failed), names)
+    return SAMPLES_FAILED
 
 
 def run(arguments: list[str]) -> list[str]:
