@@ -5,7 +5,8 @@ from pathlib import Path
 
 import yaml
 
-from vtcframe.config.short_names import resolve
+from vtcframe.config.short_names import expand_text
+from vtcframe.config.type_hints import Kind
 from vtcframe.errors import UsageError
 
 
@@ -21,8 +22,10 @@ def main(arguments: list[str]) -> int:
         raise UsageError(
             f"--out {parsed.out} is no .png: the picture is written there, the numbers to a .json beside it"
         )
-    (option,) = resolve([f"--pruner={_read_pruner(parsed.pruner)}"])  # a typo is reported before torch is imported
-    from vtcframe.config.parser import pruner_of
+    pruner = expand_text(
+        _read_pruner(parsed.pruner), Kind("pruner"), "pruner"
+    )  # reports a typo before torch is imported
+    from vtcframe.config.parser import make_pruner
     from vtcframe.core.budget import Budget
     from vtcframe.explore.explain import explain
 
@@ -32,7 +35,7 @@ def main(arguments: list[str]) -> int:
         raise UsageError(f"--tokens and --ratio: {error}") from error
     placement = parsed.dtype, parsed.device, parsed.attn
     explanation = explain(
-        parsed.model, parsed.question, pruner_of(option), budget, parsed.image, parsed.video, *placement
+        parsed.model, parsed.question, make_pruner(pruner), budget, parsed.image, parsed.video, *placement
     )
     numbers = explanation.save(parsed.out)
     for name in ("unpruned", "pruned"):

@@ -10,7 +10,7 @@ from typing import Any
 from vtcframe.data.benchmarks.base import Benchmark
 from vtcframe.data.results import Prediction, Score, columns, format_budget, mean_scores
 from vtcframe.errors import UsageError
-from vtcframe.registry import named
+from vtcframe.registry import find_entry
 from vtcframe.runs.baselines import CONFIGURATION, DOWNSAMPLE
 
 UNPRUNED = "unpruned"
@@ -178,6 +178,6 @@ def _benchmark(told: Mapping[str, Any] | None, path: Path) -> Benchmark | None:
     if told is None:
         return None
     try:
-        return named("benchmark", told["name"]).load()(**{key: told[key] for key in told if key != "name"})
+        return find_entry("benchmark", told["name"]).load()(**{key: told[key] for key in told if key != "name"})
     except (LookupError, ImportError, TypeError, ValueError) as error:
         raise UsageError(f"{path} was asked {told!r}, whose rules cannot be had: {error}") from error

@@ -160,7 +160,7 @@ def test_options_that_are_none_are_refused(tmp_path, option):
 
 def test_a_file_that_is_no_mapping_is_refused(tmp_path):
     (tmp_path / "sweep.yaml").write_text("[]")
-    with pytest.raises(UsageError, match="holds a list, and not the keys of a sweep"):
+    with pytest.raises(UsageError, match="holds a list, and not the keys of a configuration"):
         sweep.main([f"--config={tmp_path}/sweep.yaml"])
 
 
