@@ -1,8 +1,8 @@
-"""The door: every component, ours included, comes through the entry-point group `vtcframe`.
+"""Find components: those of vtcframe and those of plug-ins come through the entry-point group `vtcframe`.
 
-A distribution points an entry point of that group at an object (a module, say) with the hook `vtcframe_components`,
-which maps a kind to lazy targets "package.module:Class". The class name is the public name. Nothing heavy is
-imported before a target is loaded.
+A distribution points an entry point of that group at an object (a module, for example) with the hook
+`vtcframe_components`, which returns kind -> lazy targets "package.module:Class". The name of the class is the public
+name. A target is imported once its component is used.
 """
 
 import ast
@@ -35,13 +35,14 @@ KINDS = {  # kind -> the class that its components extend
 }
 
 KIND_HEADING = re.compile(r"^# kind: (\w+)$", re.MULTILINE)  # in vtcframe/__init__.pyi
+NO_KIND = "none"  # the heading of public names that are no components
 TARGET = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 hookspec = pluggy.HookspecMarker(GROUP)
 hookimpl = pluggy.HookimplMarker(GROUP)
 
 
 class Hooks:
-    """What a plugin may implement."""
+    """The hooks that a plug-in may implement."""
 
     @hookspec
     def vtcframe_components(self) -> dict[str, list[str]]:  # pyright: ignore[reportReturnType] (a specification)
@@ -49,25 +50,32 @@ class Hooks:
 
 
 class Core:
-    """Our own components."""
+    """The plug-in with the components of vtcframe itself."""
 
     @staticmethod
     @hookimpl
     def vtcframe_components() -> dict[str, list[str]]:
-        """Return what this distribution brings."""
-        return _listed_components()
+        """Return the components that `vtcframe/__init__.pyi` lists."""
+        stub = (files("vtcframe") / "__init__.pyi").read_text(encoding="utf-8")
+        components = listed_names(stub)
+        components.pop(NO_KIND, None)
+        return components
 
 
-def _listed_components() -> dict[str, list[str]]:
-    """Return kind -> targets of our own components, which `vtcframe/__init__.pyi` lists by kind."""
-    stub = (files("vtcframe") / "__init__.pyi").read_text(encoding="utf-8")
-    kinds = [(stub[: match.start()].count("\n"), match[1]) for match in KIND_HEADING.finditer(stub)]
+def listed_names(stub: str) -> dict[str, list[str]]:
+    """Return kind -> targets of the names that a stub imports below its headings `# kind: KIND`.
+
+    ValueError for a line that is no import, and for an import above the first heading.
+    """
+    headings = [(stub.count("\n", 0, match.start()) + 1, match[1]) for match in KIND_HEADING.finditer(stub)]
     targets: dict[str, list[str]] = {}
     for node in ast.parse(stub).body:
-        assert isinstance(node, ast.ImportFrom), "the stub holds imports only"
-        kind = [name for line, name in kinds if line < node.lineno][-1]
-        if kind != "none":
-            targets.setdefault(kind, []).extend(f"vtcframe.{node.module}:{alias.name}" for alias in node.names)
+        if not isinstance(node, ast.ImportFrom):
+            raise ValueError(f"line {node.lineno} of the stub is no import: it lists names only")
+        above = [kind for line, kind in headings if line < node.lineno]
+        if not above:
+            raise ValueError(f"line {node.lineno} of the stub stands below no heading: write # kind: KIND above it")
+        targets.setdefault(above[-1], []).extend(f"vtcframe.{node.module}:{alias.name}" for alias in node.names)
     return targets
 
 
@@ -81,39 +89,44 @@ class Entry:
     distribution: str
     version: str
 
+    @property
+    def import_path(self) -> str:
+        """The target as one writes it in code: "package.module.Class"."""
+        return self.target.replace(":", ".")
+
     def load(self) -> type:
-        """Import the class. ImportError, or TypeError if it is not as its kind must be, naming the distribution."""
-        whose = f"{self.kind} {self.name} of {self.distribution} {self.version}"
+        """Import the class. ImportError, or TypeError if it breaks the rules of its kind, naming the distribution."""
+        title = f"{self.kind} {self.name} of {self.distribution} {self.version}"
         try:
-            found = _resolve(self.target)
-        except (Exception, SystemExit) as error:  # a stranger's module raises whatever it likes
-            raise ImportError(f"{whose} cannot be imported: {_brief(error)}") from error
+            component = _resolve(self.target)
+        except (Exception, SystemExit) as error:  # the module of a plug-in may raise anything
+            raise ImportError(f"{title} cannot be imported: {_describe_exception(error)}") from error
         base = _resolve(KINDS[self.kind])
-        if not (isinstance(found, type) and issubclass(found, base)):
-            kind = KINDS[self.kind].replace(":", ".")
-            raise TypeError(f"{self.target} of {self.distribution} {self.version} is no {self.kind}: extend {kind}")
-        if missing := ", ".join(sorted(getattr(found, "__abstractmethods__", ()))):
-            raise TypeError(f"{whose} is abstract: it must define {missing}")
-        frozen = is_dataclass(found) and getattr(found, "__dataclass_params__").frozen  # noqa: B009 (pyright)
+        if not (isinstance(component, type) and issubclass(component, base)):
+            path = KINDS[self.kind].replace(":", ".")
+            raise TypeError(f"{self.target} of {self.distribution} {self.version} is no {self.kind}: extend {path}")
+        if missing := ", ".join(sorted(getattr(component, "__abstractmethods__", ()))):
+            raise TypeError(f"{title} is abstract: it must define {missing}")
+        frozen = is_dataclass(component) and getattr(component, "__dataclass_params__").frozen  # noqa: B009 (pyright)
         if self.kind != "adapter" and not frozen:
-            raise TypeError(f"{whose} is no frozen dataclass: write @dataclass(frozen=True) above it")
-        return found
+            raise TypeError(f"{title} is no frozen dataclass: write @dataclass(frozen=True) above it")
+        return component
 
 
-def _brief(error: BaseException) -> str:
-    """Return an exception in one line."""
-    told = " ".join(str(error).split())
-    return f"{type(error).__name__}: {told}" if told else type(error).__name__
+def _describe_exception(error: BaseException) -> str:
+    """Return the type and the message of an exception in one line."""
+    message = " ".join(str(error).split())
+    return f"{type(error).__name__}: {message}" if message else type(error).__name__
 
 
-def _resolve(target: str):
+def _resolve(target: str) -> Any:
     module, _, name = target.partition(":")
     return getattr(importlib.import_module(module), name)
 
 
 @dataclass(frozen=True)
 class Failure:
-    """A plugin that was left out."""
+    """A plug-in that is left out, because it cannot be registered."""
 
     plugin: str  # the name of its entry point
     distribution: str
@@ -125,63 +138,51 @@ class Failure:
 
 
 def entries() -> tuple[Entry, ...]:
-    """Every component of every installed distribution, ours first, the others by the distribution's name.
+    """Return every component of every installed distribution: those of vtcframe first, the others by distribution.
 
-    A plugin that cannot be registered whole is left out, with one warning; all others work.
+    A plug-in with an error is left out as a whole, with one warning; all others work.
     """
     return _scan()[0]
 
 
 def failures() -> tuple[Failure, ...]:
-    """Every plugin that was left out, in the order of `entries`."""
+    """Return every plug-in that is left out, in the order of `entries`."""
     return _scan()[1]
 
 
-def named(kind: str, name: str) -> Entry:
-    """Look a component up by the name of its class. LookupError with the nearest names, and what was left out."""
-    mine = {entry.name: entry for entry in entries() if entry.kind == kind}
-    if name in mine:
-        return mine[name]
-    near = difflib.get_close_matches(name, mine, 1, 0.5)
+def find_entry(kind: str, name: str) -> Entry:
+    """Find a component by the name of its class. LookupError with the nearest names, and the plug-ins left out."""
+    candidates = {entry.name: entry for entry in entries() if entry.kind == kind}
+    if name in candidates:
+        return candidates[name]
+    near = difflib.get_close_matches(name, candidates, 1, 0.5)
     hint = f" Did you mean {near[0]}?" if near else ""
-    lost = "".join(f"\n{failure}" for failure in failures())  # it may be the very one that was asked for
-    raise LookupError(f"no {kind} is called {name!r}.{hint} Installed: {', '.join(sorted(mine)) or 'none'}.{lost}")
-
-
-def load(node: Any) -> None:
-    """Import the registered components that a configuration names by class_path, as `Entry.load` does."""
-    if isinstance(node, list | tuple):
-        for item in node:
-            load(item)
-    elif isinstance(node, dict):
-        path = str(node.get("class_path"))
-        for entry in entries():
-            if entry.target.replace(":", ".") == path:
-                entry.load()
-        load(list(node.values()))
+    left_out = "".join(f"\n{failure}" for failure in failures())  # one of them may have the component
+    names = ", ".join(sorted(candidates)) or "none"
+    raise LookupError(f"no {kind} is called {name!r}.{hint} Installed: {names}.{left_out}")
 
 
 def kind_of(component: type) -> str | None:
-    """Return the kind of a class, None for a class of none."""
+    """Return the kind of a class, None for a class of no kind."""
     bases = {f"{base.__module__}:{base.__qualname__}" for base in component.__mro__}
     return next((kind for kind, base in KINDS.items() if base in bases), None)
 
 
-def bringing(component: type) -> Entry | None:
-    """Return the entry that a class came by; else one that came from the same package; else None."""
+def entry_of(component: type) -> Entry | None:
+    """Return the entry of a class, or of another class of the same package; None for a package that has no entry."""
     package = component.__module__.partition(".")[0]
-    near = None
+    neighbour = None
     for entry in entries():
         module, _, name = entry.target.partition(":")
         if getattr(sys.modules.get(module), name, None) is component:
             return entry
-        if near is None and module.partition(".")[0] == package:
-            near = entry
-    return near
+        if neighbour is None and module.partition(".")[0] == package:
+            neighbour = entry
+    return neighbour
 
 
-def raised_in(error: BaseException) -> str:
-    """Return "DISTRIBUTION VERSION: " where a plug-in raised an exception, or what it came from; else nothing."""
+def plugin_prefix(error: BaseException) -> str:
+    """Return "DISTRIBUTION VERSION: " if a plug-in raised an exception or one of its causes, else an empty string."""
     cause: BaseException | None = error
     while cause is not None:
         for frame, _ in reversed(list(walk_tb(cause.__traceback__))):
@@ -195,23 +196,28 @@ def raised_in(error: BaseException) -> str:
 
 @cache
 def _scan() -> tuple[tuple[Entry, ...], tuple[Failure, ...]]:
-    found: dict[tuple[str, str], Entry] = {}
-    lost = []
-    for point in sorted(entry_points(group=GROUP), key=lambda p: (_origin(p)[0] != "vtcframe", _origin(p), p.name)):
+    components: dict[tuple[str, str], Entry] = {}
+    left_out = []
+    for point in sorted(entry_points(group=GROUP), key=_order):
         try:
-            mine = {}
+            added = {}
             for entry in _components(point):
-                if other := {**found, **mine}.get((entry.kind, entry.name)):
+                if other := {**components, **added}.get((entry.kind, entry.name)):
                     raise ValueError(
                         f"{entry.kind} {entry.name} is provided by {other.distribution} ({other.target}) already"
                     )
-                mine[entry.kind, entry.name] = entry
-        except (Exception, SystemExit) as error:  # whatever a stranger's plugin raises must not take the others along
-            lost.append(Failure(point.name, *_origin(point), _brief(error)))
-            warnings.warn(str(lost[-1]), stacklevel=4)
+                added[entry.kind, entry.name] = entry
+        except (Exception, SystemExit) as error:  # a plug-in may raise anything, and must not disturb the others
+            left_out.append(Failure(point.name, *_origin(point), _describe_exception(error)))
+            warnings.warn(str(left_out[-1]), stacklevel=4)
         else:
-            found |= mine
-    return tuple(found.values()), tuple(lost)
+            components |= added
+    return tuple(components.values()), tuple(left_out)
+
+
+def _order(point: EntryPoint) -> tuple[bool, tuple[str, str], str]:
+    """Sort vtcframe first, so that no plug-in can take a name of it."""
+    return _origin(point)[0] != "vtcframe", _origin(point), point.name
 
 
 def _origin(point: EntryPoint) -> tuple[str, str]:
@@ -219,15 +225,15 @@ def _origin(point: EntryPoint) -> tuple[str, str]:
 
 
 def _components(point: EntryPoint) -> Iterator[Entry]:
-    manager = pluggy.PluginManager(GROUP)  # one for each plugin: a broken one cannot disturb the next
+    manager = pluggy.PluginManager(GROUP)  # one for each plug-in: an error in one cannot disturb the next
     manager.add_hookspecs(Hooks)
     plugin = point.load()
     manager.register(plugin)
     manager.check_pending()
     if not manager.hook.vtcframe_components.get_hookimpls():
         raise ValueError(f"{point.value} has no hook vtcframe_components: mark it with vtcframe.registry.hookimpl")
-    answers = manager.hook.vtcframe_components() or [None]  # pluggy leaves None out
-    for components in answers:
+    results = manager.hook.vtcframe_components() or [None]  # pluggy leaves None out
+    for components in results:
         if not isinstance(components, dict):
             raise TypeError(f"vtcframe_components returns kind -> list of targets, not {components!r}")
         for kind, targets in components.items():

@@ -237,7 +237,10 @@ def test_a_readers_own_distribution_is_there_from_its_installation_to_the_end_of
         ("console", f"$ {explain} --tokens 9\n...\npruned  9 visual tokens ..."),
         ("yaml", f"  stages: [{{at: projector, pruner: {PIPELINE}, budget: {{tokens: 4}}}}]"),
         ("python", "from corners import Corners\nassert Corners().needs == ()"),
-        ("python", "from vtcframe.registry import named\nassert named('scorer', 'Corners').load() is not Corners"),
+        (
+            "python",
+            "from vtcframe.registry import find_entry\nassert find_entry('scorer', 'Corners').load() is not Corners",
+        ),
     )
     assert found.installed
     assert "corners" not in sys.modules

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 from vtcframe import *
 from vtcframe.data.benchmarks.base import Benchmark
-from vtcframe.core.pipeline import Allocator, Ensembler, gather
+from vtcframe.core.pipeline import gather
 from vtcframe.data.transforms import Transform
 """
 
@@ -51,7 +51,7 @@ BROKEN = {  # class -> kind, body of its call, what is said of it
     "Elsewhere": ("Scorer", "{fine}.to('meta')", "on meta, and not on cpu: make new tensors there"),
     "NotANumber": ("Scorer", "{fine} * torch.nan", "scores of samples [0] are not finite: {name}() of broken 1.2"),
     "Infinite": ("Scorer", "{fine} / 0", "scores of samples [0] are not finite: {name}() of broken 1.2"),
-    "Ungathered": ("Scorer", "evidence[Rows('cls', (-1,))]", "raised LookupError: Rows(query='cls'"),
+    "Ungathered": ("Scorer", "evidence[AttentionRows('cls', (-1,))]", "raised LookupError: AttentionRows(query='cls'"),
     "BadKey": ("Scorer", "{{}}['x']", "raised KeyError: 'x' (broken_parts, line "),
     "BadIndex": ("Scorer", "[][3]", "raised IndexError: list index out of range (broken_parts, line "),
     "Asserts": ("Scorer", "(_ for _ in ()).throw(AssertionError)", "raised AssertionError (broken_parts, line "),
@@ -115,14 +115,14 @@ class Plain(Scorer):
 class NeedsOne(Scorer):
     @property
     def needs(self):
-        return Rows("cls", (-1,))
+        return AttentionRows("cls", (-1,))
     def __call__(self, evidence):
         return None
 
 @dataclass(frozen=True)
 class NeedsMethod(NeedsOne):
     def needs(self):
-        return (Rows("cls", (-1,)),)
+        return (AttentionRows("cls", (-1,)),)
 
 @dataclass(frozen=True)
 class NeedsWords(NeedsOne):
@@ -130,7 +130,7 @@ class NeedsWords(NeedsOne):
 
 @dataclass(frozen=True)
 class NeedsClass(NeedsOne):
-    needs = (Rows,)
+    needs = (AttentionRows,)
 
 @dataclass(frozen=True)
 class NeedsRaise(NeedsOne):
@@ -183,7 +183,7 @@ class NoPipeline(Method):
 
 
 NEEDS = {
-    "NeedsOne": "has a Rows for its `needs`: return a tuple",
+    "NeedsOne": "has an AttentionRows for its `needs`: return a tuple",
     "NeedsMethod": "has a method for its `needs`: write @property above it",
     "NeedsWords": "has 'cls' among its `needs`: use the kinds of vtcframe.core.needs",
     "NeedsClass": "has <class 'vtcframe.core.needs.AttentionRows'> among its `needs`",

@@ -25,7 +25,8 @@ from torch.distributed.run import get_args_parser as torchrun
 import vtcframe_lightning
 from support.page_folder import ROOT, Page
 from vtcframe import cli
-from vtcframe.config.short_names import resolve
+from vtcframe.config.short_names import expand_text
+from vtcframe.config.type_hints import Kind
 from vtcframe.runs import command as predict_command
 
 assert predict_command  # imported here, because Lightning keeps the standard error that it finds then
@@ -229,7 +230,8 @@ def parse_arguments(command: str, *options: str) -> int:
     def parse_only(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
         given = parse_args(parser, arguments)
         if command == "bench":
-            resolve([f"--pruner={spec}" for spec in given.pruner])
+            for spec in given.pruner:
+                expand_text(spec, Kind("pruner"), "pruner")
         raise SystemExit(0)
 
     with mock.patch.object(argparse.ArgumentParser, "parse_args", parse_only):

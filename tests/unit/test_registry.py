@@ -8,7 +8,7 @@ import pytest
 
 import vtcframe
 from vtcframe import Scorer, registry
-from vtcframe.registry import KINDS, bringing, entries, failures, kind_of, load, named
+from vtcframe.registry import KINDS, entries, entry_of, failures, find_entry, kind_of
 
 
 def hook(components):
@@ -86,9 +86,9 @@ def broken():
 def test_each_broken_plugin_is_told_once_and_all_others_work(strangers):
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
-        assert named("scorer", "Mine").distribution == "good"
-        assert named("scorer", "TokenNorm").distribution == "vtcframe"
-        assert named("adapter", "Llava").distribution == "vtcframe-backbones"
+        assert find_entry("scorer", "Mine").distribution == "good"
+        assert find_entry("scorer", "TokenNorm").distribution == "vtcframe"
+        assert find_entry("adapter", "Llava").distribution == "vtcframe-backbones"
         entries()
     messages = [str(warning.message) for warning in told]
     assert len(messages) == len(broken())
@@ -101,14 +101,14 @@ def test_each_broken_plugin_is_told_once_and_all_others_work(strangers):
 @pytest.mark.filterwarnings("ignore:plugin")
 def test_what_was_left_out_is_told_again_when_an_unknown_component_is_asked_for(strangers):
     with pytest.raises(LookupError, match="no merger is called 'M'") as error:
-        named("merger", "M")
+        find_entry("merger", "M")
     for says in broken().values():
         assert says in str(error.value)
 
 
 @pytest.mark.filterwarnings("ignore:plugin")
 def test_a_component_that_is_none_of_its_kind_says_whose_it_is(strangers):
-    entry = named("scorer", "Mine")
+    entry = find_entry("scorer", "Mine")
     sys.modules["good"].Mine = dict
     with pytest.raises(TypeError, match=r"good:Mine of good 2.3 is no scorer: extend vtcframe.core.verbs.Scorer"):
         entry.load()
@@ -141,39 +141,23 @@ class Broken:
     ],
 )
 def test_a_component_that_could_not_be_used_is_refused_when_it_is_loaded(strangers, kind, says):
-    entry = named("scorer", "Mine")
+    entry = find_entry("scorer", "Mine")
     sys.modules["good"].Mine = kind
     with pytest.raises(TypeError, match=f"^scorer Mine of good 2.3 {says}"):
         entry.load()
 
 
 @pytest.mark.filterwarnings("ignore:plugin")
-def test_what_a_configuration_names_is_loaded_and_nothing_else(strangers):
-    named("scorer", "Mine")
-    load(
-        {
-            "model": [
-                {"class_path": "vtcframe.components.scorers.TokenNorm"},
-                {"class_path": "some.where.Else"},
-                "good.Mine",
-            ]
-        }
-    )
-    with pytest.raises(ImportError, match=r"scorer Mine of good 2.3 cannot be imported: AttributeError"):
-        load({"model": {"pruners": [{"class_path": "x.Y", "init_args": {"scorers": [{"class_path": "good.Mine"}]}}]}})
-
-
-@pytest.mark.filterwarnings("ignore:plugin")
 def test_a_class_tells_its_kind_and_who_brings_it(strangers):
     from vtcframe import TokenNorm
 
-    assert (kind_of(TokenNorm), bringing(TokenNorm).distribution) == ("scorer", "vtcframe")
-    assert kind_of(dict) is bringing(dict) is None
-    named("scorer", "Mine")
+    assert (kind_of(TokenNorm), entry_of(TokenNorm).distribution) == ("scorer", "vtcframe")
+    assert kind_of(dict) is entry_of(dict) is None
+    find_entry("scorer", "Mine")
     mine = type("Mine", (Scorer,), {"__module__": "elsewhere"})
     sys.modules["good"].Mine = mine  # handed on by the module that is named
-    assert bringing(mine).distribution == "good"
-    assert bringing(type("Part", (Scorer,), {"__module__": "good.parts"})).distribution == "good"
+    assert entry_of(mine).distribution == "good"
+    assert entry_of(type("Part", (Scorer,), {"__module__": "good.parts"})).distribution == "good"
 
 
 def test_list_tells_the_status_of_every_plugin(strangers):
@@ -203,9 +187,9 @@ def test_list_ends_quietly_where_nobody_reads_on():
 def test_an_unknown_name_is_answered_with_the_nearest():
     told = r"no pruner is called 'VtcCsl'. Did you mean VtcCls\? Installed: Aim, CdPruner, "
     with pytest.raises(LookupError, match=told):
-        named("pruner", "VtcCsl")
+        find_entry("pruner", "VtcCsl")
     with pytest.raises(LookupError, match=r"no merger is called 'X'. Installed: Absorb, "):
-        named("merger", "X")
+        find_entry("merger", "X")
 
 
 def test_listing_imports_nothing_heavy():

@@ -1,145 +1,146 @@
-"""What a configuration says: short names of components, bundled files, and errors its writer can mend.
+"""Short names of components in YAML: `VtcCls` and `{name: VtcCls, last: 3}` for a class and its options.
 
-Nothing here imports torch, so that a typo is answered at once.
+Which keys hold components is read from the type hints of what is configured (see vtcframe.config.type_hints).
 """
 
-import json
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+import importlib
+from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import yaml
 from jsonargparse import get_loader
 
+from vtcframe.config.type_hints import (
+    Hints,
+    accepts_text,
+    alternatives,
+    hints_at,
+    item_hints,
+    key_hints,
+    kinds_at,
+    option_hints,
+)
 from vtcframe.errors import UsageError
-from vtcframe.registry import entries, load, named
+from vtcframe.registry import entries, find_entry
 
-COMPONENT_KEYS = {  # key in the YAML -> kind in the registry
-    "pruner": "pruner",
-    "pruners": "pruner",
-    "scorer": "scorer",
-    "scorers": "scorer",
-    "ensembler": "ensembler",
-    "allocator": "allocator",
-    "selector": "selector",
-    "merger": "merger",
-    "rest": "selector",
-    "transforms": "transform",
-    "benchmark": "benchmark",
-}
+CLASS, OPTIONS = "class_path", "init_args"  # what jsonargparse calls a class and its options
 
 
-def read(path: str) -> Any:
-    """Read a YAML file and expand its short names. UsageError, naming the file, for what cannot be read or found."""
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"cannot read the configuration {path}: {error}") from error
-    try:
-        return parse(text)
-    except yaml.YAMLError as error:
-        raise UsageError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
-    except UsageError as error:
-        raise UsageError(f"{path}: {error}") from error
+def expand(node: Any, hint: Any, key: str = "") -> Any:
+    """Write the components of a configuration out as `class_path` and `init_args`, and import their classes.
 
-
-def parse(text: str) -> Any:
-    """Parse YAML and expand its short names."""
-    return expand(get_loader("yaml")(text))
-
-
-def expand(node: Any, key: str = "") -> Any:
-    """Write components below `key` out as class_path and init_args.
-
-    `VtcCls` and `{name: VtcCls, last: 3}` are short for that wherever a component stands. A name with a dot is the
-    import path of a class that is not registered. UsageError with the key for names that nothing has.
+    `hint` is the type hint of `node`, a Kind, or a mapping of keys to hints; `key` is where `node` stands, for errors. A
+    name with a dot is the import path of a class that is not registered. UsageError, naming the key, for a name that no
+    component has and for a component that cannot be used.
     """
-    kind = COMPONENT_KEYS.get(key.rpartition(".")[2])
-    if isinstance(node, list):
-        return [expand(item, key) for item in node]
-    if isinstance(node, dict):
-        node = {k: expand(value, f"{key}.{k}" if key else str(k)) for k, value in node.items()}
-        if kind is None or "name" not in node:
-            return node
-        return {"class_path": _class_path(kind, str(node.pop("name")), key), "init_args": node}
-    if kind is not None and isinstance(node, str):
-        return {"class_path": _class_path(kind, node, key)}
-    return node
+    return _expand(node, alternatives(hint), key)
 
 
-def shorten(node: Any, key: str = "") -> Any:
-    """Write registered components below `key` by their short names: the reverse of `expand`."""
-    if isinstance(node, list):
-        return [shorten(item, key) for item in node]
+def expand_text(text: str, hint: Any, key: str = "") -> Any:
+    """Parse YAML, or a bare name, and `expand` it."""
+    try:
+        node = get_loader("yaml")(text)
+    except yaml.YAMLError:
+        node = text  # what is no YAML is used as it stands
+    return expand(node, hint, key)
+
+
+def _expand(node: Any, hints: Hints, key: str) -> Any:
+    if isinstance(node, list | tuple):
+        return [_expand(item, item_hints(hints), key) for item in node]
+    if isinstance(node, str):
+        return _expand_name(node, hints, key)
     if not isinstance(node, dict):
         return node
-    node = {k: shorten(value, str(k)) for k, value in node.items()}
-    if key not in COMPONENT_KEYS:
-        return node
-    names = {entry.target.replace(":", "."): entry.name for entry in entries()}
-    if (name := names.get(str(node.get("class_path")))) is None:
-        return node
-    return {"name": name, **node["init_args"]} if node.get("init_args") else name
+    kinds = kinds_at(hints)
+    if kinds and "name" in node:
+        options = {name: value for name, value in node.items() if name != "name"}
+        path = _class_path(str(node["name"]), kinds, key)
+        return {CLASS: path, OPTIONS: _expand(options, (_options_of(path, key),), key)}
+    if isinstance(path := node.get(CLASS), str):
+        options = (_options_of(path, key),)
+        return {name: _expand(value, options, key) if name == OPTIONS else value for name, value in node.items()}
+    return {
+        name: _expand(value, _value_hints(hints, name), f"{key}.{name}".lstrip(".")) for name, value in node.items()
+    }
 
 
-def _class_path(kind: str, name: str, key: str) -> str:
-    if "." in name:
+def _value_hints(hints: Hints, key: Any) -> Hints:
+    """Return the hints of the value at a key in YAML, which jsonargparse lets be a path: "data.benchmark: Pope"."""
+    return key_hints(hints, str(key)) or hints_at(hints, str(key))
+
+
+def _expand_name(name: str, hints: Hints, key: str) -> Any:
+    kinds = kinds_at(hints)
+    if not kinds:
         return name
     try:
-        return named(kind, name).target.replace(":", ".")
-    except LookupError as error:
-        raise UsageError(f"{key}: {error}") from error
+        path = _class_path(name, kinds, key)
+    except UsageError:
+        if accepts_text(hints, name):
+            return name
+        raise
+    if "." in name and accepts_text(hints, name):
+        return name
+    _options_of(path, key)
+    return {CLASS: path}
 
 
-def resolve(arguments: Sequence[str]) -> list[str]:
-    """Expand short names in command-line options and look through every configuration file they give."""
-    resolved = []
-    for option, value in _options(arguments):
-        if value is None:
-            resolved.append(option)
-            continue
-        if option in ("-c", "--config"):
-            read(value)
-        else:
-            value, is_list = _expanded(option.removeprefix("--"), value)
-            if is_list:  # jsonargparse merges it into an earlier one of its length, but not into an empty one
-                resolved.append(f"{option}=[]")
-        resolved.append(f"{option}={value}")
-    return resolved
+def _class_path(name: str, kinds: tuple[str, ...], key: str) -> str:
+    """Return the import path of a component: of a registered one by its name."""
+    if "." in name:
+        return name
+    errors = []
+    for kind in kinds:
+        try:
+            return find_entry(kind, name).import_path
+        except LookupError as error:
+            errors.append(error)
+    raise UsageError(_at(key, errors[0])) from errors[0]
 
 
-def load_components(arguments: Sequence[str]) -> None:
-    """Import what resolved arguments and their files name. UsageError for a component that cannot be used."""
+def _options_of(path: str, key: str) -> Mapping[str, Any]:
+    """Import a class and return its options with their hints; none for a path that jsonargparse will refuse."""
     try:
-        for option, value in _options(arguments):
-            if value is not None:
-                load(read(value) if option in ("-c", "--config") else _yaml(value))
+        component = _registered(path)
     except (ImportError, TypeError) as error:
-        raise UsageError(str(error)) from error
+        raise UsageError(_at(key, error)) from error
+    if component is None and is_import_path(path):
+        module, _, name = path.rpartition(".")
+        with suppress(Exception):  # jsonargparse imports it again, and reports the error with its key
+            component = getattr(importlib.import_module(module), name)
+    return option_hints(component) if isinstance(component, type) else {}
 
 
-def _yaml(text: str) -> Any:
-    try:
-        return get_loader("yaml")(text)
-    except yaml.YAMLError:
-        return text
+def is_import_path(text: str) -> bool:
+    """Return whether a string can be the import path of a class: identifiers, joined by dots."""
+    return "." in text and all(part.isidentifier() for part in text.split("."))
 
 
-def _options(arguments: Sequence[str]) -> Iterator[tuple[str, str | None]]:
-    """Yield options with their values, None for a flag, whether they were joined by "=" or not."""
-    rest = list(arguments)
-    while rest:
-        option, equals, value = rest.pop(0).partition("=")
-        if not equals and rest and not rest[0].startswith("-"):
-            equals, value = "=", rest.pop(0)
-        yield option, value if equals else None
+def _registered(path: str) -> type | None:
+    """Load the registered component with an import path. ImportError or TypeError as `Entry.load` raises them."""
+    return next((entry.load() for entry in entries() if entry.import_path == path), None)
 
 
-def _expanded(key: str, text: str) -> tuple[str, bool]:
-    """Return the value of an option with its short names expanded, and whether it is a list."""
-    try:
-        given = get_loader("yaml")(text)
-    except yaml.YAMLError:
-        return text, False  # no YAML: it is meant as it stands
-    expanded = expand(given, key)
-    return text if expanded == given else json.dumps(expanded), isinstance(given, list)
+def _at(key: str, error: Exception) -> str:
+    return f"{key}: {error}" if key else str(error)
+
+
+def shorten(node: Any, hint: Any) -> Any:
+    """Write registered components by their short names: the reverse of `expand`."""
+    return _shorten(node, alternatives(hint))
+
+
+def _shorten(node: Any, hints: Hints) -> Any:
+    if isinstance(node, list | tuple):
+        return [_shorten(item, item_hints(hints)) for item in node]
+    if not isinstance(node, dict):
+        return node
+    if not isinstance(path := node.get(CLASS), str):
+        return {name: _shorten(value, _value_hints(hints, name)) for name, value in node.items()}
+    options = _shorten(node.get(OPTIONS) or {}, (_options_of(path, ""),))
+    names = {entry.import_path: entry.name for entry in entries() if entry.kind in kinds_at(hints)}
+    if path not in names or "name" in options or not node.keys() <= {CLASS, OPTIONS}:
+        return {name: options if name == OPTIONS else value for name, value in node.items()}
+    return {"name": names[path], **options} if options else names[path]

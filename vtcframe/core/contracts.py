@@ -16,7 +16,7 @@ from vtcframe.core.layout import Layout
 from vtcframe.core.need_bases import Need
 from vtcframe.core.pruned import Pruned
 from vtcframe.errors import ComponentError, UsageError
-from vtcframe.registry import KINDS, bringing, kind_of
+from vtcframe.registry import KINDS, entry_of, kind_of
 
 # of the machine, and no component's fault; behind an AcceleratorError (torch >= 2.8) the device answers nobody any more
 RESOURCE_ERRORS = (MemoryError, torch.OutOfMemoryError, getattr(torch, "AcceleratorError", torch.OutOfMemoryError))
@@ -27,7 +27,7 @@ CASTS = {torch.float32: ".float()", torch.bool: ".bool()", torch.int64: ".long()
 
 def provider(component: Any) -> str:
     """Return " of DISTRIBUTION VERSION"; nothing for what is ours or came through no entry point."""
-    entry = bringing(type(component))
+    entry = entry_of(type(component))
     return f" of {entry.distribution} {entry.version}" if entry and entry.distribution != "vtcframe" else ""
 
 
@@ -196,4 +196,7 @@ def describe_type(made: Any) -> str:
     """Say what an object is, where it is not what it should be."""
     if isinstance(made, type):
         return f"the class {made.__name__} itself"
-    return "None" if made is None else f"a {type(made).__name__}"
+    if made is None:
+        return "None"
+    name = type(made).__name__
+    return f"{'an' if name[0] in 'AEIOUaeiou' else 'a'} {name}"

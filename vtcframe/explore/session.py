@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from vtcframe.config.parser import pruner_of
-from vtcframe.config.short_names import resolve
+from vtcframe.config.parser import make_pruner
+from vtcframe.config.short_names import expand_text
 from vtcframe.core.budget import Budget
-from vtcframe.core.stages import Plan
+from vtcframe.core.stages import Plan, Pruner
 from vtcframe.data.decode import load_sample
 from vtcframe.data.results import Prediction
 from vtcframe.data.sample import Sample
@@ -113,8 +113,8 @@ class Questioner:
 def _plan(method: str | None, budget: Budget | None) -> Plan:
     if not (method or "").strip():
         raise UsageError("there is no method: choose one, or type YAML with its options: {name: VtcCls, last: 3}")
-    (option,) = resolve([f"--pruner={method}"])
-    (plan,) = plans([pruner_of(option)], budget)
+    pruner = make_pruner(expand_text(method or "", Pruner, "pruner"))
+    (plan,) = plans([pruner], budget)
     return plan
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from vtcframe.atomic import write_atomic
-from vtcframe.config.short_names import resolve
+from vtcframe.config.short_names import expand_text
+from vtcframe.config.type_hints import Kind
 from vtcframe.errors import UsageError
 from vtcframe.profiling.sizes import SHAPES
 
@@ -23,11 +24,13 @@ def main(arguments: list[str]) -> int:
     given = _options().parse_args(arguments)
     if given.model and (given.shape or given.layers):
         raise UsageError("--model is a checkpoint as it is: leave --shape and --layers out")
-    specs = [resolve([f"--pruner={spec}"])[0] for spec in given.pruner]  # typos are told before torch is imported
+    specs = [
+        expand_text(spec, Kind("pruner"), "pruner") for spec in given.pruner
+    ]  # typos are told before torch is imported
     import torch
     from transformers.utils.logging import disable_progress_bar
 
-    from vtcframe.config.parser import pruner_of
+    from vtcframe.config.parser import make_pruner
     from vtcframe.inference.checkpoint import device_for
     from vtcframe.machine import machine
     from vtcframe.profiling.tables import LEGEND, tables
@@ -39,7 +42,7 @@ def main(arguments: list[str]) -> int:
     device = device_for(given.device or str(accelerator or "cpu"))
     if given.threads:
         torch.set_num_threads(given.threads)
-    pruners = [pruner_of(spec) for spec in specs]
+    pruners = [make_pruner(spec) for spec in specs]
     if given.model:
         subject = checkpoint_subject(given.model, given.dtype, given.attn, device)
     else:

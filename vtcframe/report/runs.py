@@ -12,7 +12,7 @@ from vtcframe.data.benchmarks.base import Benchmark
 from vtcframe.data.old_rows import convert_run
 from vtcframe.data.results import Prediction, Score, columns, format_budget, mean_scores
 from vtcframe.errors import UsageError
-from vtcframe.registry import named
+from vtcframe.registry import find_entry
 from vtcframe.runs.baselines import CONFIGURATION, DOWNSAMPLE
 
 UNPRUNED = "unpruned"
@@ -195,6 +195,6 @@ def _benchmark(told: Mapping[str, Any] | None, path: Path) -> Benchmark | None:
     if told is None:
         return None
     try:
-        return named("benchmark", told["name"]).load()(**{key: told[key] for key in told if key != "name"})
+        return find_entry("benchmark", told["name"]).load()(**{key: told[key] for key in told if key != "name"})
     except (LookupError, ImportError, TypeError, ValueError) as error:
         raise UsageError(f"{path} was asked {told!r}, whose rules cannot be had: {error}") from error

@@ -1,7 +1,7 @@
 """The predict loop: questions answered by the untouched model, by a pruned one, or by several to compare."""
 
 import copy
-import sys
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
@@ -32,6 +32,7 @@ from vtcframe.inference.session import EncodedBatch, PrunedGeneration, Session
 from vtcframe.inference.stopwatch import Stopwatch
 from vtcframe.runs.rows import make_row, run_fields, view_records
 
+LOGGER = logging.getLogger(__name__)
 DEFAULTS = {"do_sample": False, "max_new_tokens": 32}
 HALF = {"bf16-true": "bfloat16", "16-true": "float16"}  # the trainer's precision -> the type that weights are loaded in
 REFUSED = {
@@ -190,7 +191,7 @@ class Predictor(LightningModule):
             if row.error is not None and row.label is not None and row.label not in self._failing:
                 self._failing.add(row.label)
                 if self.trainer.is_global_zero:
-                    print(f"vtcframe: warning: {row.error}", file=sys.stderr)
+                    LOGGER.warning("%s", row.error)
 
     def _understood(self, sample: Sample) -> Sample:
         """Return it with an error where the model knows some of its words not at all: any answer would mean nothing."""

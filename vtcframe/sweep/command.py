@@ -1,27 +1,36 @@
 """`vtcframe sweep`: models, questions, methods and budgets of one file as ordinary runs; then the report."""
 
 import argparse
+import logging
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import yaml
 
 from vtcframe.atomic import write_atomic
 from vtcframe.errors import UnfinishedError, UsageError
-from vtcframe.report.command import check_extra, write
 from vtcframe.runs.baselines import CONFIGURATION
 from vtcframe.runs.shards import HEARTBEAT_S, is_locked
 from vtcframe.sweep.config import asked
 from vtcframe.sweep.plan import Planned, finished, plan
 
+LOGGER = logging.getLogger(__name__)
 FAILED, UNUSABLE, BROKEN_OFF = 1, 2, 3  # exit status, as of `vtcframe predict`
 
 
-def main(arguments: list[str]) -> int:
-    """Run what is missing, write the report, and return the exit status. UsageError for what cannot be used.
+def main(
+    arguments: list[str],
+    before_runs: Callable[[], None] = lambda: None,
+    after_runs: Callable[[Path], None] = lambda folder: None,
+) -> int:
+    """Run what is missing and return the exit status. UsageError for arguments or a file that cannot be used.
+
+    `before_runs` is called before the first run and may raise UsageError. `after_runs` is called with the sweep's
+    folder after the last run, if any run in it is finished.
 
     A run that fails does not keep the others from running: 3 if one of them broke off, else 2 if one could not be
     used, else 1 if samples failed.
@@ -35,7 +44,7 @@ def main(arguments: list[str]) -> int:
     options.add_argument("--config", required=True, metavar="FILE", help="YAML with models, data, pruners, budgets")
     options.add_argument("--dry_run", action="store_true", help="only tell what would be run")
     given, rest = options.parse_known_args(arguments)
-    check_extra()  # not after hours of running
+    before_runs()  # errors are raised now, and not after hours of running
     sweep = asked(given.config, rest)
     runs = plan(sweep)
     for planned in runs:
@@ -47,10 +56,10 @@ def main(arguments: list[str]) -> int:
     statuses = {str(planned.folder): run(planned) for planned in runs}
     for folder, status in statuses.items():
         if status:
-            print(f"vtcframe: {folder}: {_told(status)}", file=sys.stderr)
+            LOGGER.error("%s: %s", folder, _told(status))
     folder = Path(sweep.folder)
     if any(finished(manifest.parent) for manifest in folder.rglob("run.json")):
-        print(f"written to {', '.join(map(str, write([folder], folder / 'report')))}")
+        after_runs(folder)
     return max((status if status in (0, FAILED, UNUSABLE) else BROKEN_OFF for status in statuses.values()), default=0)
 
 

@@ -5,13 +5,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
-from jsonargparse import ArgumentError, ArgumentParser
+from jsonargparse import ArgumentError, ArgumentParser, get_loader
 
-from vtcframe.config.short_names import expand, parse, read, shorten
+from vtcframe.config.arguments import expand_value, read_config
+from vtcframe.config.parser import instantiate
+from vtcframe.config.short_names import expand, shorten
+from vtcframe.config.type_hints import Kind
 from vtcframe.errors import UsageError
-from vtcframe.registry import load
 from vtcframe.runs.baselines import CHANCE, POOL
 
+PRUNER = Kind("pruner")
 NAME = re.compile(r"\w[\w.-]*")  # of a model or of questions: a folder's, too
 
 
@@ -59,18 +62,17 @@ class Sweep:
         return [one for spec in (*baselines, *self.pruners) for one in self._seeded(spec)]
 
     def _seeded(self, spec: Any) -> list[Any]:
-        expanded, made = expand(spec, "pruner"), pruner_of(spec)
+        expanded, made = expand(spec, PRUNER, "pruners"), pruner_of(spec)
         options = expanded.get("init_args", {})
         if not is_dataclass(made) or "seed" in options or "seed" not in {one.name for one in fields(made)}:
             return [spec]
-        return [shorten({**expanded, "init_args": {**options, "seed": seed}}, "pruner") for seed in self.seeds]
+        return [shorten({**expanded, "init_args": {**options, "seed": seed}}, PRUNER) for seed in self.seeds]
 
 
 def asked(path: str, options: Sequence[str]) -> Sweep:
     """Read the file, with `--KEY.KEY=VALUE` in place of what it says. UsageError for what no sweep can be."""
-    told = shorten(read(path))
-    if not isinstance(told, dict):
-        raise UsageError(f"{path} holds a {type(told).__name__}, and not the keys of a sweep")
+    hints = _hints()
+    told = shorten(read_config(path, hints), hints)
     for option in options:
         key, equals, value = option.removeprefix("--").partition("=")
         if not option.startswith("--") or not equals:
@@ -81,7 +83,8 @@ def asked(path: str, options: Sequence[str]) -> Sweep:
             node = node.setdefault(name, {}) if isinstance(node, dict) else None
         if not isinstance(node, dict):
             raise UsageError(f"{option!r}: {'.'.join(outer)} has no keys")
-        node[last] = shorten(expand(parse(value), key), last)
+        node[last] = expand_value(key, get_loader("yaml")(value), hints)
+    told = shorten(told, hints)
     told["models"] = _models(told.get("models"))
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(Sweep)
@@ -92,6 +95,14 @@ def asked(path: str, options: Sequence[str]) -> Sweep:
     sweep = Sweep(**checked)
     _check(sweep)
     return sweep
+
+
+def _hints() -> dict[str, Any]:
+    """Return the type hints of the keys with components."""
+    from vtcframe.core.stages import Pruner
+    from vtcframe.data.datamodule import Questions
+
+    return {"data": dict[str, Questions], "pruners": list[Pruner]}
 
 
 def _models(told: Any) -> dict[str, Any]:
@@ -139,13 +150,10 @@ def refusal(spec: Any, budget: Any) -> str | None:
 
 def _made(key: str, kind: type, value: Any) -> Any:
     """Make one thing of a configuration. UsageError, naming its key."""
-    parser, name = ArgumentParser(exit_on_error=False), kind.__name__.lower()
-    parser.add_argument(f"--{name}", type=kind)
+    name = kind.__name__.lower()
     try:
-        load(value)
-        make = getattr(parser, "instantiate", parser.instantiate_classes)  # the older name until jsonargparse 4.49
-        return make(parser.parse_object({name: value}))[name]
-    except (ArgumentError, ImportError, ValueError, TypeError) as error:
+        return instantiate({name: kind}, {name: value})[name]
+    except (ImportError, ValueError, TypeError) as error:
         raise UsageError(f"{key}: {error}") from error
 
 
@@ -153,7 +161,7 @@ def pruner_of(spec: Any) -> Any:
     """Make a pruner as one writes it in a configuration. UsageError for what is none."""
     from vtcframe.core.stages import Pruner
 
-    return _made("pruners", Pruner, expand(spec, "pruner"))
+    return _made("pruners", Pruner, expand(spec, PRUNER, "pruners"))
 
 
 def words(spec: Any) -> str:

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from vtcframe.assets import bundled
-from vtcframe.config.short_names import read, shorten
+from vtcframe.config.arguments import read_config
+from vtcframe.config.short_names import shorten
 from vtcframe.errors import UsageError
 from vtcframe.runs.baselines import CONFIGURATION, DOWNSAMPLE
 from vtcframe.sweep.config import Sweep, refusal, words
@@ -60,6 +61,8 @@ def _planned(
     served: set[Pair],
     smaller: Mapping[str, dict[str, Any]],
 ) -> list[Planned]:
+    from vtcframe.runs.command import SECTIONS  # lazily: it imports Lightning
+
     folder = Path(sweep.folder) / model / data
     shown = _configuration(sweep, model, data, folder)
     wanted = served | {(DOWNSAMPLE, one) for one in smaller}
@@ -67,7 +70,7 @@ def _planned(
     runs, number = [], 0
     for path in sorted(file.parent for file in folder.glob(f"*/{CONFIGURATION}") if file.parent.name.isdecimal()):
         number = max(number, int(path.name))
-        config = read(str(path / CONFIGURATION))
+        config = shorten(read_config(str(path / CONFIGURATION), SECTIONS), SECTIONS)
         _refuse_another(path, config, shown)
         pairs = _pairs(config)
         if not finished(path):
@@ -160,7 +163,7 @@ def _pairs(config: Mapping[str, Any]) -> list[Pair]:
     """Return what a configuration of ours compares, or the one budget that it shrinks pictures to."""
     if compare := config["model"].get("compare"):
         return [(words(one), _key(budget)) for one in compare["pruners"] for budget in compare["budgets"]]
-    transform = shorten(config["data"]["transforms"][-1], "transforms")
+    transform = config["data"]["transforms"][-1]
     return [(DOWNSAMPLE, _key({name: value for name, value in transform.items() if name != "name"}))]
 
 
@@ -179,12 +182,11 @@ def _refuse_another(path: Path, there: Mapping[str, Any], here: Mapping[str, Any
 
 
 def _facts(config: Mapping[str, Any], downsampled: bool = False) -> Iterator[tuple[str, Any]]:
-    told = shorten(config)
-    yield "model.backbone", told["model"]["backbone"]
-    yield "model.generation", told["model"]["generation"]
-    yield "trainer.precision", told["trainer"].get("precision")
-    shown = told["data"].get("transforms") or []
+    yield "model.backbone", config["model"]["backbone"]
+    yield "model.generation", config["model"]["generation"]
+    yield "trainer.precision", config["trainer"].get("precision")
+    shown = config["data"].get("transforms") or []
     yield "data.transforms", shown[:-1] if downsampled else shown
-    for key, value in told["data"].items():
+    for key, value in config["data"].items():
         if key not in (*SPEED, "transforms"):
             yield f"data.{key}", value

@@ -14,7 +14,7 @@ import yaml
 from jsonargparse import get_loader
 from transformers import GenerationConfig
 
-from vtcframe.config.parser import MODE, Parser
+from vtcframe.config.parser import Parser
 from vtcframe.config.short_names import expand
 from vtcframe.core.budget import Budget
 from vtcframe.core.stages import Plan, Positions, Pruner, Stage, plan_for, planned
@@ -73,7 +73,7 @@ class Settings:
         if options:
             own["pruner"] = _with_options(own.get("pruner"), options)
         _check_options(own.get("pruner"))
-        parser = Parser(parser_mode=MODE, prog="lmms-eval --model vtcframe")
+        parser = Parser(prog="lmms-eval --model vtcframe")
         for field in fields(cls):
             rest = {"required": True} if field.default is MISSING else {"default": field.default}
             parser.add_argument(f"--{field.name}", type=hints[field.name], **rest)
@@ -153,7 +153,7 @@ def _component(key: str, value: Any) -> Any:
             value = get_loader("yaml")(value)
         except yaml.YAMLError as error:
             raise UsageError(f"model_args: {key} is no YAML: {' '.join(str(error).split())}") from error
-    return expand(value, key)
+    return expand(value, get_type_hints(Settings)[key], key)
 
 
 def _with_options(pruner: Any, options: Mapping[str, Any]) -> Any:

@@ -10,7 +10,7 @@ from vtcframe import Budget, Even, Mean, Merger, Pipeline, Pruner, Random, Stage
 from vtcframe.adapters import base as adapter
 from vtcframe.core.stages import plan_for, planned
 from vtcframe.errors import ComponentError
-from vtcframe.registry import Entry, entries, named
+from vtcframe.registry import Entry, entries, find_entry
 from vtcframe.testing import make_evidence
 from vtcframe_backbones.llava import Llava
 
@@ -143,7 +143,7 @@ def test_inside_the_model_parts_are_told_as_they_are_before_it(broken, at):
 @pytest.mark.parametrize("name", TARGETS)
 def test_a_target_that_cannot_be_used_is_told_when_it_is_loaded(broken, name):
     with pytest.raises((ImportError, TypeError)) as told:
-        named("scorer", name).load()
+        find_entry("scorer", name).load()
     assert TARGETS[name][1] in str(told.value)
     assert "scorer TopK" not in str(told.value)
 

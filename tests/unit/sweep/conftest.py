@@ -21,5 +21,4 @@ def pretended(monkeypatch):
         return status
 
     monkeypatch.setattr(sweep, "predict", predict)
-    monkeypatch.setattr(sweep, "write", lambda folders, out: [out])
     return ran, statuses

@@ -55,7 +55,7 @@ def test_options_stand_for_keys_of_the_file_at_any_depth(tmp_path, pretended):
     assert config["model"]["compare"]["pruners"] == ["Pool"]
 
 
-def test_a_run_that_fails_does_not_keep_the_others_from_running(tmp_path, pretended, capsys):
+def test_a_run_that_fails_does_not_keep_the_others_from_running(tmp_path, pretended, caplog):
     ran, statuses = pretended
     keys = {"data": {name: {"path": "vtcframe:questions"} for name in "abcd"}}
     for statuses_, status in (({"b": 1}, 1), ({"b": 2, "a": 1}, 2), ({"c": -9, "b": 2}, 3), ({"c": 3}, 3)):
@@ -66,7 +66,7 @@ def test_a_run_that_fails_does_not_keep_the_others_from_running(tmp_path, preten
         before = len(ran)
         assert sweep.main([written(folder, **keys)]) == status
         assert len(ran) == before + 4
-    told = capsys.readouterr().err
+    told = caplog.text
     assert "tiny/b/01: some samples failed, the report says why" in told
     assert "tiny/b/01: cannot be run as it is" in told
     assert "tiny/c/01: broke off (exit status -9): the same command goes on with it" in told
@@ -160,7 +160,7 @@ def test_options_that_are_none_are_refused(tmp_path, option):
 
 def test_a_file_that_is_no_mapping_is_refused(tmp_path):
     (tmp_path / "sweep.yaml").write_text("[]")
-    with pytest.raises(UsageError, match="holds a list, and not the keys of a sweep"):
+    with pytest.raises(UsageError, match="holds a list, and not the keys of a configuration"):
         sweep.main([f"--config={tmp_path}/sweep.yaml"])
 
 

@@ -1,5 +1,6 @@
 """`vtcframe check`: the laws of adapters on a user's own checkpoint."""
 
+import argparse
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -33,6 +34,30 @@ from vtcframe.testing.tiny_models.llava_families import Sample
 PRUNERS = VtcCls(), RandomPruner(), UniformPruner()
 QUESTIONS = "what is in the image ?", "which colors and shapes are there , and where ?"
 Dtype = Literal["float32", "bfloat16", "float16"]
+
+
+SUCCESS, LAW_BROKEN = 0, 1  # exit status
+
+
+def main(arguments: list[str]) -> int:
+    """Run `vtcframe check`: print which laws hold on a checkpoint, and return the exit status."""
+    options = argparse.ArgumentParser(prog="vtcframe check", description="Check every law on a checkpoint.")
+    options.add_argument("model", help="folder, name on the Hugging Face Hub, or vtcframe:tiny")
+    options.add_argument(
+        "--image", nargs="+", action="extend", default=[], help="pictures to use instead of the bundled ones"
+    )
+    options.add_argument("--tokens", type=int, help="visual tokens kept in each sample (default: a quarter)")
+    options.add_argument(
+        "--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="type of the weights"
+    )
+    options.add_argument("--device", default="cpu", help="where to run, for example cuda")
+    parsed = options.parse_args(arguments)
+    outcomes = []
+    for law, pruner, outcome in check(parsed.model, parsed.image, parsed.tokens, parsed.dtype, parsed.device):
+        outcomes.append(outcome.partition(":")[0])
+        print(f"{law:34}  {pruner:20}  {outcome}", flush=True)
+    print(", ".join(f"{outcomes.count(kind)} {kind}" for kind in ("holds", "broken", "not served")))
+    return LAW_BROKEN if "broken" in outcomes else SUCCESS
 
 
 def check(
