@@ -104,11 +104,11 @@ class Qwen2Vl(TowerAdapter):
         """Return the images, or the mean of the frames of each temporal slice, put together from their patches."""
         vision, pixels, m = self.model.config.vision_config, self.pixels_of(modality, inputs), self._merge
         edge, grids = vision.patch_size, self._grids(modality, inputs).tolist()
-        pictures = []
+        slices = []
         for patches, (t, h, w) in zip(pixels.split([t * h * w for t, h, w in grids]), grids, strict=True):
             cut = patches.view(t, h // m, w // m, m, m, -1, vision.temporal_patch_size, edge, edge).mean(6)
-            pictures += list(cut.permute(0, 5, 1, 3, 6, 2, 4, 7).reshape(t, -1, h * edge, w * edge))
-        return pictures
+            slices += list(cut.permute(0, 5, 1, 3, 6, 2, 4, 7).reshape(t, -1, h * edge, w * edge))
+        return slices
 
     @property
     def _merge(self) -> int:

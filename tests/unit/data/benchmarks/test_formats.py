@@ -8,7 +8,6 @@ import pytest
 from support.question_files import encoded, levels, picture, saved, table
 from vtcframe import Gqa, MmBench, Mme, MmVet, Pope, ScienceQa, SeedBench, TextVqa, VqaV2
 from vtcframe.config.short_names import expand
-from vtcframe.data.benchmarks.base import Benchmark
 from vtcframe.data.benchmarks.base import ImageFolder
 from vtcframe.errors import UsageError
 from vtcframe.registry import entries
