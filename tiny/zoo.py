@@ -18,8 +18,9 @@ from pathlib import Path
 from statistics import fmean
 
 import numpy as np
+from scenes import COUNT
 
-from vtcframe.data.results import COUNT, Prediction, format_budget
+from vtcframe.data.results import Prediction, format_budget
 
 UNPRUNED, OURS, DRAWS = "unpruned", "VtcCls(last=3)", 2000
 Answers = dict[str, Prediction]  # by the question's id

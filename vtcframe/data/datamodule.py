@@ -13,7 +13,7 @@ from vtcframe.core.component_data import component_data
 from vtcframe.core.contracts import call_component
 from vtcframe.data.benchmarks.base import Benchmark
 from vtcframe.data.decode import load_sample
-from vtcframe.data.formats import read_samples
+from vtcframe.data.formats import read_groups, read_samples
 from vtcframe.data.progress import RunProgress
 from vtcframe.data.sample import Sample
 from vtcframe.data.transforms import Transform
@@ -91,6 +91,7 @@ class Questions(LightningDataModule):
         self.path, self.images, self.benchmark, self.frames, self.limit = path, images, benchmark, frames, limit
         self.batch_size, self.num_workers, self.transforms = batch_size, num_workers, transforms or []
         self.samples: list[Sample] = []
+        self.groups: dict[str, list[str]] = {}
         self.progress = RunProgress.opened() if progress is None else progress
         self.allow_zero_length_dataloader_with_multiple_devices = True  # as many as there are samples, or fewer
 
@@ -99,6 +100,7 @@ class Questions(LightningDataModule):
         path, images = Path(bundled(self.path)), None if self.images is None else Path(self.images)
         if self.benchmark is None:
             read = read_samples(path, images)
+            self.groups = read_groups(path)
         else:
             read = call_component(self.benchmark, self.benchmark.read, path, images)
         self.samples = read[: self.limit]
@@ -116,6 +118,7 @@ class Questions(LightningDataModule):
             "data.benchmark": self.benchmark and component_data(self.benchmark),
             "data.frames": self.frames,
             "data.transforms": [component_data(transform) for transform in self.transforms],
+            "data.groups": self.groups,
             "data.limit": self.limit,
             "digest of the questions": digest.hexdigest(),
         }

@@ -2,6 +2,7 @@
 
 import base64
 import binascii
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -37,6 +38,27 @@ def read_samples(path: Path, images: Path | None = None) -> list[Sample]:
         )
     folder = path.parent if images is None else images
     return collect(path, read(path, folder), lambda fields: _sample(fields, folder))
+
+
+def read_groups(path: Path) -> dict[str, list[str]]:
+    """Read groups.json beside questions: name of a group -> types of question that are also scored together.
+
+    Without that file there are no groups. UsageError, naming the file, for anything but lists of types by names.
+    """
+    file = (path if path.is_dir() else path.parent) / "groups.json"
+    if not file.is_file():
+        return {}
+    try:
+        groups = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"cannot read the groups of question types {file}: {error}") from error
+    if not isinstance(groups, dict) or not all(
+        isinstance(types, list) and all(isinstance(name, str) for name in types) for types in groups.values()
+    ):
+        raise UsageError(
+            f'{file} holds {groups!r}: give names with lists of question types, {{"group": ["type", "type"]}}'
+        )
+    return groups
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,11 @@
 """TODO: vtcframe/data/results.py."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any, NamedTuple, TypedDict
 
 from vtcframe.data.old_rows import convert_row
-
-COUNT = "count"  # the type that "attributes" leaves out: any concentrating pruner thins the background it is read from
 
 
 class ViewRecord(TypedDict):
@@ -85,14 +83,19 @@ def seconds(rows: Iterable[Prediction]) -> float | None:
     return fmean((row.seconds or 0) + (row.encode_seconds or 0) for row in later) if later else None
 
 
-def columns(rows: Sequence[Prediction]) -> dict[str, list[Prediction]]:
-    """Split rows by type of question, in the order in which the types come; then "attributes" and "all".
+def columns(
+    rows: Sequence[Prediction], groups: Mapping[str, Collection[str]] | None = None
+) -> dict[str, list[Prediction]]:
+    """Split rows by type of question, in the order in which the types come; then by groups of types; then "all".
 
-    "attributes" is every type but `count`, and stands only where there is both.
+    `groups` maps the name of a group to its types (see `vtcframe.data.formats.read_groups`). A group is left out if no
+    row belongs to it, or every row does.
     """
     split = parts(rows, lambda row: row.type)
-    if COUNT in split and len(split) > 1:
-        split["attributes"] = [row for row in rows if row.type != COUNT]
+    for name, types in (groups or {}).items():
+        group = [row for row in rows if row.type in types]
+        if 0 < len(group) < len(rows):
+            split[name] = group
     return split | {"all": list(rows)}
 
 

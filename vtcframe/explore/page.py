@@ -77,7 +77,7 @@ TEMPLATES = Environment(autoescape=True)
 def layout(questioner: Questioner) -> gradio.Blocks:
     """Return the page, with the first example in its controls."""
     backbone = questioner.explainer.backbone
-    language = backbone.language()
+    vocabulary = backbone.question_vocabulary()
     samples = {sample.id: sample for sample in read_samples(Path(bundled("vtcframe:questions")), None)}
     examples = [(str(samples[name].images[0]), samples[name].question) for name in EXAMPLES]
 
@@ -96,7 +96,7 @@ def layout(questioner: Questioner) -> gradio.Blocks:
     # the model is one: what uses it waits for its turn
     turn: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "model", "api_visibility": "private"}
     with gradio.Blocks(analytics_enabled=False, title="vtcframe explore", delete_cache=(DAY, DAY)) as page:
-        gradio.HTML(STYLE + _filled(HEAD, model=backbone.path, forms=language.forms if language else ()))
+        gradio.HTML(STYLE + _filled(HEAD, model=backbone.path, forms=vocabulary.templates if vocabulary else ()))
         with gradio.Row():
             with gradio.Column(scale=2, min_width=280):
                 picture = gradio.Image(

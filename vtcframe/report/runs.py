@@ -71,7 +71,7 @@ class Run:
     def score(self, rows: Sequence[Prediction]) -> dict[str, Score]:
         """Column -> score of what one method answered at one budget, the figure that papers report last."""
         if self.benchmark is None:
-            return mean_scores(columns(rows), self.grade)
+            return mean_scores(columns(rows, self.facts["data.groups"]), self.grade)
         return self.benchmark.score(rows)
 
     def answers(self) -> Iterator[tuple[str, str, str, Prediction]]:

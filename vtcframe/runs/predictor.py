@@ -141,7 +141,7 @@ class Predictor(LightningModule):
         backbone = replace(self.backbone, dtype=precision) if precision else self.backbone
         self.model, self.processor = self._loaded or backbone.load()
         self.exact = {name: own for name, own in self.model.named_buffers() if own.dtype == torch.float32}
-        self.language = self.backbone.language()
+        self.vocabulary = self.backbone.question_vocabulary()
         self.options = copy.deepcopy(self.model.generation_config)
         try:
             unknown = self.options.update(**self.generation)
@@ -176,7 +176,7 @@ class Predictor(LightningModule):
 
         Where a component fails, the rows of its run have the error, and the other runs go on.
         """
-        batch = [self._understood(sample) for sample in batch]
+        batch = [self._with_vocabulary_error(sample) for sample in batch]
         loaded = [sample for sample in batch if sample.error is None]
         answers = iter(self._answered(loaded) if loaded else ())
         return [
@@ -193,11 +193,11 @@ class Predictor(LightningModule):
                 if self.trainer.is_global_zero:
                     LOGGER.warning("%s", row.error)
 
-    def _understood(self, sample: Sample) -> Sample:
-        """Return it with an error where the model knows some of its words not at all: any answer would mean nothing."""
-        if self.language is None or sample.error is not None:
+    def _with_vocabulary_error(self, sample: Sample) -> Sample:
+        """Return a sample with an error if its question has words that the model does not know."""
+        if self.vocabulary is None or sample.error is not None:
             return sample
-        return replace(sample, error=self.language.misunderstood(sample.question))
+        return replace(sample, error=self.vocabulary.describe_unknown_words(sample.question))
 
     def shown(self, sample: Sample) -> list[Picture]:
         """Return the pictures that boxes of views lie in, as the processor crops them, then its videos' frames."""

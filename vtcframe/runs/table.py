@@ -1,6 +1,6 @@
 """Accuracy by type of question, and the table that is printed at the end of a run."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING
 
@@ -10,20 +10,24 @@ if TYPE_CHECKING:
     from vtcframe.data.benchmarks.base import Benchmark
 
 
-def table(rows: Iterable[Prediction], benchmark: "Benchmark | None" = None) -> str:
+def table(
+    rows: Iterable[Prediction],
+    benchmark: "Benchmark | None" = None,
+    groups: Mapping[str, Collection[str]] | None = None,
+) -> str:
     """Lay out mean visual tokens, seconds and scores, a line for each method and budget. Failures do not count.
 
     "tokens" are those left in the end; "a layer" those that a layer of the language model reads, mean over its layers,
     which are more where tokens leave inside it; "KV MiB" what is held of the prompt's keys and values. "failed" stands
     where a run has fewer answers than others: so many of its questions are not in its figures. The scores are those of
-    the benchmark; without one, the accuracies of `columns`.
+    the benchmark; without one, the accuracies by type, by `groups` of types and of all (see `columns`).
     """
     every = runs(rows, failed=True)
     split = {run: [row for row in own if row.error is None] for run, own in every.items()}
     answered = [row for own in split.values() for row in own]
     told = all(row.layer_tokens and row.kv_bytes for row in answered)
     failed = len(answered) < sum(map(len, every.values()))
-    scores = {run: _scores(own, benchmark) for run, own in split.items() if own}
+    scores = {run: _scores(own, benchmark, groups) for run, own in split.items() if own}
     names = list(dict.fromkeys(name for own in sorted(scores.values(), key=len, reverse=True) for name in own))
     if not scores and not failed:
         return ""
@@ -41,8 +45,12 @@ def table(rows: Iterable[Prediction], benchmark: "Benchmark | None" = None) -> s
     return "\n".join(_aligned(line, widths) for line in lines)
 
 
-def _scores(rows: Sequence[Prediction], benchmark: "Benchmark | None") -> Mapping[str, Score]:
-    return mean_scores(columns(rows), lambda row: row.correct) if benchmark is None else benchmark.score(rows)
+def _scores(
+    rows: Sequence[Prediction], benchmark: "Benchmark | None", groups: Mapping[str, Collection[str]] | None
+) -> Mapping[str, Score]:
+    if benchmark is not None:
+        return benchmark.score(rows)
+    return mean_scores(columns(rows, groups), lambda row: row.correct)
 
 
 def _costs(rows: Sequence[Prediction], told: bool) -> list[str]:

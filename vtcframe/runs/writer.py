@@ -139,7 +139,10 @@ class Writer(BasePredictionWriter):
     def _tell(self, data: Questions) -> None:
         rows = [Prediction.from_json(row) for row in self.folder.rows()]
         self.failed = list(dict.fromkeys(row.id for row in rows if row.error is not None))
-        print(table(rows) if data.benchmark is None else call_component(data.benchmark, table, rows, data.benchmark))
+        if data.benchmark is None:
+            print(table(rows, groups=data.groups))
+        else:
+            print(call_component(data.benchmark, table, rows, data.benchmark))
         print(NOTE)
         path = self.folder.predictions
         written = [path, *(export(form, self.folder.rows(), path) for form in self.exports)]

@@ -70,7 +70,8 @@ class VtcFrame(lmms):
         disable_progress_bar()  # of loading weights
         model, self.processor = self.settings.backbone.load()
         self._model: Any = model.to(self._device).eval()
-        self.plan, self.language = self.settings.plan, self.settings.backbone.language()
+        self.plan = self.settings.plan
+        self.vocabulary = self.settings.backbone.question_vocabulary()
         self._try()
 
     @classmethod
@@ -203,8 +204,8 @@ class VtcFrame(lmms):
             for question in questions
         ]
         for chat in chats:
-            if self.language and (unknown := self.language.misunderstood(chat.question)):
-                self._warn("language", f"{unknown}. What it answers to such questions means nothing")
+            if self.vocabulary and (unknown := self.vocabulary.describe_unknown_words(chat.question)):
+                self._warn("vocabulary", f"{unknown}. Its answers to such questions mean nothing")
         answers: dict[int, GenerationResult] = {}
         sums: dict[str, float] = defaultdict(float)
         for visual in (True, False):

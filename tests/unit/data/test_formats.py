@@ -15,7 +15,7 @@ from vtcframe.data import formats
 from vtcframe.data.benchmarks.base import ImageFolder
 from vtcframe.data.datamodule import Questions
 from vtcframe.data.decode import load_sample
-from vtcframe.data.formats import read_samples
+from vtcframe.data.formats import read_groups, read_samples
 from vtcframe.errors import UsageError
 
 
@@ -191,3 +191,19 @@ def test_a_folder_of_pictures_is_asked_one_question(tmp_path):
     assert levels(samples[2]) == [3]
     with pytest.raises(UsageError, match="there are no pictures in the folder"):
         ImageFolder("?").read(saved(tmp_path / "empty" / "notes.txt", "").parent, None)
+
+
+def test_groups_of_question_types_stand_beside_the_questions(tmp_path):
+    path = saved(tmp_path / "q.jsonl", json.dumps(ROW | {"image": "a.png"}) + "\n")
+    assert read_groups(path) == read_groups(tmp_path) == {}
+    saved(tmp_path / "groups.json", '{"seen": ["color", "shape"]}')
+    data = Questions(str(path))
+    data.setup("predict")
+    assert data.groups == data.facts()["data.groups"] == {"seen": ["color", "shape"]}
+
+
+@pytest.mark.parametrize("content", ["[]", '{"seen": "color"}', '{"seen": [1]}', "{", "\udcff"])
+def test_groups_of_another_form_are_refused(tmp_path, content):
+    (tmp_path / "groups.json").write_bytes(content.encode("utf-8", "surrogateescape"))
+    with pytest.raises(UsageError, match=r"groups.json"):
+        read_groups(tmp_path)

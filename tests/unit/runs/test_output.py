@@ -8,7 +8,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from support.predict_runs import METHODS, QUESTIONS, QUICKSTART, predict, read, runs, taken
+from support.predict_runs import GROUPS, METHODS, QUESTIONS, QUICKSTART, predict, read, runs, taken
 from vtcframe import (
     Budget,
     RandomPruner,
@@ -26,7 +26,7 @@ from vtcframe.testing.tiny_models.llava_families import SAMPLES, make_inputs
 
 
 def test_the_quickstart_answers_well_unpruned_and_vtc_cls_beats_random_at_an_eighth(quickstart):
-    of = {run: accuracy(columns(rows)["attributes"]) for run, rows in runs(quickstart[2]).items()}
+    of = {run: accuracy(columns(rows, GROUPS)["attributes"]) for run, rows in runs(quickstart[2]).items()}
     assert of["unpruned", None] >= 0.90
     assert of[METHODS[0], 0.125] - of[METHODS[1], 0.125] >= 0.08
 
@@ -46,7 +46,9 @@ def test_every_question_has_one_row_for_each_method_and_budget_in_the_order_of_t
 
 def test_the_table_is_printed_and_the_finished_file_stands_alone(quickstart):
     folder, out, rows = quickstart
-    assert out == (f"{table(rows)}\n{NOTE}\nwritten to {folder}/predictions.jsonl, 4 sheets to {folder}/pictures\n")
+    assert out == (
+        f"{table(rows, groups=GROUPS)}\n{NOTE}\nwritten to {folder}/predictions.jsonl, 4 sheets to {folder}/pictures\n"
+    )
     assert sorted(path.name for path in folder.iterdir()) == ["pictures", "predictions.jsonl", "run.json"]
 
 

@@ -36,7 +36,8 @@ def test_the_table_has_a_line_for_each_method_and_budget_and_a_column_for_each_t
         row("count", "two", "one", "VtcCls(last=3)", {"tokens": 9, "per": "image"}),
         Prediction("b", "color", "?", "red", error="cannot read the image"),
     ]
-    assert table(rows).splitlines() == [
+    groups = {"attributes": ["color", "shape"], "everything": ["color", "count"], "nothing": ["letter"]}
+    assert table(rows, groups=groups).splitlines() == [
         "method                    budget  tokens  seconds  color  count  attributes    all",
         "questions                                              1      1           1      2",
         "unpruned                       -    36.0        -  1.000  1.000       1.000  1.000",
