@@ -70,7 +70,7 @@ def test_downsampling_stands_in_the_report_beside_pruning(tmp_path, monkeypatch)
     monkeypatch.setattr(sweep, "predict", lambda file: command(["predict", "--config", str(file)]))
     data = {"toys": {"path": "vtcframe:questions", "limit": 3}}
     keys = {"models": [str(tmp_path / "qwen")], "budgets": [{"ratio": 0.5}], "baselines": True, "data": data}
-    assert sweep.main([written(tmp_path, **keys, pruners=[])]) == 0
+    assert command(["sweep", written(tmp_path, **keys, pruners=[])]) == 0
     text = (tmp_path / "sweep" / "report.md").read_text()
     assert "| Downsample | 0.5 | 1 | 3 |" in text
     assert "not run beside" not in text

@@ -85,7 +85,7 @@ class Short(Scorer):
         (Mean(), r"check an object that extends vtcframe.Scorer, not a Mean"),
         (Fields(), r"Fields has fields but is no dataclass: write @dataclass\(frozen=True\)"),
         (Short(), r"cannot be called as its kind is: .*: write def __call__\(self, evidence\)"),
-        (ByNeed(ClsAttention(1).needs[0]), "has a AttentionRows for its `needs`: return a tuple"),
+        (ByNeed(ClsAttention(1).needs[0]), "has an AttentionRows for its `needs`: return a tuple"),
         (ByNeed((), lambda e: None), "returned None, not a tensor"),
         (
             ByNeed((), lambda e: e.tokens[..., 0]),

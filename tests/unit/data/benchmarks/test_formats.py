@@ -9,6 +9,7 @@ from support.question_files import encoded, levels, picture, saved, table
 from vtcframe import Gqa, MmBench, Mme, MmVet, Pope, ScienceQa, SeedBench, TextVqa, VqaV2
 from vtcframe.config.short_names import expand
 from vtcframe.data.benchmarks.base import ImageFolder
+from vtcframe.data.datamodule import Questions
 from vtcframe.errors import UsageError
 from vtcframe.registry import entries
 
@@ -19,12 +20,13 @@ LETTER = "\nAnswer with the option's letter from the given choices directly."
 
 
 def test_a_benchmark_is_named_in_the_configuration_by_its_class():
-    assert expand({"data": {"benchmark": {"name": "Pope", "prompt": "?"}}})["data"]["benchmark"] == {
+    hints = {"data": Questions}
+    assert expand({"data": {"benchmark": {"name": "Pope", "prompt": "?"}}}, hints)["data"]["benchmark"] == {
         "class_path": "vtcframe.data.benchmarks.yes_or_no.Pope",
         "init_args": {"prompt": "?"},
     }
     with pytest.raises(UsageError, match=r"data.benchmark: no benchmark is called 'POPE'. .*Installed: .*TextVqa"):
-        expand({"data": {"benchmark": "POPE"}})
+        expand({"data": {"benchmark": "POPE"}}, hints)
 
 
 # What the download of each benchmark is like
