@@ -82,7 +82,11 @@ def table(columns: Iterable[str], lines: Iterable[Iterable[str]]) -> Iterator[st
 
 def facts(method: type[Method]) -> MethodCard:
     """Return what a method says of itself, or that it does not."""
-    return getattr(method, "card", MethodCard("", "not told", "not told", "not told", "not told"))
+    return getattr(
+        method,
+        "card",
+        MethodCard(paper="", signal="not told", selector="not told", dropped="not told", parity="not told"),
+    )
 
 
 def paper(method: type[Method], told: str) -> str:

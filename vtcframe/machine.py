@@ -9,7 +9,7 @@ import torch
 import transformers
 
 
-def hardware(device: str | torch.device) -> str:
+def describe_hardware(device: str | torch.device) -> str:
     """Tell the device, where it is no CPU, and the CPU."""
     info = Path("/proc/cpuinfo")
     found = re.search(r"model name\s*: (.+)", info.read_text()) if info.exists() else None
@@ -17,9 +17,9 @@ def hardware(device: str | torch.device) -> str:
     return f"{gpu}{found[1] if found else platform.machine()}, {os.cpu_count()} cores"
 
 
-def machine(device: str | torch.device) -> str:
+def describe_machine(device: str | torch.device) -> str:
     """Tell what the figures are taken on."""
     return (
-        f"{hardware(device)}, {torch.get_num_threads()} threads, load {os.getloadavg()[0]:.1f} at the start; "
+        f"{describe_hardware(device)}, {torch.get_num_threads()} threads, load {os.getloadavg()[0]:.1f} at the start; "
         f"torch {torch.__version__}, transformers {transformers.__version__}"
     )

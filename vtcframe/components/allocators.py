@@ -12,10 +12,10 @@ from vtcframe.core.layout import Layout
 from vtcframe.core.needs import AttentionRows, ClsProxy, Need
 from vtcframe.core.verbs import Allocator
 from vtcframe.ops.quotas import apportion
-from vtcframe.ops.views import outlier_tokens, overview_of, tokens_within
+from vtcframe.ops.views import outlier_tokens, overview_of, overview_sums
 
 
-def required(allocator: Allocator, budget: Tensor | None) -> Tensor:
+def require_budget(allocator: Allocator, budget: Tensor | None) -> Tensor:
     """Return the budget. ValueError without one: only adaptive allocators decide by themselves."""
     if budget is None:
         raise ValueError(f"{type(allocator).__name__} shares out a budget: give tokens or ratio")
@@ -27,7 +27,7 @@ class Even(Allocator):
     """Every view of a sample gets the same, as far as it has tokens; the first of the larger ones get the remainder."""
 
     def __call__(self, scores: Tensor, budget: Tensor | None, evidence: Evidence) -> Tensor:
-        return apportion(required(self, budget), torch.ones(len(scores), dtype=torch.float32), evidence.layout)
+        return apportion(require_budget(self, budget), torch.ones(len(scores), dtype=torch.float32), evidence.layout)
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Joint(Allocator):
         before[:1] = 0
         rank = torch.arange(len(order), device=order.device) - before.to(order.device)[owner]
         chosen = torch.zeros(views * width, dtype=torch.long, device=order.device)
-        chosen[order[by_sample]] = (rank < required(self, budget).to(order.device)[owner]).long()
+        chosen[order[by_sample]] = (rank < require_budget(self, budget).to(order.device)[owner]).long()
         return chosen.view(views, width).sum(1).cpu()
 
 
@@ -61,7 +61,7 @@ class Entropy(Allocator):
     """
 
     def __call__(self, scores: Tensor, budget: Tensor | None, evidence: Evidence) -> Tensor:
-        return apportion(required(self, budget), _effective(scores), evidence.layout)
+        return apportion(require_budget(self, budget), _effective(scores), evidence.layout)
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class EffectiveRank(Allocator):
     def __call__(self, scores: Tensor, budget: Tensor | None, evidence: Evidence) -> Tensor:
         layout = evidence.layout
         tokens = evidence.tokens.float().masked_fill(~layout.valid[..., None], 0)
-        return apportion(required(self, budget), _effective(torch.linalg.svdvals(tokens)), layout)
+        return apportion(require_budget(self, budget), _effective(torch.linalg.svdvals(tokens)), layout)
 
 
 def _effective(parts: Tensor) -> Tensor:
@@ -110,7 +110,7 @@ class AttentionMass(Allocator):
 
     def __call__(self, scores: Tensor, budget: Tensor | None, evidence: Evidence) -> Tensor:
         layout = evidence.layout
-        mass = tokens_within(evidence[self.needs[0]].float().mean((0, 2)), layout).double()
+        mass = overview_sums(evidence[self.needs[0]].float().mean((0, 2)), layout).double()
         if not mass.isfinite().all():
             samples = layout.sample[~mass.isfinite()].unique().tolist()
             raise ValueError(f"{self}: the attention in block {self.layer} of samples {samples} is not finite")
@@ -122,7 +122,7 @@ class AttentionMass(Allocator):
         share = torch.where(total > 0, mass / total, 1 / crops[head])  # seen nowhere: evenly
         own = torch.where(crops > 0, self.alpha * (1 + crops), 1)
         return apportion(
-            required(self, budget), torch.where(part, (1 - self.alpha) * (1 + crops[head]) * share, own), layout
+            require_budget(self, budget), torch.where(part, (1 - self.alpha) * (1 + crops[head]) * share, own), layout
         )
 
 
@@ -144,14 +144,14 @@ class OverviewGuided(Allocator):
 
     def density(self, scores: Tensor, layout: Layout) -> Tensor:
         """[V] how much of its tokens a view keeps, relative to the budgeted fraction; float64 on the CPU."""
-        whole, total = overview_of(layout), tokens_within(scores, layout).double() / self.tau
+        whole, total = overview_of(layout), overview_sums(scores, layout).double() / self.tau
         same = (whole == whole[:, None]) & (whole >= 0)
         softmax = total.expand(len(total), -1).masked_fill(~same, -inf).softmax(1).diagonal()
         return torch.where(whole >= 0, 1 + softmax - 1 / same.sum(1), 1)
 
     def __call__(self, scores: Tensor, budget: Tensor | None, evidence: Evidence) -> Tensor:
         layout = evidence.layout
-        return apportion(required(self, budget), self.density(scores, layout) * layout.count, layout)
+        return apportion(require_budget(self, budget), self.density(scores, layout) * layout.count, layout)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from vtcframe.core.layout import Layout
 from vtcframe.core.needs import HiddenStates, Need
 from vtcframe.core.verbs import Selector
 from vtcframe.ops.gather import highest
-from vtcframe.ops.quotas import check_share, part_of
+from vtcframe.ops.quotas import check_share, share_of_quota
 from vtcframe.ops.similarity import closest, unit_vectors
 
 Worth = Generator[Tensor, Tensor, None]  # yields how much each token [V, N] adds, is sent the picks [V]
@@ -131,7 +131,7 @@ class Mixed(Selector):
         return self.rest.needs
 
     def __call__(self, scores: Tensor, quota: Tensor, evidence: Evidence) -> Tensor:
-        first = part_of(quota, self.important)
+        first = share_of_quota(quota, self.important)
         kept = highest(scores, first)
         if isinstance(self.rest, Greedy):
             return self.rest.grow(kept, quota - first, scores, evidence)
@@ -162,7 +162,7 @@ class Deduplicate(Selector):
 
     def __call__(self, scores: Tensor, quota: Tensor, evidence: Evidence) -> Tensor:
         layout, device = evidence.layout, scores.device
-        first = part_of(quota, self.important)
+        first = share_of_quota(quota, self.important)
         left, want = layout.count - first, quota - first
         with torch.autocast(device.type, enabled=False):
             x = unit_vectors(evidence[HiddenStates()], layout.valid)

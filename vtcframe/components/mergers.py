@@ -61,7 +61,7 @@ class Fuse(Merger):
     mean: bool = True
 
     def slots(self, quota: Tensor, layout: Layout) -> Tensor:
-        return one_where_dropped(quota, layout)
+        return slot_where_dropped(quota, layout)
 
     def __call__(self, kept: Tensor, slots: Tensor, scores: Tensor, evidence: Evidence) -> Pruned:
         layout, dropped = evidence.layout, evidence.layout.valid & ~kept
@@ -117,13 +117,13 @@ class Contextual(Merger):
         to = cosine(keys, gather_tokens(keys, at)).masked_fill((at < 0)[:, None], -torch.inf).argmax(2)
         total, joined = group_sums(x, to, dropped & ~target & (wanted > 0), at.shape[1])
         contexts = gather_tokens(x, at) + total / joined.clamp(min=1)
-        parts = [(gather_tokens(evidence.tokens, own), own), (projected(self, contexts, evidence), at)]
+        parts = [(gather_tokens(evidence.tokens, own), own), (project_features(self, contexts, evidence), at)]
         if self.class_token:
-            if ClassToken() not in evidence.found:
+            if ClassToken() not in evidence.readings:
                 raise ValueError(f"{self} places each view's class token: use across='view', or class_token=False")
             one = evidence[ClassToken()][:, None]
             one = one.repeat(1, 1, x.shape[2] // one.shape[2])  # for each of the patches that make a token (InternVL)
-            parts.insert(0, (projected(self, one, evidence), first_tokens(dropped & ~target, head)))
+            parts.insert(0, (project_features(self, one, evidence), first_tokens(dropped & ~target, head)))
         return compact(parts, scores, layout)
 
 
@@ -151,7 +151,7 @@ class Absorb(Merger):
         return (HiddenStates(), AttentionKeys((-1,), blocks="tower"))
 
     def slots(self, quota: Tensor, layout: Layout) -> Tensor:
-        return one_where_dropped(quota, layout) * self.summary
+        return slot_where_dropped(quota, layout) * self.summary
 
     def __call__(self, kept: Tensor, slots: Tensor, scores: Tensor, evidence: Evidence) -> Pruned:
         layout, dropped = evidence.layout, evidence.layout.valid & ~kept
@@ -163,15 +163,15 @@ class Absorb(Merger):
         alike = cosine(gather_tokens(keys, place), keys)  # [V, M, N]
         itself = place[..., None] == torch.arange(kept.shape[1], device=kept.device)
         near = best_match(alike.masked_fill(itself | ~layout.valid[:, None], -torch.inf), self.nearest)
-        made = projected(self, gather_tokens(x, place) + inner_product(near * weight[:, None], x), evidence)
+        made = project_features(self, gather_tokens(x, place) + inner_product(near * weight[:, None], x), evidence)
         parts = [(torch.where(some[..., None], made, gather_tokens(evidence.tokens, place)), place)]
         if self.summary:
-            summary = projected(self, inner_product((weight * dropped)[:, None], x), evidence)
+            summary = project_features(self, inner_product((weight * dropped)[:, None], x), evidence)
             parts.append((summary, first_tokens(dropped, slots)))
         return compact(parts, scores, layout)
 
 
-def one_where_dropped(quota: Tensor, layout: Layout) -> Tensor:
+def slot_where_dropped(quota: Tensor, layout: Layout) -> Tensor:
     """[V] -> [V]: one slot in each row that keeps some but not all."""
     return ((quota > 0) & (quota < layout.count)).long()
 
@@ -184,7 +184,7 @@ def _means(to: Tensor, place: Tensor, kept: Tensor, scores: Tensor, evidence: Ev
     return compact([(means, place)], scores, layout)
 
 
-def projected(merger: Merger, features: Tensor, evidence: Evidence) -> Tensor:
+def project_features(merger: Merger, features: Tensor, evidence: Evidence) -> Tensor:
     """[V, M, C] -> [V, M, D] by the model's projector. ValueError for evidence that has none."""
     if evidence.project is None:
         raise ValueError(

@@ -12,7 +12,7 @@ from vtcframe.core.layout import Layout
 from vtcframe.core.needs import AttentionKeys, AttentionRows, ClsProxy, Need
 from vtcframe.core.verbs import Selector
 from vtcframe.ops.gather import highest, rank_within
-from vtcframe.ops.quotas import check_share, part_of
+from vtcframe.ops.quotas import check_share, share_of_quota
 from vtcframe.ops.similarity import unit_vectors
 from vtcframe.ops.views import outlier_tokens
 
@@ -97,7 +97,7 @@ class LocalGlobal(Selector):
         cell = (layout.grid.clamp(min=0) // self.window).minimum(size - 1)
         cell = cell[..., 0] * size[..., 1] + cell[..., 1]
         shallow = evidence[self.needs[0]].mean((0, 2)).masked_fill(~valid, -torch.inf)
-        local = part_of(quota, self.share).to(scores.device)[:, None]
+        local = share_of_quota(quota, self.share).to(scores.device)[:, None]
         windows = size.prod(2)
         most = local // windows if self.each == "floor" else -(-local // windows)
         among = (rank_within(cell, shallow) < most) & valid

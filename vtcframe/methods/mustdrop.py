@@ -188,13 +188,13 @@ class MustDrop(Method):
     """
 
     card = MethodCard(
-        "arXiv 2411.10803",
-        "similarity in windows, attention of all text, [CLS] attention",
-        "thresholds",
-        "averaged in windows, then gone, from caches too",
-        "exact; differs: every window alike merges, in any batch; the key set is a part of all tokens",
-        "encoder, llm",
-        True,
+        paper="arXiv 2411.10803",
+        signal="similarity in windows, attention of all text, [CLS] attention",
+        selector="thresholds",
+        dropped="averaged in windows, then gone, from caches too",
+        parity="exact; differs: every window alike merges, in any batch; the key set is a part of all tokens",
+        site="encoder, llm",
+        text=True,
     )
     share: float = 0.001
     peak: float = 0.001

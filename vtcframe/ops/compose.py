@@ -20,7 +20,7 @@ def compose_prunings(first: Pruned, then: Pruned) -> Pruned:
     """What `then` left of what `first` had left, by the layout of `first`, or by samples where `then` joined views."""
     layout, scores = first.layout, first.scores
     if not torch.equal(then.layout.sample, layout.sample):
-        joined = Evidence(scores[..., None], layout).joined()
+        joined = Evidence(scores[..., None], layout).join_views()
         layout, scores = joined.layout, joined.tokens[..., 0].masked_fill(~joined.layout.valid, -torch.inf)
     scores = scatter(scores, find_columns(then.layout.column, layout), then.scores)
     return Pruned(then.tokens, find_columns(then.column, layout), scores, layout)

@@ -8,7 +8,7 @@ from torch import Tensor
 from vtcframe.core.layout import Layout
 
 
-def part_of(quota: Tensor, share: float) -> Tensor:
+def share_of_quota(quota: Tensor, share: float) -> Tensor:
     """[V] -> [V], rounded down, as Python's int(quota * share) is."""
     return (quota.double() * share).long()
 

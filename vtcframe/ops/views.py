@@ -19,7 +19,7 @@ def overview_of(layout: Layout) -> Tensor:
     return first.masked_fill(~same.any(1) | (first == index), -1)
 
 
-def tokens_within(values: Tensor, layout: Layout) -> Tensor:
+def overview_sums(values: Tensor, layout: Layout) -> Tensor:
     """[V, N] -> [V] on the CPU: what of the overview's values lies in a view's box; 0 where it has no overview."""
     whole = overview_of(layout)
     part = (whole >= 0).nonzero()[:, 0]

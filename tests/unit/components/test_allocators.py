@@ -16,7 +16,7 @@ from vtcframe.methods.globalcom2 import GlobalCom2
 from vtcframe.methods.hired import HiRed
 from vtcframe.methods.prumerge import OutliersAndSample
 from vtcframe.ops.quotas import apportion
-from vtcframe.ops.views import overview_of, tokens_within
+from vtcframe.ops.views import overview_of, overview_sums
 from vtcframe.testing import check_allocator, check_ensembler, check_pruner, make_evidence
 
 ALLOCATORS = (
@@ -195,7 +195,7 @@ def test_a_token_on_the_border_of_crops_lies_in_one_and_padding_in_none():
     box[1, :2], box[2, 2:] = -1.0, 2.0  # tiles of a canvas that is larger than the picture
     values = drawn(evidence, 0)
     values[0, :6] = torch.arange(6.0)
-    seen = tokens_within(values, replace(layout, box=box, centre=layout.centre.where(layout.valid[..., None], -0.5)))
+    seen = overview_sums(values, replace(layout, box=box, centre=layout.centre.where(layout.valid[..., None], -0.5)))
     assert seen.tolist() == [0.0, 1.0, 2.0 + 3 + 4 + 5, 0.0]
 
 
@@ -206,7 +206,7 @@ def test_attention_mass_equals_its_twin(alpha):
     layout = evidence.layout
     heat = evidence[allocator.needs[0]][0].mean(1)
     crops = [mass_by_hand(heat, layout, 0, v) for v in (1, 2, 3)]
-    assert tokens_within(heat, layout)[1:4].tolist() == pytest.approx(crops)
+    assert overview_sums(heat, layout)[1:4].tolist() == pytest.approx(crops)
     weight = [alpha, *((1 - alpha) * mass / sum(crops) for mass in crops), 1.0, alpha, 1 - alpha]
     budget = torch.tensor([19, 7, 11])
     assert torch.equal(allocator(heat, budget, evidence), apportion(budget, torch.tensor(weight), layout))

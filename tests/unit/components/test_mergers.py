@@ -234,7 +234,7 @@ def test_autocast_and_half_precision_do_not_reach_the_sums(merger):
     half = replace(
         evidence,
         tokens=evidence.tokens.bfloat16(),
-        found={need: x.bfloat16() for need, x in evidence.found.items()},
+        readings={need: x.bfloat16() for need, x in evidence.readings.items()},
     )
     pruned = merger(kept, slots, scores, half)
     assert pruned.tokens.dtype == torch.bfloat16
@@ -253,8 +253,8 @@ def test_whatever_lies_at_padding_stays_there(merger):
         x.movedim((axes.index("V"), axes.index("N")), (0, 1))[padding] = torch.nan
         return x
 
-    found = {need: poisoned(x, need.axes) for need, x in evidence.found.items()}
-    broken = replace(evidence, tokens=poisoned(evidence.tokens, "VNC"), found=found)
+    found = {need: poisoned(x, need.axes) for need, x in evidence.readings.items()}
+    broken = replace(evidence, tokens=poisoned(evidence.tokens, "VNC"), readings=found)
     slots = merger.slots(kept.sum(1) + 1, evidence.layout)
     want, got = merger(kept, slots, scores, evidence), merger(kept, slots, scores, broken)
     real = want.place >= 0

@@ -261,8 +261,8 @@ def test_outliers_come_first_and_redundant_tokens_last(seed):
 @pytest.mark.parametrize("selector", EVERY, ids=str)
 def test_equal_tokens_and_scores_fill_every_quota_without_repeating(selector):
     evidence = make_evidence(selector.needs, {1: [(3, 4), (1, 5)]})
-    ones = {need: torch.full_like(x, 0.5) for need, x in evidence.found.items()}
-    evidence = replace(evidence, tokens=torch.ones_like(evidence.tokens), found=ones)
+    ones = {need: torch.full_like(x, 0.5) for need, x in evidence.readings.items()}
+    evidence = replace(evidence, tokens=torch.ones_like(evidence.tokens), readings=ones)
     scores = torch.zeros(2, 12).masked_fill(~evidence.layout.valid, -torch.inf)
     for quota in ((0, 0), (1, 5), (7, 3), (12, 5)):
         kept = selector(scores, torch.tensor(quota), evidence)
@@ -283,8 +283,8 @@ def test_nan_at_padding_reaches_nothing():
                 x.movedim((axes.index("V"), axes.index("N")), (0, 1))[~valid] = torch.nan
             return x
 
-        found = {need: poisoned(x, need.axes) for need, x in evidence.found.items()}
-        evidence = replace(evidence, tokens=poisoned(evidence.tokens, "VNC"), found=found)
+        found = {need: poisoned(x, need.axes) for need, x in evidence.readings.items()}
+        evidence = replace(evidence, tokens=poisoned(evidence.tokens, "VNC"), readings=found)
         assert torch.equal(selector(scores, quota, evidence), want), selector
 
 

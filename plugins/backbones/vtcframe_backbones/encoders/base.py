@@ -115,7 +115,7 @@ class Encoder(EncoderAdapter):
         with inside:
             self.vit.begin(pixels, self.site, inside.deepest)
         evidence = inside.evidence()
-        evidence = evidence.after(keep_all(evidence))
+        evidence = evidence.restrict_to(keep_all(evidence))
         if arrangement.structural is not None:
             prefix = inside.hidden[:, :k].flatten(0, 1)
             evidence = replace(evidence, structural=replace(arrangement.structural, tokens=prefix))
