@@ -1,4 +1,4 @@
-"""TODO: vtcframe/machine.py."""
+"""Descriptions of the hardware and software on which measurements run."""
 
 import os
 import platform
@@ -10,15 +10,15 @@ import transformers
 
 
 def describe_hardware(device: str | torch.device) -> str:
-    """Tell the device, where it is no CPU, and the CPU."""
+    """Return the GPU, if the device is one, the CPU and the number of cores."""
     info = Path("/proc/cpuinfo")
-    found = re.search(r"model name\s*: (.+)", info.read_text()) if info.exists() else None
+    model = re.search(r"model name\s*: (.+)", info.read_text()) if info.exists() else None
     gpu = f"{torch.cuda.get_device_name(device)}, " if torch.device(device).type == "cuda" else ""
-    return f"{gpu}{found[1] if found else platform.machine()}, {os.cpu_count()} cores"
+    return f"{gpu}{model[1] if model else platform.machine()}, {os.cpu_count()} cores"
 
 
 def describe_machine(device: str | torch.device) -> str:
-    """Tell what the figures are taken on."""
+    """Return the hardware, the number of threads, the current load, and the versions of torch and transformers."""
     return (
         f"{describe_hardware(device)}, {torch.get_num_threads()} threads, load {os.getloadavg()[0]:.1f} at the start; "
         f"torch {torch.__version__}, transformers {transformers.__version__}"

@@ -72,7 +72,7 @@ def test_a_pruner_that_joins_views_is_none_of_an_encoder():
     ("sites", "says"),
     [
         (["encoder:1", "encoder:0"], "in the order in which they act"),
-        (["encoder:1", "encoder:1"], "one a block"),
+        (["encoder:1", "encoder:1"], "one for each block"),
         (["projector", "encoder:1"], "in the order in which they act"),
         (["projector", "projector"], "once at 'projector'"),
         (["encoder:0", "cache"], "act at encoder:0, cache: this version"),
