@@ -259,7 +259,9 @@ class TowerAdapter(Adapter):
 
     def _readers(self, need: Need, tower: Tower) -> list[tuple[nn.Module, Reader]]:
         """Return the attention modules that serve a need, in the order of its layers; none where hidden states do."""
-        tokens = EncoderTokens(tower.classes, tower.pool, bool(tower.classes), tower.head is not None)
+        tokens = EncoderTokens(
+            tower.classes, tower.pool, has_class=bool(tower.classes), has_head=tower.head is not None
+        )
         if refusal := encoder_refusal(need, tokens):
             raise ValueError(
                 f"{type(self).__name__} cannot gather {need} from {type(tower.module).__name__}: {refusal}"

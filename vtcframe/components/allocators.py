@@ -3,7 +3,7 @@
 (scores [V, N], budget [P] or None, evidence) -> quota [V] on the CPU.
 """
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from math import inf
 from typing import Literal, get_args
 
@@ -105,6 +105,7 @@ class AttentionMass(Allocator):
     """
 
     alpha: float = 0.5
+    _: KW_ONLY
     layer: int = 0  # counts the blocks that feed the projector
     query: ClsProxy = "cls"
 

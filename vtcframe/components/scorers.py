@@ -1,6 +1,6 @@
 """Scorers rate the importance of tokens: (evidence) -> scores [S, V, N] float32."""
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Literal, get_args
 
 import torch
@@ -32,6 +32,7 @@ class ClsAttention(Scorer):
 
     last: int = 3
     query: ClsProxy = "cls"
+    _: KW_ONLY
     layers: tuple[int, ...] | None = None  # instead of the `last`
     blocks: Literal["feeding", "tower"] = "feeding"
     pre_softmax: bool = False
@@ -74,6 +75,7 @@ class TextAttention(Scorer):
 
     layer: int = -1
     queries: TextQuery = "last"
+    _: KW_ONLY
     heads: Literal["mean", "max"] | int = "mean"
     reduce: Literal["mean", "max"] = "mean"
     divide_by_rope_prior: bool = False

@@ -3,7 +3,7 @@
 (scores [V, N], quota [V], evidence) -> kept [V, N] bool, with quota[v] values True in row v.
 """
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Literal
 
 import torch
@@ -81,6 +81,7 @@ class LocalGlobal(Selector):
 
     window: int = 6
     share: float = 0.5
+    _: KW_ONLY
     layer: int = 5
     query: ClsProxy = "cls"
     each: Literal["floor", "ceil"] = "floor"
@@ -123,6 +124,7 @@ class OutliersThenDraw(Selector):
     """
 
     layer: int = 5
+    _: KW_ONLY
     alike: float = 0.9
     seed: int = 0
 

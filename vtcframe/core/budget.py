@@ -1,6 +1,6 @@
 """The budget of visual tokens, and how many tokens of each sample it allows."""
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from numbers import Integral, Real
 from typing import Literal
 
@@ -20,6 +20,7 @@ class Budget:
 
     tokens: int | None = None
     ratio: float | None = None
+    _: KW_ONLY
     per: Literal["sample", "image", "view"] = "sample"
 
     def __post_init__(self) -> None:

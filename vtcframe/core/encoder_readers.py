@@ -4,7 +4,7 @@ A reader is a hashable function from a `KernelCall` to a tensor, so that equal r
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Literal
 
 import torch
@@ -43,6 +43,7 @@ class EncoderTokens:
 
     skip: int = 0
     pool: Pool | None = None
+    _: KW_ONLY
     has_class: bool = False
     has_head: bool = False
 
@@ -66,6 +67,7 @@ class QueryRow:
     """
 
     index: int = 0
+    _: KW_ONLY
     pre_softmax: bool = False
     heads: Heads = "split"
     skip: int = 0
@@ -78,7 +80,7 @@ class QueryRow:
         return _to_tokens(weights[:, :, 0], self.heads, self.skip, self.pool)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class MeanQuery:
     """[B, H, T] float32: attention weights of the mean of the patch queries, in time and memory linear in K.
 
@@ -120,7 +122,7 @@ class MeanQuery:
         return _to_tokens((logits if self.pre_softmax else logits.softmax(-1))[:, :, 0], self.heads)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ReceivedAttention:
     """[B, H, T] float32: attention that each token receives, mean over the patch queries, softmax over all keys.
 

@@ -5,7 +5,7 @@ numbers count from the end. A kind that only a single paper uses is in that pape
 of `vtcframe.core.need_bases`.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import KW_ONLY, dataclass, replace
 from typing import Any, ClassVar, Literal, Self, get_args
 
 from torch import Tensor
@@ -57,6 +57,7 @@ class AttentionRows(AttentionNeed):
     query: Query
     layers: tuple[int, ...]
     tower: Tower = "vision"
+    _: KW_ONLY
     blocks: Blocks = "feeding"
     pre_softmax: bool = False  # logits before the softmax
     # "mean" averages the heads before `reduce`; "joined" treats all heads as a single head of full width
@@ -79,11 +80,11 @@ class AttentionRows(AttentionNeed):
         """[B, H, T] float32 attention weights from one call of a block."""
         query = self.reading(tokens).query
         if query == "mean":
-            return MeanQuery(self.pre_softmax, self.heads, tokens.skip, tokens.pool)(call)
+            return MeanQuery(pre_softmax=self.pre_softmax, heads=self.heads, skip=tokens.skip, pool=tokens.pool)(call)
         if query == "received":
             heads: Any = self.heads
-            return ReceivedAttention(heads, tokens.skip, tokens.pool)(call)
-        return QueryRow(0, self.pre_softmax, self.heads, tokens.skip, tokens.pool)(call)
+            return ReceivedAttention(heads=heads, skip=tokens.skip, pool=tokens.pool)(call)
+        return QueryRow(0, pre_softmax=self.pre_softmax, heads=self.heads, skip=tokens.skip, pool=tokens.pool)(call)
 
     def read_llm(self, call: KernelCall, prompts: PromptTokens) -> Tensor:
         """[P, H, L] float32 attention weights from one call of a layer."""

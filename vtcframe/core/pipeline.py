@@ -1,6 +1,6 @@
 """The pipeline: a pruner that calls scorers, an ensembler, an allocator, a selector and a merger in this order."""
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Literal
 
 import torch
@@ -37,6 +37,7 @@ class Pipeline(Pruner):
     allocator: Allocator
     selector: Selector
     merger: Merger | None = None
+    _: KW_ONLY
     across: Literal["view", "sample"] = "view"
 
     def __post_init__(self) -> None:

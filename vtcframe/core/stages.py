@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Literal
 
 from vtcframe.core.budget import Budget
@@ -45,6 +45,7 @@ class Stage:
     at: str
     pruner: Pruner
     budget: Budget | None = None
+    _: KW_ONLY
     positions: Positions = "original"
     forget: int | None = None
 

@@ -77,6 +77,7 @@ def merge(
     quota: Tensor,
     weight: Tensor,
     scores: Tensor,
+    *,
     gain: Tensor | None = None,
     pooling: Pooling = "mean",
 ) -> Merged:

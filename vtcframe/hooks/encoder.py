@@ -48,7 +48,7 @@ class EncoderStages:
     ) -> None:
         self.blocks, self.classes = list(blocks), classes
         self.feeding = len(self.blocks) if feeding is None else feeding
-        self.keys = EncoderTokens(classes, None, classes > 0 if has_class is None else has_class)
+        self.keys = EncoderTokens(classes, None, has_class=classes > 0 if has_class is None else has_class)
         self.needs, self.stages = tuple(needs), {stage.layer: stage for stage in stages}
         for block, stage in self.stages.items():
             if block >= self.feeding:

@@ -224,4 +224,4 @@ class Aim(Method):
         for step in range(1, self.span + 1):
             fading = LinearSchedule(self.span - step, self.span, budget)
             layers.append(Stage(f"llm:{self.first + step - 1}", Pipeline(scorers, Mean(), fading, TopK()), budget))
-        return (Stage("projector", BipartiteMerge(), budget, self.positions), *layers)
+        return (Stage("projector", BipartiteMerge(), budget, positions=self.positions), *layers)

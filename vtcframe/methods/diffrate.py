@@ -106,4 +106,4 @@ class DiffRateStep(TokenMerger):
         cut = rank >= stay.to(rank.device)[:, None]
         leader = torch.where(kept, index, by_rank.gather(1, partner)).masked_fill(cut, -1)
         gain = token_sizes(evidence) * torch.where(kept, 1, best.clamp(min=0))
-        return merge(evidence, leader, index, quota, torch.ones_like(gain), scores, gain)
+        return merge(evidence, leader, index, quota, torch.ones_like(gain), scores, gain=gain)

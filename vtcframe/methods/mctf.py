@@ -40,7 +40,7 @@ class AttentionReceived(AttentionNeed):
 
     def read_encoder(self, call: KernelCall, tokens: EncoderTokens) -> Tensor:
         """[B, 1, T] float32 from one call of a block."""
-        return tokens.of_values(ReceivedAttention("mean")(call))
+        return tokens.of_values(ReceivedAttention(heads="mean")(call))
 
 
 @dataclass(frozen=True, repr=False)

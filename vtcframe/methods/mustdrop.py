@@ -219,8 +219,10 @@ class MustDrop(Method):
         scorers = TextShare(share), TextPeak(peak), ClsKeySet(self.keys, self.query)
         filters = Pipeline(scorers, Max(), Threshold(), TopK())
         forget = self.layers[0] - 1 if self.forget else None
-        inside = [Stage(f"llm:{layer}", filters, None, self.positions, forget) for layer in self.layers]
-        merging = Stage("encoder:0", WindowMerge(self.alike), None, self.positions)
+        inside = [
+            Stage(f"llm:{layer}", filters, None, positions=self.positions, forget=forget) for layer in self.layers
+        ]
+        merging = Stage("encoder:0", WindowMerge(self.alike), None, positions=self.positions)
         return (*([merging] if self.windows else []), *inside)
 
 

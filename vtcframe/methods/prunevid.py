@@ -108,7 +108,7 @@ class PruneVid(Method):
         check_ratio("alpha", self.alpha)
 
     def stages(self, budget: Budget | None) -> tuple[Stage, ...]:
-        scorer = TextAttention(-1, "text", "max", "max")
+        scorer = TextAttention(-1, "text", heads="max", reduce="max")
         asked = Pipeline((scorer,), Mean(), KeepRatio(self.alpha), TopK())
         return (
             Stage("projector", PruneVidOuter(self.tau, self.clusters), budget),

@@ -61,7 +61,7 @@ class PyramidDrop(Method):
                 f"llm:{layer}",
                 Pipeline((TextAttention(layer),), Mean(), step, TopK(), across="sample"),
                 budget,
-                self.positions,
+                positions=self.positions,
             )
             for layer, step in zip(self.layers, steps, strict=True)
         )

@@ -247,7 +247,7 @@ class SparseVlm(Method):
         if first and self.recycle:
             pruner = PlusRecycled(pruner, Recycle(self.recycle))
         return tuple(
-            Stage(f"llm:{layer}", pruner, keeps, self.positions)
+            Stage(f"llm:{layer}", pruner, keeps, positions=self.positions)
             for layer, keeps in zip(self.layers, self._keeps(budget), strict=True)
         )
 

@@ -59,4 +59,6 @@ class TokenCorrelation(Method):
     seed: int = 0
 
     def pipeline(self) -> Pipeline:
-        return Pipeline((ClsAttention(1),), Mean(), Even(), OutliersThenDraw(self.layer, self.alike, self.seed))
+        return Pipeline(
+            (ClsAttention(1),), Mean(), Even(), OutliersThenDraw(self.layer, alike=self.alike, seed=self.seed)
+        )

@@ -71,8 +71,8 @@ class VScan(Method):
         encoder = VScanEncoder(self.window, self.share, self.shallow, self.query, self.each)
         asked = Pipeline((TextAttention(self.layer),), Mean(), Even(), TopK(), across="sample")
         return (
-            Stage("projector", encoder, early, self.positions),
-            Stage(f"llm:{self.layer}", asked, late, self.positions),
+            Stage("projector", encoder, early, positions=self.positions),
+            Stage(f"llm:{self.layer}", asked, late, positions=self.positions),
         )
 
 
@@ -99,5 +99,5 @@ class VScanEncoder(Method):
     each: Literal["floor", "ceil"] = "floor"
 
     def pipeline(self) -> Pipeline:
-        selector = LocalGlobal(self.window, self.share, self.layer, self.query, self.each)
+        selector = LocalGlobal(self.window, self.share, layer=self.layer, query=self.query, each=self.each)
         return Pipeline((ClsAttention(1, self.query),), Mean(), Even(), selector, Nearest())

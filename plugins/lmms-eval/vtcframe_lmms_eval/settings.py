@@ -115,7 +115,7 @@ class Settings:
         unbounded = self.tokens is None and self.ratio is None
         if unbounded and self.per != "sample":
             raise ValueError(f"per={self.per} without tokens or ratio: give one of them")
-        budget = None if unbounded else Budget(self.tokens, self.ratio, self.per)
+        budget = None if unbounded else Budget(self.tokens, self.ratio, per=self.per)
         plan = plan_for(self.pruner, budget)
         if self.positions is None:
             return plan

@@ -26,7 +26,7 @@ EVERY = (
     Deduplicate(),
     Deduplicate(0.0),
     LocalGlobal(),
-    LocalGlobal(4, 1.0, 0, "received", "ceil"),
+    LocalGlobal(4, 1.0, layer=0, query="received", each="ceil"),
     OutliersThenDraw(),
 )
 
@@ -35,7 +35,7 @@ EVERY = (
 VARIANTS = (Mixed(Grid(), 0.25), Mixed(MaxMin()), Mixed(Dpp(), 0.75), Deduplicate(0.0))
 
 
-@pytest.mark.parametrize("selector", [*VARIANTS, LocalGlobal(4, 1.0, 0, "received", "ceil")], ids=str)
+@pytest.mark.parametrize("selector", [*VARIANTS, LocalGlobal(4, 1.0, layer=0, query="received", each="ceil")], ids=str)
 def test_laws_hold(selector):
     check_selector(selector)
 
@@ -231,7 +231,7 @@ def test_local_global_equals_its_twin(seed, each):
     need = AttentionRows("cls", (2,))
     samples = {1: [(5, 9), (2, 2)], 2: [(4, 4)]}
     evidence, scores, quota = drawn(seed, (need,), samples=samples)
-    kept = LocalGlobal(2, 0.5, 2, each=each)(scores, quota, evidence)
+    kept = LocalGlobal(2, 0.5, layer=2, each=each)(scores, quota, evidence)
     for v, row, k in rows(evidence, scores, quota):
         shallow = evidence[need][0, v, :, : len(row)].mean(0).tolist()
         grid = evidence.layout.grid[v, : len(row)].tolist()
@@ -240,10 +240,10 @@ def test_local_global_equals_its_twin(seed, each):
 
 @pytest.mark.parametrize("seed", range(4))
 def test_outliers_come_first_and_redundant_tokens_last(seed):
-    needs = OutliersThenDraw(1, 0.8, seed).needs
+    needs = OutliersThenDraw(1, alike=0.8, seed=seed).needs
     evidence, scores, quota = drawn(seed, needs)
     scores[1, 3], scores[4, 10] = 9.0, 8.0
-    kept = OutliersThenDraw(1, 0.8, seed)(scores, quota, evidence)
+    kept = OutliersThenDraw(1, alike=0.8, seed=seed)(scores, quota, evidence)
     luck = Random(seed)(evidence)[0]
     for v, row, k in rows(evidence, scores, quota):
         n = len(row)

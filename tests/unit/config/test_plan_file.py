@@ -115,11 +115,11 @@ def names(node):
 
 
 SEVERAL = {
-    "a nested pipeline": [Stage("projector", NESTED, Budget(64), "compact")],
+    "a nested pipeline": [Stage("projector", NESTED, Budget(64), positions="compact")],
     "two sites": [
         Stage("projector", VtcCls(last=3), Budget(ratio=0.5)),
         Stage("llm:2", NESTED, Budget(18), forget=0),
-        Stage("llm:3", FastV(layer=3), Budget(9), "compact", forget=1),
+        Stage("llm:3", FastV(layer=3), Budget(9), positions="compact", forget=1),
     ],
     "inside the encoder, made of parts that are not registered": [
         *EVit(blocks=(1, 2)).stages(Budget(72)),

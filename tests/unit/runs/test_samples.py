@@ -98,7 +98,7 @@ def test_a_processor_of_another_model_fails_every_sample_and_says_so(monkeypatch
 
 def test_what_a_pruner_refuses_is_told(monkeypatch):
     predictor = predictor_of(monkeypatch, "qwen2_vl", RandomPruner())
-    plan = plan_from_stages([Stage("projector", RandomPruner(), Budget(tokens=3), "compact")])
+    plan = plan_from_stages([Stage("projector", RandomPruner(), Budget(tokens=3), positions="compact")])
     predictor.sessions = [Session(predictor.adapter, plan)]
     with pytest.raises(UsageError, match=r"RandomPruner\(seed=0\) cannot prune some/checkpoint: .*use 'original'"):
         answered(predictor, sample("a", [draw(60, 90, 1)]))
