@@ -57,7 +57,7 @@ class LlmReadings:
 
     def __init__(self, evidence: Evidence, stages: Mapping[int, Stage], needs: Iterable[Need], depth: int) -> None:
         self.needs, self.depth = llm_needs(needs), depth
-        self.evidence = evidence  # its `found` holds parts of needs
+        self.evidence = evidence  # its `readings` holds parts of needs
         self.last_use: dict[LayerNeed, int] = {}  # part -> the last layer before which it is needed; `depth`: after all
         self.ahead: dict[int, list[LayerNeed]] = {}  # parts of a layer that are read before the stage at it acts
         for layer, stage in stages.items():
