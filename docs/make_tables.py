@@ -10,7 +10,7 @@ from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from vtcframe import Adapter, AttentionRows, adapter_for
+from vtcframe import Adapter, AttentionRows, EncoderAdapter, adapter_for
 from vtcframe.core.method import Method, MethodCard
 from vtcframe.registry import KINDS, Entry, entries
 from vtcframe.testing import BACKBONES, make_inputs, samples_of
@@ -35,7 +35,7 @@ def methods() -> Iterator[str]:
 def components() -> Iterator[str]:
     """Yield a table for each kind but methods and adapters, which have pages of their own."""
     for kind in KINDS:
-        mine = [entry for entry in ours(kind) if not issubclass(entry.load(), Method | Adapter)]
+        mine = [entry for entry in ours(kind) if not issubclass(entry.load(), Method | EncoderAdapter)]
         if mine:
             yield f"\n## {kind.capitalize()}s\n\n"
             named = [(f"`{entry.name}`", summary(entry.load()), options(entry.load())) for entry in mine]
@@ -82,7 +82,11 @@ def table(columns: Iterable[str], lines: Iterable[Iterable[str]]) -> Iterator[st
 
 def facts(method: type[Method]) -> MethodCard:
     """Return what a method says of itself, or that it does not."""
-    return getattr(method, "card", MethodCard("", "not told", "not told", "not told", "not told"))
+    return getattr(
+        method,
+        "card",
+        MethodCard(paper="", signal="not told", selector="not told", dropped="not told", parity="not told"),
+    )
 
 
 def paper(method: type[Method], told: str) -> str:

@@ -22,7 +22,7 @@ from vtcframe.components.scorers import Random, TextAttention
 from vtcframe.components.selectors import TopK
 from vtcframe.core.stages import Stage
 from vtcframe.hooks.llm import LlmStages
-from vtcframe.machine import machine
+from vtcframe.machine import describe_machine
 from vtcframe.profiling.timing import coverage, head, line, ratio, rounds
 
 SYSTEM, VISUAL, QUESTION, KEPT, AT = 35, 576, 64, 64, 2
@@ -104,7 +104,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
-    print(f"{options.layers} layers of width {options.width}, {options.dtype}; {machine(options.device)}.")
+    print(f"{options.layers} layers of width {options.width}, {options.dtype}; {describe_machine(options.device)}.")
     print(coverage(options.rounds), *head(HEAD), sep="\n")
     for batch in options.batch:
         taken = rounds(variants(options, batch), options.rounds, options.device)

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from vtcframe.core.encoder_readers import MeanQuery, QueryRow, ReceivedAttention
 from vtcframe.core.kernel_call import KernelCall
-from vtcframe.machine import machine
+from vtcframe.machine import describe_machine
 from vtcframe.profiling.timing import coverage, estimate, head, line, ratio, rounds
 
 HEADS, WIDTH = 16, 64
@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
     about = f"batch 1, {HEADS} heads of width {WIDTH}, {options.dtype}"
-    print(f"{machine(options.device)}; {about}; {coverage(options.rounds)}", "", sep="\n", flush=True)
+    print(f"{describe_machine(options.device)}; {about}; {coverage(options.rounds)}", "", sep="\n", flush=True)
     with torch.no_grad():
         calls = {
             (tokens, name): call

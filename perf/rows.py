@@ -30,7 +30,7 @@ from vtcframe.adapters.base import adapter_for
 from vtcframe.core.encoder_readers import QueryRow
 from vtcframe.core.needs import AttentionRows
 from vtcframe.hooks.tap import Tap
-from vtcframe.machine import machine
+from vtcframe.machine import describe_machine
 from vtcframe.profiling.timing import coverage, head, line, ratio, rounds
 
 Variant = Callable[[], tuple[Sequence[Tensor], Tensor | None]]  # -> visual tokens, rows [L, V, H, N]
@@ -159,7 +159,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(peak(calls[options.peak], "cpu"))
             return
         tower = "a small tower for a smoke run" if options.small else "24 blocks of width 1024, 336 px, patch 14"
-        print(f"{machine(options.device)}; {tower}; {coverage(options.rounds)}", "", *head(HEAD), sep="\n", flush=True)
+        print(
+            f"{describe_machine(options.device)}; {tower}; {coverage(options.rounds)}",
+            "",
+            *head(HEAD),
+            sep="\n",
+            flush=True,
+        )
         for dtype, batch in itertools.product(options.dtype, options.batch):
             print(*map(line, setting(batch, dtype, options)), sep="\n", flush=True)
 

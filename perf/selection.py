@@ -30,8 +30,8 @@ def given(views: int, tokens: int, width: int, keep: int, device: str):
     rows = next(r for r in range(int(tokens**0.5), 0, -1) if tokens % r == 0)
     made = make_evidence([HiddenStates()], {7: [(rows, tokens // rows)] * views}, width)
     layout = replace(made.layout, **{part: getattr(made.layout, part).to(device) for part in ON_DEVICE})
-    found = {need: x.to(device) for need, x in made.found.items()}
-    evidence = replace(made, tokens=made.tokens.to(device), layout=layout, found=found)
+    found = {need: x.to(device) for need, x in made.readings.items()}
+    evidence = replace(made, tokens=made.tokens.to(device), layout=layout, readings=found)
     return torch.rand(views, tokens, device=device), torch.full((views,), keep), evidence
 
 

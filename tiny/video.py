@@ -102,7 +102,7 @@ def measure(path: str, asked: Sequence[Asked], positions: Positions) -> Iterator
     for tokens in TOKENS:
         for name, pruners in PRUNERS.items():
             budget = Budget(tokens=tokens)
-            models[f"{tokens} | {name}"] = [Stage("projector", one, budget, positions) for one in pruners]
+            models[f"{tokens} | {name}"] = [Stage("projector", one, budget, positions=positions) for one in pruners]
     found = right(path, samples, models)
     untouched = found.pop("unpruned")
     yield f"{len(samples)} questions about {len(set(scene.tolist()))} scenes, {FRAMES} frames, {positions} positions."

@@ -1,4 +1,4 @@
-"""Files that have their names only once they are whole."""
+"""Atomic writes: a file gets its name only after its content is complete and on disk."""
 
 import os
 from collections.abc import Iterable, Iterator
@@ -8,7 +8,10 @@ from pathlib import Path
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield where to write: behind the `with` the disk has it, and it takes the name `path`. Not after an exception."""
+    """Yield a temporary path to write to, and rename it to `path` after the block.
+
+    The data is synced to disk before the rename. After an exception in the block `path` does not change.
+    """
     part = path.with_name(path.name + ".part")
     yield part
     with part.open("rb+") as file:
@@ -17,6 +20,6 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 def write_atomic(path: Path, lines: Iterable[bytes]) -> None:
-    """Give a file new content: under its name there is the old or the new one, and nothing between."""
+    """Replace the content of a file atomically: readers get either the old or the new content."""
     with atomic_path(path) as part, part.open("wb") as file:
         file.writelines(lines)

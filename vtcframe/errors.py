@@ -1,13 +1,13 @@
-"""TODO: vtcframe/errors.py."""
+"""The exceptions of vtcframe."""
 
 
 class UsageError(ValueError):
-    """Something the person at the command line can mend; the message says what and how."""
+    """An error that the user can correct; the message names the problem and its correction."""
 
 
 class UnfinishedError(RuntimeError):
-    """A run that broke off. What it has answered is kept, and the same command goes on."""
+    """A run was interrupted. Its answers so far are saved; rerun the same command to resume."""
 
 
 class ComponentError(ValueError):
-    """A component raised, or returned what its kind may not. What it raised is chained, as `__cause__`."""
+    """A component raised an exception or returned a wrong result. Its exception is chained as `__cause__`."""

@@ -1,8 +1,8 @@
-"""Find components: those of vtcframe and those of plug-ins come through the entry-point group `vtcframe`.
+"""The registry of components: vtcframe and plug-ins register theirs through the entry-point group `vtcframe`.
 
-A distribution points an entry point of that group at an object (a module, for example) with the hook
-`vtcframe_components`, which returns kind -> lazy targets "package.module:Class". The name of the class is the public
-name. A target is imported once its component is used.
+An entry point of that group refers to an object (a module, for example) with the hook `vtcframe_components`, which
+returns kind -> lazy targets "package.module:Class". The name of the class is the public name. A target is imported when
+its component is first used.
 """
 
 import ast
@@ -22,7 +22,7 @@ from typing import Any
 import pluggy
 
 GROUP = "vtcframe"
-KINDS = {  # kind -> the class that its components extend
+KINDS = {  # kind -> the base class of its components
     "adapter": "vtcframe.adapters.base:EncoderAdapter",
     "scorer": "vtcframe.core.verbs:Scorer",
     "ensembler": "vtcframe.core.verbs:Ensembler",
@@ -35,14 +35,14 @@ KINDS = {  # kind -> the class that its components extend
 }
 
 KIND_HEADING = re.compile(r"^# kind: (\w+)$", re.MULTILINE)  # in vtcframe/__init__.pyi
-NO_KIND = "none"  # the heading of public names that are no components
+NO_KIND = "none"  # the heading of public names that are not components
 TARGET = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 hookspec = pluggy.HookspecMarker(GROUP)
 hookimpl = pluggy.HookimplMarker(GROUP)
 
 
 class Hooks:
-    """The hooks that a plug-in may implement."""
+    """The specification of the hooks that a plug-in may implement."""
 
     @hookspec
     def vtcframe_components(self) -> dict[str, list[str]]:  # pyright: ignore[reportReturnType] (a specification)
@@ -65,23 +65,23 @@ class Core:
 def listed_names(stub: str) -> dict[str, list[str]]:
     """Return kind -> targets of the names that a stub imports below its headings `# kind: KIND`.
 
-    ValueError for a line that is no import, and for an import above the first heading.
+    ValueError for a statement that is not an import, and for an import above the first heading.
     """
     headings = [(stub.count("\n", 0, match.start()) + 1, match[1]) for match in KIND_HEADING.finditer(stub)]
     targets: dict[str, list[str]] = {}
     for node in ast.parse(stub).body:
         if not isinstance(node, ast.ImportFrom):
-            raise ValueError(f"line {node.lineno} of the stub is no import: it lists names only")
+            raise ValueError(f"line {node.lineno} of the stub is no import: a stub contains imports only")
         above = [kind for line, kind in headings if line < node.lineno]
         if not above:
-            raise ValueError(f"line {node.lineno} of the stub stands below no heading: write # kind: KIND above it")
+            raise ValueError(f"line {node.lineno} of the stub has no heading: write # kind: KIND above it")
         targets.setdefault(above[-1], []).extend(f"vtcframe.{node.module}:{alias.name}" for alias in node.names)
     return targets
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One registered component."""
+    """A registered component."""
 
     kind: str
     name: str
@@ -91,11 +91,15 @@ class Entry:
 
     @property
     def import_path(self) -> str:
-        """The target as one writes it in code: "package.module.Class"."""
+        """The target as a dotted path: "package.module.Class"."""
         return self.target.replace(":", ".")
 
     def load(self) -> type:
-        """Import the class. ImportError, or TypeError if it breaks the rules of its kind, naming the distribution."""
+        """Import the class and return it.
+
+        ImportError if its module cannot be imported, and TypeError if the class breaks the rules of its kind. Both
+        name the distribution.
+        """
         title = f"{self.kind} {self.name} of {self.distribution} {self.version}"
         try:
             component = _resolve(self.target)
@@ -126,7 +130,7 @@ def _resolve(target: str) -> Any:
 
 @dataclass(frozen=True)
 class Failure:
-    """A plug-in that is left out, because it cannot be registered."""
+    """A plug-in that is left out because it cannot be registered."""
 
     plugin: str  # the name of its entry point
     distribution: str
@@ -138,9 +142,9 @@ class Failure:
 
 
 def entries() -> tuple[Entry, ...]:
-    """Return every component of every installed distribution: those of vtcframe first, the others by distribution.
+    """Return the components of all installed distributions: vtcframe first, the others sorted by distribution.
 
-    A plug-in with an error is left out as a whole, with one warning; all others work.
+    A plug-in with an error is left out completely, with a single warning. All other plug-ins are registered.
     """
     return _scan()[0]
 
@@ -151,25 +155,28 @@ def failures() -> tuple[Failure, ...]:
 
 
 def find_entry(kind: str, name: str) -> Entry:
-    """Find a component by the name of its class. LookupError with the nearest names, and the plug-ins left out."""
+    """Return the component of a kind by its class name.
+
+    LookupError for an unknown name; it lists the closest name, the registered names and the plug-ins that are left out.
+    """
     candidates = {entry.name: entry for entry in entries() if entry.kind == kind}
     if name in candidates:
         return candidates[name]
     near = difflib.get_close_matches(name, candidates, 1, 0.5)
     hint = f" Did you mean {near[0]}?" if near else ""
-    left_out = "".join(f"\n{failure}" for failure in failures())  # one of them may have the component
+    left_out = "".join(f"\n{failure}" for failure in failures())  # a failed plug-in may contain the component
     names = ", ".join(sorted(candidates)) or "none"
     raise LookupError(f"no {kind} is called {name!r}.{hint} Installed: {names}.{left_out}")
 
 
 def kind_of(component: type) -> str | None:
-    """Return the kind of a class, None for a class of no kind."""
+    """Return the kind of a class; None if the class is not a component."""
     bases = {f"{base.__module__}:{base.__qualname__}" for base in component.__mro__}
     return next((kind for kind, base in KINDS.items() if base in bases), None)
 
 
 def entry_of(component: type) -> Entry | None:
-    """Return the entry of a class, or of another class of the same package; None for a package that has no entry."""
+    """Return the entry of a class, or of another class of the same package; None for a package without entries."""
     package = component.__module__.partition(".")[0]
     neighbour = None
     for entry in entries():
@@ -182,7 +189,7 @@ def entry_of(component: type) -> Entry | None:
 
 
 def plugin_prefix(error: BaseException) -> str:
-    """Return "DISTRIBUTION VERSION: " if a plug-in raised an exception or one of its causes, else an empty string."""
+    """Return "DISTRIBUTION VERSION: " if code of a plug-in raised an exception or a cause of it, else ""."""
     cause: BaseException | None = error
     while cause is not None:
         for frame, _ in reversed(list(walk_tb(cause.__traceback__))):
@@ -207,7 +214,7 @@ def _scan() -> tuple[tuple[Entry, ...], tuple[Failure, ...]]:
                         f"{entry.kind} {entry.name} is provided by {other.distribution} ({other.target}) already"
                     )
                 added[entry.kind, entry.name] = entry
-        except (Exception, SystemExit) as error:  # a plug-in may raise anything, and must not disturb the others
+        except (Exception, SystemExit) as error:  # a plug-in may raise anything and must not affect the others
             left_out.append(Failure(point.name, *_origin(point), _describe_exception(error)))
             warnings.warn(str(left_out[-1]), stacklevel=4)
         else:
@@ -216,7 +223,7 @@ def _scan() -> tuple[tuple[Entry, ...], tuple[Failure, ...]]:
 
 
 def _order(point: EntryPoint) -> tuple[bool, tuple[str, str], str]:
-    """Sort vtcframe first, so that no plug-in can take a name of it."""
+    """Return a sort key that puts vtcframe first, so that no plug-in can take a name of vtcframe."""
     return _origin(point)[0] != "vtcframe", _origin(point), point.name
 
 
@@ -225,7 +232,7 @@ def _origin(point: EntryPoint) -> tuple[str, str]:
 
 
 def _components(point: EntryPoint) -> Iterator[Entry]:
-    manager = pluggy.PluginManager(GROUP)  # one for each plug-in: an error in one cannot disturb the next
+    manager = pluggy.PluginManager(GROUP)  # a separate manager for each plug-in, so that errors stay separate
     manager.add_hookspecs(Hooks)
     plugin = point.load()
     manager.register(plugin)

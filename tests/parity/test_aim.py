@@ -58,6 +58,6 @@ def schedule(tensors, params):
         if layer in stages:
             judged = tensors["importance"][layer - 1, start:end]
             left = evidence.layout.column[0]
-            evidence = replace(evidence, found={FLOW: judged[left][None, None, None]})
-            evidence = evidence.after(stages[layer].pruner(evidence, stages[layer].budget))
+            evidence = replace(evidence, readings={FLOW: judged[left][None, None, None]})
+            evidence = evidence.restrict_to(stages[layer].pruner(evidence, stages[layer].budget))
         assert evidence.layout.column[0].tolist() == seen[layer, start:end].nonzero()[:, 0].tolist()

@@ -58,7 +58,7 @@ def test_prumerge_plus_takes_the_steps_of_its_code_but_those_that_drop_nothing(a
     scores[0, 1 : 1 + above] = 1 + torch.arange(above)
     evidence = unsplit({"in.hidden": torch.rand(577, 4), "in.k": torch.rand(577, 4), "in.q_cls": torch.rand(1, 4)}, 576)
     (need,) = ClsAttention(1, blocks="tower", heads="joined").needs
-    pruned = PruMergePlus()(replace(evidence, found=evidence.found | {need: scores[None, :, None]}))
+    pruned = PruMergePlus()(replace(evidence, readings=evidence.readings | {need: scores[None, :, None]}))
     step = sample_by_hand(576, above)
     assert step > 1 or above > 96
     kept = set(range(0, 575, max(step, 2))) | set(range(1, 1 + above))

@@ -9,7 +9,7 @@ from vtcframe.components.allocators import Even
 from vtcframe.components.ensemblers import Mean, RankFusion
 from vtcframe.components.scorers import ClsAttention, Random, TextAttention
 from vtcframe.components.selectors import TopK
-from vtcframe.core.stages import Pruner, Stage, planned
+from vtcframe.core.stages import Pruner, Stage, plan_from_stages
 from vtcframe.methods.sparsevlm import TextRaters
 from vtcframe.ops.compose import keep_all
 from vtcframe.testing.laws.adapters import inputs_for, left_padded
@@ -64,7 +64,7 @@ def shown(family, needs, layer=2, samples="ragged several", attention="sdpa"):
     model, processor = backbone(family, attention)
     inputs, keeper = inputs_for(model, processor, SAMPLES[samples]), Keeper(*needs)
     adapter = adapter_for(model)
-    passage = prepare(adapter, inputs, planned([Stage(f"llm:{layer}", keeper)]))
+    passage = prepare(adapter, inputs, plan_from_stages([Stage(f"llm:{layer}", keeper)]))
     with passage:
         model.generate(**passage.generate_kwargs, max_new_tokens=1)
     eager, _ = backbone(family, "eager")

@@ -16,7 +16,7 @@ def hook(components):
     return f"from vtcframe.registry import hookimpl\n@hookimpl\ndef vtcframe_components():\n    return {components!r}\n"
 
 
-STRANGERS = {  # distribution -> its module, and what is said of it (None: it works)
+PLUGINS = {  # distribution -> source of its module, and the expected warning (None: it works)
     "good": (hook({"scorer": ["good:Mine"]}), None),
     "raises": ("raise OSError('libfoo is missing')", "OSError: libfoo is missing"),
     "misspelt": (hook({}).replace("components", "component"), "unknown hook 'vtcframe_component'"),
@@ -41,9 +41,9 @@ STRANGERS = {  # distribution -> its module, and what is said of it (None: it wo
 
 
 @pytest.fixture
-def strangers(tmp_path, monkeypatch):
-    """Install a distribution for each of STRANGERS, as an installer would lay it out."""
-    for name, (code, _) in STRANGERS.items():
+def plugins(tmp_path, monkeypatch):
+    """Install a distribution for each of PLUGINS in the layout of an installer."""
+    for name, (code, _) in PLUGINS.items():
         module = name.replace("-", "_")
         (tmp_path / f"{module}.py").write_text(code)
         folder = tmp_path / f"{module}-2.3.dist-info"
@@ -55,18 +55,18 @@ def strangers(tmp_path, monkeypatch):
     registry._scan.cache_clear()
     yield tmp_path
     registry._scan.cache_clear()
-    for name in STRANGERS:
+    for name in PLUGINS:
         sys.modules.pop(name.replace("-", "_"), None)
 
 
-def test_every_registered_component_loads_and_bears_its_class_name():
+def test_every_registered_component_loads_and_has_its_class_name():
     assert {entry.kind for entry in entries()} >= set(KINDS) - {"merger"}
     for entry in entries():
         assert entry.load().__name__ == entry.name
         assert entry.version
 
 
-def test_every_public_component_is_registered_and_the_other_way_round():
+def test_public_components_are_those_registered():
     public = {name for name in vtcframe.__all__ if not isinstance(getattr(vtcframe, name), type(vtcframe))}
     for entry in entries():
         if entry.kind != "adapter":
@@ -74,40 +74,40 @@ def test_every_public_component_is_registered_and_the_other_way_round():
             assert getattr(vtcframe, entry.name) is entry.load()
 
 
-def test_public_names_are_sorted_and_all_there():
+def test_public_names_are_sorted_and_exist():
     assert list(vtcframe.__all__) == sorted(vtcframe.__all__)
     assert all(getattr(vtcframe, name) is not None for name in vtcframe.__all__)
 
 
-def broken():
-    return {name: says for name, (_, says) in STRANGERS.items() if says}
+def broken_plugins():
+    return {name: message for name, (_, message) in PLUGINS.items() if message}
 
 
-def test_each_broken_plugin_is_told_once_and_all_others_work(strangers):
-    with warnings.catch_warnings(record=True) as told:
+def test_each_broken_plugin_warns_once_and_all_others_work(plugins):
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         assert find_entry("scorer", "Mine").distribution == "good"
         assert find_entry("scorer", "TokenNorm").distribution == "vtcframe"
         assert find_entry("adapter", "Llava").distribution == "vtcframe-backbones"
         entries()
-    messages = [str(warning.message) for warning in told]
-    assert len(messages) == len(broken())
-    for name, says in broken().items():
+    messages = [str(warning.message) for warning in caught]
+    assert len(messages) == len(broken_plugins())
+    for name, cause in broken_plugins().items():
         (message,) = [message for message in messages if message.startswith(f"plugin '{name}-plugin' of {name} 2.3 is")]
-        assert says in message
-    assert [failure.distribution for failure in failures()] == sorted(broken())  # a fixed order
+        assert cause in message
+    assert [failure.distribution for failure in failures()] == sorted(broken_plugins())  # a fixed order
 
 
 @pytest.mark.filterwarnings("ignore:plugin")
-def test_what_was_left_out_is_told_again_when_an_unknown_component_is_asked_for(strangers):
+def test_an_unknown_component_error_lists_the_plugins_left_out(plugins):
     with pytest.raises(LookupError, match="no merger is called 'M'") as error:
         find_entry("merger", "M")
-    for says in broken().values():
-        assert says in str(error.value)
+    for message in broken_plugins().values():
+        assert message in str(error.value)
 
 
 @pytest.mark.filterwarnings("ignore:plugin")
-def test_a_component_that_is_none_of_its_kind_says_whose_it_is(strangers):
+def test_loading_a_component_of_a_wrong_kind_names_its_distribution(plugins):
     entry = find_entry("scorer", "Mine")
     sys.modules["good"].Mine = dict
     with pytest.raises(TypeError, match=r"good:Mine of good 2.3 is no scorer: extend vtcframe.core.verbs.Scorer"):
@@ -118,7 +118,7 @@ def test_a_component_that_is_none_of_its_kind_says_whose_it_is(strangers):
 
 
 class Broken:
-    """Classes that Mine of "good" might be."""
+    """Invalid classes for the target Mine of "good"."""
 
     class Abstract(Scorer):
         pass
@@ -133,48 +133,48 @@ class Broken:
 
 @pytest.mark.filterwarnings("ignore:plugin")
 @pytest.mark.parametrize(
-    ("kind", "says"),
+    ("kind", "message"),
     [
         (Broken.Abstract, "is abstract: it must define __call__"),
         (Broken.Plain, r"is no frozen dataclass: write @dataclass\(frozen=True\) above it"),
         (Broken.Unfrozen, "is no frozen dataclass"),
     ],
 )
-def test_a_component_that_could_not_be_used_is_refused_when_it_is_loaded(strangers, kind, says):
+def test_an_unusable_component_is_refused_when_it_is_loaded(plugins, kind, message):
     entry = find_entry("scorer", "Mine")
     sys.modules["good"].Mine = kind
-    with pytest.raises(TypeError, match=f"^scorer Mine of good 2.3 {says}"):
+    with pytest.raises(TypeError, match=f"^scorer Mine of good 2.3 {message}"):
         entry.load()
 
 
 @pytest.mark.filterwarnings("ignore:plugin")
-def test_a_class_tells_its_kind_and_who_brings_it(strangers):
+def test_kind_and_entry_of_a_class(plugins):
     from vtcframe import TokenNorm
 
     assert (kind_of(TokenNorm), entry_of(TokenNorm).distribution) == ("scorer", "vtcframe")
     assert kind_of(dict) is entry_of(dict) is None
     find_entry("scorer", "Mine")
-    mine = type("Mine", (Scorer,), {"__module__": "elsewhere"})
-    sys.modules["good"].Mine = mine  # handed on by the module that is named
-    assert entry_of(mine).distribution == "good"
+    component = type("Mine", (Scorer,), {"__module__": "elsewhere"})
+    sys.modules["good"].Mine = component  # re-exported by the module of the target
+    assert entry_of(component).distribution == "good"
     assert entry_of(type("Part", (Scorer,), {"__module__": "good.parts"})).distribution == "good"
 
 
-def test_list_tells_the_status_of_every_plugin(strangers):
-    variables = os.environ | {"PYTHONPATH": str(strangers)}
+def test_list_prints_the_status_of_every_plugin(plugins):
+    variables = os.environ | {"PYTHONPATH": str(plugins)}
     command = [sys.executable, "-m", "vtcframe", "list"]
     out = subprocess.run(command, capture_output=True, text=True, check=True, env=variables)
     lines = [line.split(None, 4) for line in out.stdout.splitlines()]
     assert lines[0] == ["kind", "name", "distribution", "version", "status"]
     assert ["scorer", "Mine", "good", "2.3", "ok"] in lines
-    for name, says in broken().items():
+    for name, message in broken_plugins().items():
         (status,) = [line[4] for line in lines if line[:4] == ["plugin", f"{name}-plugin", name, "2.3"]]
         assert status.startswith("left out: ")
-        assert says in status
+        assert message in status
     assert out.stderr == ""
 
 
-def test_list_ends_quietly_where_nobody_reads_on():
+def test_list_ends_quietly_when_its_output_is_closed():
     command = [sys.executable, "-m", "vtcframe", "list"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as listing:
         assert listing.stdout is not None
@@ -184,9 +184,9 @@ def test_list_ends_quietly_where_nobody_reads_on():
     assert listing.returncode == 0
 
 
-def test_an_unknown_name_is_answered_with_the_nearest():
-    told = r"no pruner is called 'VtcCsl'. Did you mean VtcCls\? Installed: Aim, CdPruner, "
-    with pytest.raises(LookupError, match=told):
+def test_an_unknown_name_error_suggests_the_nearest():
+    message = r"no pruner is called 'VtcCsl'. Did you mean VtcCls\? Installed: Aim, CdPruner, "
+    with pytest.raises(LookupError, match=message):
         find_entry("pruner", "VtcCsl")
     with pytest.raises(LookupError, match=r"no merger is called 'X'. Installed: Absorb, "):
         find_entry("merger", "X")

@@ -62,7 +62,7 @@ class AuxiliaryEncoder:
         `pictures` are [3, h, w] in 0..1. Each is resized to the encoder's input whole, without a crop, so that the
         r x c patches cover it. All blocks count as layers, negative ones from the end.
         """
-        vit, reader = self.vit, QueryRow(0, logits, heads, self.vit.prefix)
+        vit, reader = self.vit, QueryRow(0, pre_softmax=logits, heads=heads, skip=self.vit.prefix)
         depth = len(vit.attention)
         if not layers or not all(-depth <= layer < depth for layer in layers):
             raise ValueError(f"layers {tuple(layers)} are not among the {depth} blocks of {self.name}")

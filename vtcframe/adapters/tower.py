@@ -170,7 +170,7 @@ class TowerAdapter(Adapter):
         levels = [torch.cat(level) for level in zip(*deepstack, strict=True)]
         evidence = arrangement.evidence(torch.cat(packed), {}, levels)
         views |= self._spoken(inputs, arrangement, evidence, asked_for)
-        return replace(evidence, found={need: views[need] for need in asked_for}, project=self.project)
+        return replace(evidence, readings={need: views[need] for need in asked_for}, project=self.project)
 
     def _spoken(
         self, inputs: Mapping[str, Any], arrangement: Arrangement, evidence: Evidence, needs: Iterable[Need]
@@ -221,15 +221,15 @@ class TowerAdapter(Adapter):
             scores.append(inside.scores(own))
             structural.append(extra)
         evidence = stacked(parts, arrangement.origin, layout)
-        evidence = evidence.after(keep_all(evidence))
+        evidence = evidence.restrict_to(keep_all(evidence))
         if arrangement.structural is not None:
             extra = replace(arrangement.structural, tokens=torch.cat(structural))
             evidence = replace(evidence, structural=extra)
         whole = rows_of(layout, torch.arange(len(layout.sample)), device)
         place = find_columns(evidence.layout.column, whole)
         judged = torch.cat(scores)[arrangement.origin.to(device)]
-        found = {**evidence.found, **self._spoken(inputs, arrangement, evidence, needs)}
-        evidence = replace(evidence, found=found, project=self.project)
+        found = {**evidence.readings, **self._spoken(inputs, arrangement, evidence, needs)}
+        evidence = replace(evidence, readings=found, project=self.project)
         return evidence, Pruned(evidence.tokens, place, judged, whole)
 
     def _gathered(
@@ -259,7 +259,9 @@ class TowerAdapter(Adapter):
 
     def _readers(self, need: Need, tower: Tower) -> list[tuple[nn.Module, Reader]]:
         """Return the attention modules that serve a need, in the order of its layers; none where hidden states do."""
-        tokens = EncoderTokens(tower.classes, tower.pool, bool(tower.classes), tower.head is not None)
+        tokens = EncoderTokens(
+            tower.classes, tower.pool, has_class=bool(tower.classes), has_head=tower.head is not None
+        )
         if refusal := encoder_refusal(need, tokens):
             raise ValueError(
                 f"{type(self).__name__} cannot gather {need} from {type(tower.module).__name__}: {refusal}"

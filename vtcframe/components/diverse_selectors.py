@@ -1,4 +1,4 @@
-"""TODO: vtcframe/components/diverse_selectors.py."""
+"""Selectors that keep diverse tokens: greedy selectors, de-duplication, and mixtures with the highest scores."""
 
 from abc import abstractmethod
 from collections.abc import Generator
@@ -13,16 +13,17 @@ from vtcframe.core.layout import Layout
 from vtcframe.core.needs import HiddenStates, Need
 from vtcframe.core.verbs import Selector
 from vtcframe.ops.gather import highest
-from vtcframe.ops.quotas import check_share, part_of
+from vtcframe.ops.quotas import check_share, share_of_quota
 from vtcframe.ops.similarity import closest, unit_vectors
 
-Worth = Generator[Tensor, Tensor, None]  # yields how much each token [V, N] adds, is sent the picks [V]
+Worth = Generator[Tensor, Tensor, None]  # yields the marginal gain of each token [V, N] and receives the picks [V]
 
 
 class Greedy(Selector):
-    """Picks token after token, in all rows at once, and can go on from what is kept already.
+    """Base of selectors that pick one token after another, in all rows at once.
 
-    The number of picks is known on the CPU, so that none waits for the device. Rows that have enough pick on in vain.
+    Selection can continue from tokens that are already kept. The number of picks is computed on the CPU, so that no
+    pick waits for the device. Rows that are full keep iterating; their picks are ignored.
     """
 
     def __call__(self, scores: Tensor, quota: Tensor, evidence: Evidence) -> Tensor:
@@ -30,36 +31,42 @@ class Greedy(Selector):
 
     @abstractmethod
     def worth(self, kept: Tensor, picks: int, scores: Tensor, evidence: Evidence) -> Worth:
-        """Judge tokens by what is kept [V, N], then by each of the picks too."""
+        """Yield the marginal gain of each token [V, N] after the tokens kept [V, N], and again after each pick."""
 
-    def grow(self, kept: Tensor, more: Tensor, scores: Tensor, evidence: Evidence) -> Tensor:
-        """Kept [V, N], more [V] on the CPU -> kept and more[v] others in row v."""
-        picks, rows = int(more.max()) if len(more) else 0, torch.arange(len(kept), device=kept.device)
+    def grow(self, kept: Tensor, count: Tensor, scores: Tensor, evidence: Evidence) -> Tensor:
+        """Kept [V, N], count [V] on the CPU -> kept [V, N] with count[v] additional tokens in row v."""
+        picks = int(count.max()) if len(count) else 0
+        rows = torch.arange(len(kept), device=kept.device)
         with torch.autocast(kept.device.type, enabled=False):
-            judge = self.worth(kept, picks, scores, evidence)
-            worth, kept, free = next(judge), kept.clone(), evidence.layout.valid & ~kept
-            for due in (torch.arange(picks)[:, None] < more).to(kept.device):
+            generator = self.worth(kept, picks, scores, evidence)
+            worth = next(generator)
+            free = evidence.layout.valid & ~kept
+            kept = kept.clone()
+            for counts in (torch.arange(picks)[:, None] < count).to(kept.device):
                 pick = worth.masked_fill(~free, -torch.inf).argmax(1)
-                kept[rows, pick] |= due
+                kept[rows, pick] |= counts
                 free[rows, pick] = False
-                worth = judge.send(pick)
+                worth = generator.send(pick)
         return kept
 
 
 @dataclass(frozen=True)
 class MaxMin(Greedy):
-    """Farthest point after farthest point, whatever the scores say: DivPrune (arXiv 2503.02175).
+    """Farthest-point selection, independent of the scores: DivPrune (arXiv 2503.02175).
 
     The distance is 1 - cosine of tokens as the language model would read them. The first pick is the token farthest
-    from its nearest neighbour, each other one the farthest from all picked. O(N D) a pick.
+    from its nearest neighbour; each later pick is the token farthest from all picks. O(N D) per pick.
     """
 
     def worth(self, kept: Tensor, picks: int, scores: Tensor, evidence: Evidence) -> Worth:
-        valid, rows = evidence.layout.valid, torch.arange(len(kept), device=kept.device)
-        x, begun = unit_vectors(evidence.tokens, valid), kept.any(1, keepdim=True)
-        nearest = closest(x, torch.where(begun, kept, valid))
+        valid = evidence.layout.valid
+        rows = torch.arange(len(kept), device=kept.device)
+        x = unit_vectors(evidence.tokens, valid)
+        keeps_any = kept.any(1, keepdim=True)
+        nearest = closest(x, torch.where(keeps_any, kept, valid))
         pick = yield -nearest
-        nearest = nearest.masked_fill(~begun, -torch.inf)  # of those that are not kept it was but the first choice
+        # without kept tokens, distances to all neighbours count for the first pick only
+        nearest = nearest.masked_fill(~keeps_any, -torch.inf)
         while True:
             nearest = nearest.maximum((x[rows, pick][:, None] @ x.mT)[:, 0])
             pick = yield -nearest
@@ -67,58 +74,67 @@ class MaxMin(Greedy):
 
 @dataclass(frozen=True)
 class Coverage(Greedy):
-    """Facility location, greedily: each pick adds most to the sum, over all tokens, of the cosine to the nearest pick.
+    """Greedy facility location: each pick maximises the sum, over all tokens, of the cosine to the nearest pick.
 
-    Greedy picks reach 1 - 1/e of the optimum (Nemhauser et al., Math. Programming 14, 1978). Scores do not matter. Of
-    two tokens nearest to each other, which add the same, rounding decides. All N x N cosines of a row are held, and
-    read at every pick.
+    Greedy picks reach 1 - 1/e of the optimum (Nemhauser et al., Math. Programming 14, 1978). Scores do not matter. Two
+    tokens that are each other's nearest have the same gain, so that rounding decides between them. All N x N cosines of
+    a row are kept in memory and read at every pick.
     """
 
     def worth(self, kept: Tensor, picks: int, scores: Tensor, evidence: Evidence) -> Worth:
-        valid, rows = evidence.layout.valid, torch.arange(len(kept), device=kept.device)
+        valid = evidence.layout.valid
+        rows = torch.arange(len(kept), device=kept.device)
         x = unit_vectors(evidence.tokens, valid)
-        alike = (x @ x.mT).masked_fill(~valid[:, None], -1)  # [V, pick, token]: padding is covered by nobody
-        covered = alike.masked_fill(~kept[..., None], -1).amax(1, keepdim=True)
+        similarity = (x @ x.mT).masked_fill(~valid[:, None], -1)  # [V, pick, token]: no pick covers padding
+        coverage = similarity.masked_fill(~kept[..., None], -1).amax(1, keepdim=True)
         while True:
-            pick = yield (alike - covered).clamp_(min=0).sum(2)
-            covered = covered.maximum(alike[rows, pick][:, None])
+            pick = yield (similarity - coverage).clamp_(min=0).sum(2)
+            coverage = coverage.maximum(similarity[rows, pick][:, None])
 
 
 @dataclass(frozen=True)
 class Dpp(Greedy):
     """Greedy MAP of a determinantal point process: CDPruner (arXiv 2506.10967), after Chen et al. (NeurIPS 2018).
 
-    The kernel is q_i cos(i, j) q_j, of tokens as the language model would read them, with q the scores scaled to 0..1
-    over all views of a sample (the code: over the whole batch). Once nothing is left that the picks do not span, the
-    rest is filled by q; the code repeats picks there. O((K + D) N) a pick, K picks so far.
+    The kernel is q_i cos(i, j) q_j, of tokens as the language model would read them. q is the score, scaled to 0..1
+    over all views of a sample (the authors' code: over the batch). Once the picks span all tokens, the remaining quota
+    is filled by q; the authors' code repeats picks then. O((K + D) N) per pick, after K picks.
     """
 
-    spanned: ClassVar[float] = 1e-5  # what a token adds beyond the picks, of at most 1, is float32's noise
+    # gains up to this value are float32 rounding noise: the picks span the token (gains are at most 1)
+    spanned: ClassVar[float] = 1e-5
 
     def worth(self, kept: Tensor, picks: int, scores: Tensor, evidence: Evidence) -> Worth:
-        rows, given = torch.arange(len(kept), device=kept.device), kept.sum(1)
+        rows = torch.arange(len(kept), device=kept.device)
+        kept_count = kept.sum(1)
         q = scale_scores(scores, evidence.layout)
         x = unit_vectors(evidence.tokens, evidence.layout.valid) * q[..., None]
         gain = x.square().sum(-1)
-        begun = int(given.max()) if kept.numel() else 0
-        factor = x.new_zeros(len(x), begun + picks, x.shape[1])  # Cholesky's, one row a pick
-        for i in range(begun + picks):
-            if i < begun:
-                pick, counts = gain.masked_fill(~kept, -torch.inf).argmax(1), i < given  # the largest first: pivots
+        initial = int(kept_count.max()) if kept.numel() else 0
+        factor = x.new_zeros(len(x), initial + picks, x.shape[1])  # the Cholesky factor, a row for each pick
+        for i in range(initial + picks):
+            if i < initial:
+                pick = gain.masked_fill(~kept, -torch.inf).argmax(1)  # the largest gain first, as pivoting does
+                counts = i < kept_count
             else:
-                spent = gain.amax(1, keepdim=True) <= self.spanned
-                pick, counts = (yield torch.where(spent, q, gain)), torch.ones_like(given, dtype=torch.bool)
-            own = gain[rows, pick]
-            known = (factor[rows, :i, pick][:, None] @ factor[:, :i])[:, 0]
-            rest = ((x[rows, pick][:, None] @ x.mT)[:, 0] - known) / own.clamp(min=self.spanned).sqrt()[:, None]
-            factor[:, i] = rest.masked_fill(~(counts & (own > self.spanned))[:, None], 0)
+                is_spanned = gain.amax(1, keepdim=True) <= self.spanned
+                pick = yield torch.where(is_spanned, q, gain)
+                counts = torch.ones_like(kept_count, dtype=torch.bool)
+            pivot = gain[rows, pick]
+            projection = (factor[rows, :i, pick][:, None] @ factor[:, :i])[:, 0]
+            residual = (x[rows, pick][:, None] @ x.mT)[:, 0] - projection
+            residual = residual / pivot.clamp(min=self.spanned).sqrt()[:, None]
+            factor[:, i] = residual.masked_fill(~(counts & (pivot > self.spanned))[:, None], 0)
             gain = gain - factor[:, i].square()
         yield q
 
 
 @dataclass(frozen=True)
 class Mixed(Selector):
-    """`important` of the quota by score, the rest by another selector, which goes on from these if it is Greedy."""
+    """A share `important` of the quota by score, the rest by another selector.
+
+    A `Greedy` selector continues from the tokens that are already kept; any other selects among the remaining tokens.
+    """
 
     rest: Selector
     important: float = 0.5
@@ -131,7 +147,7 @@ class Mixed(Selector):
         return self.rest.needs
 
     def __call__(self, scores: Tensor, quota: Tensor, evidence: Evidence) -> Tensor:
-        first = part_of(quota, self.important)
+        first = share_of_quota(quota, self.important)
         kept = highest(scores, first)
         if isinstance(self.rest, Greedy):
             return self.rest.grow(kept, quota - first, scores, evidence)
@@ -142,12 +158,12 @@ class Mixed(Selector):
 
 @dataclass(frozen=True)
 class Deduplicate(Selector):
-    """`important` of the quota by score, the rest by weeding out duplicates: VisPruner (arXiv 2412.01818).
+    """A share `important` of the quota by score, the rest by removing duplicates: VisPruner (arXiv 2412.01818).
 
-    The others, the best first, are split into even and odd places; of the even ones the `pace` that are most like an
-    odd one (cosine of encoder features) go; what stays of them, the most alike first, is put in front of the odd ones,
-    round after round. The authors' code fails on odd counts; here the even places are one more. All N x N cosines of a
-    row are held.
+    The other tokens are sorted by score and reduced in rounds. A round splits them into even and odd places. It drops
+    the `pace` even tokens that are most similar to an odd token (cosine of encoder features), and puts the remaining
+    even tokens, the most similar first, before the odd tokens. The authors' code fails on odd numbers of tokens; here
+    the even places then have one token more. All N x N cosines of a row are kept in memory.
     """
 
     important: float = 0.5
@@ -161,37 +177,44 @@ class Deduplicate(Selector):
         return (HiddenStates(),)
 
     def __call__(self, scores: Tensor, quota: Tensor, evidence: Evidence) -> Tensor:
-        layout, device = evidence.layout, scores.device
-        first = part_of(quota, self.important)
-        left, want = layout.count - first, quota - first
+        layout = evidence.layout
+        device = scores.device
+        first = share_of_quota(quota, self.important)
+        remaining = layout.count - first
+        target = quota - first
         with torch.autocast(device.type, enabled=False):
             x = unit_vectors(evidence[HiddenStates()], layout.valid)
-            alike = x @ x.mT
+            similarity = x @ x.mT
         rows = torch.arange(len(scores), device=device)[:, None, None]
         place = torch.arange(scores.shape[1], device=device)
         order = scores.argsort(dim=1, descending=True, stable=True)
         rest = order.gather(1, (place + first.to(device)[:, None]) % max(len(place), 1))
-        while ((left > want) & (want > 0)).any():  # on the CPU
-            cut = (left - want).clamp(max=self.pace).minimum((left + 1) // 2) * (want > 0)
-            even, odd = rest[:, ::2], rest[:, 1::2]
-            real_even, real_odd = ((left + 1) // 2).to(device)[:, None], (left // 2).to(device)[:, None]
-            near = alike[rows, even[:, :, None], odd[:, None]]
+        while ((remaining > target) & (target > 0)).any():  # on the CPU
+            cut = (remaining - target).clamp(max=self.pace).minimum((remaining + 1) // 2) * (target > 0)
+            even = rest[:, ::2]
+            odd = rest[:, 1::2]
+            real_even = ((remaining + 1) // 2).to(device)[:, None]
+            real_odd = (remaining // 2).to(device)[:, None]
+            near = similarity[rows, even[:, :, None], odd[:, None]]
             near = near.masked_fill((place[: odd.shape[1]] >= real_odd)[:, None], -torch.inf).amax(2)
             near = near.masked_fill(place[: even.shape[1]] >= real_even, -torch.inf)
             even = even.gather(1, near.argsort(dim=1, descending=True, stable=True))
             stays = place[: even.shape[1]]
             stays = (stays >= cut.to(device)[:, None]) & (stays < real_even)
             stays = torch.cat([stays, place[: odd.shape[1]] < real_odd], 1)
-            left = left - cut
+            remaining = remaining - cut
             rest = torch.cat([even, odd], 1).gather(1, (~stays).long().argsort(dim=1, stable=True))
-            rest = rest[:, : int(left.max())]
+            rest = rest[:, : int(remaining.max())]
         diverse = torch.zeros_like(layout.valid)
-        diverse.scatter_(1, rest, place[: rest.shape[1]] < want.to(device)[:, None])
+        diverse.scatter_(1, rest, place[: rest.shape[1]] < target.to(device)[:, None])
         return highest(scores, first) | diverse
 
 
 def scale_scores(scores: Tensor, layout: Layout) -> Tensor:
-    """[V, N] scores -> 0..1 over all views of a sample, 0 at padding; CDPruner's 1e-6 keeps the least above 0."""
+    """[V, N] scores -> [V, N], scaled to 0..1 over all views of a sample, 0 at padding.
+
+    CDPruner adds 1e-6, which keeps the lowest score above 0.
+    """
     owner = layout.sample.to(scores.device)
     low = scores.masked_fill(~layout.valid, torch.inf).amin(1)
     low = low.new_full((len(layout.key),), torch.inf).scatter_reduce(0, owner, low, "amin")[owner, None]

@@ -1,6 +1,6 @@
-"""Scorers: (evidence) -> scores [S, V, N] float32."""
+"""Scorers rate the importance of tokens: (evidence) -> scores [S, V, N] float32."""
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Literal, get_args
 
 import torch
@@ -17,19 +17,22 @@ from vtcframe.ops.views import first_frames
 
 @dataclass(frozen=True)
 class ClsAttention(Scorer):
-    """[L, V, N]: attention that [CLS] pays to each token, one map a block, mean over heads.
+    """[L, V, N]: attention weights from [CLS] to each token, a map for each block, mean over heads.
 
-    VTC-CLS (arXiv 2412.05819): the `last` blocks; `layers` names blocks instead, as Rows does. Softmax runs over all
-    keys, [CLS] itself included, and is not normalised again. `blocks="feeding"` counts only blocks that feed the
-    projector; scores published of the block that LLaVA leaves unused say `blocks="tower"`. `logits` are those before the
-    softmax (GlobalCom2), `heads="joined"` reads all heads as one of full width (PruMerge). For towers without a class
-    token `query` names what stands in for it: "mean", "received" or "head", or "proxy", which is [CLS] where there is
-    one and "mean" where there is none (see Rows). Proxies are shares of the attention within a picture: those of large
-    pictures are smaller.
+    VTC-CLS (arXiv 2412.05819). The maps are those of the `last` blocks, or of the blocks that `layers` lists (see
+    AttentionRows). The softmax runs over all keys, [CLS] itself included, and its weights are not normalised again.
+    `blocks="feeding"` counts only blocks that feed the projector; `blocks="tower"` counts all, for papers that use the
+    block which LLaVA leaves unused. `pre_softmax` returns the logits before the softmax (GlobalCom2). `heads="joined"`
+    treats all heads as a single head of full width (PruMerge).
+
+    For towers without a class token `query` is a proxy: "mean", "received" or "head", or "proxy", which is "cls" for
+    towers with a class token and "mean" for all others (see AttentionRows). Proxies are shares of the attention within
+    a picture, so that they are smaller in larger pictures.
     """
 
     last: int = 3
     query: ClsProxy = "cls"
+    _: KW_ONLY
     layers: tuple[int, ...] | None = None  # instead of the `last`
     blocks: Literal["feeding", "tower"] = "feeding"
     pre_softmax: bool = False
@@ -47,7 +50,7 @@ class ClsAttention(Scorer):
         if self.layers is not None:
             object.__setattr__(self, "layers", tuple(self.layers))
             if not self.layers:
-                raise ValueError("layers names no block: give at least one, or leave it out and say how many `last`")
+                raise ValueError("layers names no block: give at least one, or omit it and set the number `last`")
 
     @property
     def needs(self) -> tuple[Need, ...]:
@@ -60,17 +63,19 @@ class ClsAttention(Scorer):
 
 @dataclass(frozen=True)
 class TextAttention(Scorer):
-    """[1, V, N]: attention that the question pays to each token in a layer of the language model.
+    """[1, V, N]: attention weights from the question to each token in a layer of the language model.
 
-    At a stage at "llm:K" `layer` is one up to K, K itself before it is run, and -1 the one before K, by which FastV
-    ranks (arXiv 2403.06764). Before the language model the layers up to it are run once more for this, on all tokens.
-    `queries` are "last", "text" or "after" (see AttentionRows), and `reduce` says whether the mean or the largest of
-    their attention counts. `heads` averages them, takes the largest, or averages only that many of them, those that
-    pay a sample's visual tokens most (SparseVLM 2). `relative` divides by what rotary positions alone would pay.
+    At a stage at "llm:K" `layer` is at most K, where layer K is read before it runs; -1 is the layer before K, by which
+    FastV ranks tokens (arXiv 2403.06764). Before the language model, the layers up to `layer` run an additional time on
+    all tokens. `queries` is "last", "text" or "after" (see AttentionRows), and `reduce` is the mean or the maximum over
+    the queries. `heads` is the mean or the maximum over heads, or a number: the mean over that many heads, those with
+    the most attention to a sample's visual tokens (SparseVLM 2). `divide_by_rope_prior` divides by the attention that
+    an all-ones query and key would get from RoPE alone.
     """
 
     layer: int = -1
     queries: TextQuery = "last"
+    _: KW_ONLY
     heads: Literal["mean", "max"] | int = "mean"
     reduce: Literal["mean", "max"] = "mean"
     divide_by_rope_prior: bool = False
@@ -84,7 +89,7 @@ class TextAttention(Scorer):
             raise ValueError(f"reduce must be 'mean' or 'max', got {self.reduce!r}")
         count = isinstance(self.heads, int) and not isinstance(self.heads, bool) and self.heads >= 1
         if self.heads not in ("mean", "max") and not count:
-            raise ValueError(f"heads must be 'mean', 'max' or how many of them, got {self.heads!r}")
+            raise ValueError(f"heads must be 'mean', 'max' or a number of heads of at least 1, got {self.heads!r}")
 
     @property
     def needs(self) -> tuple[Need, ...]:
@@ -101,17 +106,18 @@ class TextAttention(Scorer):
         )
 
     def __call__(self, evidence: Evidence) -> Tensor:
-        weights, layout = evidence[self.needs[0]], evidence.layout  # [1, V, H, N]
+        weights = evidence[self.needs[0]]  # [1, V, H, N]
         if isinstance(self.heads, int):
             if self.heads > weights.shape[2]:
                 raise ValueError(f"{self}: the layer has {weights.shape[2]} heads only")
-            return mean_of_top_heads(weights, self.heads, layout)
+            return mean_of_top_heads(weights, self.heads, evidence.layout)
         return weights.amax(2) if self.heads == "max" else weights.mean(2)
 
 
 def mean_of_top_heads(weights: Tensor, count: int, layout: Layout) -> Tensor:
-    """[1, V, H, N] attention -> [1, V, N], mean over the `count` heads with most attention to a sample's tokens."""
-    valid, sample = layout.valid, layout.sample.to(weights.device)
+    """[1, V, H, N] attention -> [1, V, N], mean over the `count` heads with the most attention to a sample's tokens."""
+    valid = layout.valid
+    sample = layout.sample.to(weights.device)
     by_head = weights[0].masked_fill(~valid[:, None], 0).sum(2)  # [V, H]
     by_head = by_head.new_zeros(len(layout.key), weights.shape[2]).index_add_(0, sample, by_head)
     top = by_head.argsort(dim=1, descending=True, stable=True)[:, :count][sample]  # [V, count]
@@ -120,10 +126,10 @@ def mean_of_top_heads(weights: Tensor, count: int, layout: Layout) -> Tensor:
 
 @dataclass(frozen=True)
 class AuxiliaryClsAttention(Scorer):
-    """[last, V, N]: as ClsAttention, of another encoder that looks at the same picture.
+    """[last, V, N]: attention weights from [CLS] as in ClsAttention, of an auxiliary encoder of the same picture.
 
-    `model` is "timm:NAME" or "open_clip:NAME/WEIGHTS" (see vtcframe.adapters.auxiliary_encoders); the pictures are asked of the backbone's
-    processor. The last blocks of the whole encoder are counted.
+    `model` is "timm:NAME" or "open_clip:NAME/WEIGHTS" (see vtcframe.adapters.auxiliary_encoders). The backbone's
+    processor provides the pictures. `last` counts all blocks of the auxiliary encoder.
     """
 
     model: str
@@ -143,7 +149,7 @@ class AuxiliaryClsAttention(Scorer):
 
 @dataclass(frozen=True)
 class QuestionSimilarity(Scorer):
-    """[1, V, N]: cosine of each token and the question in a space they share (see Similarity)."""
+    """[1, V, N]: cosine similarity of each token and the question in a shared embedding space (see Similarity)."""
 
     model: str
 
@@ -157,10 +163,10 @@ class QuestionSimilarity(Scorer):
 
 @dataclass(frozen=True)
 class KeyNorm(Scorer):
-    """[1, V, N]: L1 length of each token's keys in one block, all heads together.
+    """[1, V, N]: L1 norm of each token's keys in a single block, over all heads.
 
-    DART (arXiv 2502.11494) takes its pivots by it, of the language model's keys, tower="llm": layers then count as in
-    TextAttention, and keys have their rotary positions. In the vision tower `layer` counts the blocks that feed the
+    DART (arXiv 2502.11494) selects its pivots by the keys of the language model, tower="llm". Layers then count as in
+    TextAttention, and RoPE is applied to the keys. In the vision tower `layer` counts the blocks that feed the
     projector.
     """
 
@@ -181,7 +187,7 @@ class KeyNorm(Scorer):
 
 @dataclass(frozen=True)
 class TokenNorm(Scorer):
-    """[1, V, N]: Euclidean length of each token as the language model would read it; a baseline without attention."""
+    """[1, V, N]: Euclidean norm of each token as the language model would read it; a baseline without attention."""
 
     def __call__(self, evidence: Evidence) -> Tensor:
         return evidence.tokens.float().norm(dim=-1)[None]
@@ -189,17 +195,17 @@ class TokenNorm(Scorer):
 
 @dataclass(frozen=True)
 class Uniqueness(Scorer):
-    """[2, V, N]: minus how like the mean of its video a token is, and minus how like that of its frame.
+    """[2, V, N]: negative similarity of a token to the mean of its video, and to the mean of its frame.
 
-    VidCom2 (arXiv 2505.14454). Tokens as the language model would read them, the half of their channels that vary least
-    in the video, at length 1; likeness is the sum of Gaussians exp(-d^2 / 2a) of the distance to the mean,
-    a = 1/8, 1/4, ... 2. A picture that is no video is its own.
+    VidCom2 (arXiv 2505.14454). Tokens are those that the language model would read, restricted to the half of their
+    channels that vary least in the video and normalised to length 1. The similarity is the sum of Gaussians
+    exp(-d^2 / 2a) of the distance d to the mean, a = 1/8, 1/4, ... 2. A picture counts as a video of one frame.
     """
 
     def __call__(self, evidence: Evidence) -> Tensor:
         layout = evidence.layout
-        valid, first = layout.valid, first_frames(layout)
-        video = (first.cumsum(0) - 1).to(valid.device)
+        valid = layout.valid
+        video = (first_frames(layout).cumsum(0) - 1).to(valid.device)
         share = valid.float()[..., None]
         tokens = evidence.tokens.float().masked_fill(~valid[..., None], 0)
 
@@ -212,16 +218,17 @@ class Uniqueness(Scorer):
         spread = mean((tokens - mean(tokens)).square())
         steady = spread.argsort(dim=2, stable=True)[..., : max(tokens.shape[2] // 2, 1)]
         x = torch.nn.functional.normalize(tokens.gather(2, steady.expand(-1, tokens.shape[1], -1)), dim=2)
-        own = (x * share).sum(1, keepdim=True) / share.sum(1, keepdim=True).clamp(min=1)
-        away = torch.stack([(x - mean(x)).square().sum(2), (x - own).square().sum(2)])
-        return -torch.stack([(-away / (2 * a)).exp() for a in (1 / 8, 1 / 4, 1 / 2, 1, 2)]).sum(0)
+        frame_mean = (x * share).sum(1, keepdim=True) / share.sum(1, keepdim=True).clamp(min=1)
+        distance = torch.stack([(x - mean(x)).square().sum(2), (x - frame_mean).square().sum(2)])
+        return -torch.stack([(-distance / (2 * a)).exp() for a in (1 / 8, 1 / 4, 1 / 2, 1, 2)]).sum(0)
 
 
 @dataclass(frozen=True)
 class Random(Scorer):
-    """[1, V, N]: uniform in [0, 1), a hash of (seed, the sample's key, the token's column in the prompt).
+    """[1, V, N]: pseudo-random scores in [0, 1), a hash of (seed, key of the sample, column of the token).
 
-    The same on every device and rank, in any batch, at any padding; nested over budgets.
+    Scores are the same on every device and rank, in any batch and at any padding. Tokens kept at a small budget are
+    also kept at a larger one.
     """
 
     seed: int = 0

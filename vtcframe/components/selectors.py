@@ -1,6 +1,9 @@
-"""Selectors: (scores [V, N], quota [V], evidence) -> kept [V, N] bool with quota[v] True in row v."""
+"""Selectors choose the tokens to keep.
 
-from dataclasses import dataclass
+(scores [V, N], quota [V], evidence) -> kept [V, N] bool, with quota[v] values True in row v.
+"""
+
+from dataclasses import KW_ONLY, dataclass
 from typing import Literal
 
 import torch
@@ -12,14 +15,14 @@ from vtcframe.core.layout import Layout
 from vtcframe.core.needs import AttentionKeys, AttentionRows, ClsProxy, Need
 from vtcframe.core.verbs import Selector
 from vtcframe.ops.gather import highest, rank_within
-from vtcframe.ops.quotas import check_share, part_of
+from vtcframe.ops.quotas import check_share, share_of_quota
 from vtcframe.ops.similarity import unit_vectors
 from vtcframe.ops.views import outlier_tokens
 
 
 @dataclass(frozen=True)
 class TopK(Selector):
-    """The highest scores; ties go to the lower index."""
+    """The tokens with the highest scores; ties go to the lower index."""
 
     def __call__(self, scores: Tensor, quota: Tensor, evidence: Evidence) -> Tensor:
         return highest(scores, quota)
@@ -27,53 +30,58 @@ class TopK(Selector):
 
 @dataclass(frozen=True)
 class Grid(Selector):
-    """An even spatial grid of exactly the quota, whatever the scores say.
+    """An even spatial grid of exactly the quota, independent of the scores.
 
-    A view of R x C tokens gets about sqrt(quota R / C) rows, evenly spaced, and each of them its share of the quota,
-    evenly spaced too. Where the tokens left are no full rectangle, what the grid misses is filled evenly in raster
-    order.
+    A view of R x C tokens gets about sqrt(quota R / C) evenly spaced rows. Each row gets its share of the quota, evenly
+    spaced too. If the available tokens do not fill a rectangle, the tokens that the grid lacks are chosen evenly in
+    raster order.
     """
 
     def __call__(self, scores: Tensor, quota: Tensor, evidence: Evidence) -> Tensor:
         layout = evidence.layout
         nth = layout.valid.cumsum(1) - 1
         filler = (nth * 0.6180339887) % 1  # multiples of the golden ratio spread evenly at every length
-        wanted = _lattice(layout, quota.to(layout.column.device)) * 2 + filler
-        return highest(wanted.masked_fill(~layout.valid, -torch.inf), quota)
+        priority = _lattice(layout, quota.to(layout.column.device)) * 2 + filler
+        return highest(priority.masked_fill(~layout.valid, -torch.inf), quota)
 
 
 @dataclass(frozen=True)
 class WholeRows(Selector):
-    """The grid rows with the highest mean score; the last of them gives its best tokens. FoPru's "row".
+    """The complete grid rows with the highest mean scores; from the last row only its best tokens. FoPru's "row".
 
-    In evidence joined over views, rows of the same number count as one.
+    In evidence joined over views, rows with the same number form a single row.
     """
 
     def __call__(self, scores: Tensor, quota: Tensor, evidence: Evidence) -> Tensor:
         layout = evidence.layout
-        row = layout.grid[..., 0] + 1  # tokens of no picture are a row of their own
+        row = layout.grid[..., 0] + 1  # tokens that show no part of a picture form a separate row
         count = layout.valid.float()
         total = torch.zeros(len(row), int(row.max()) + 1 if row.numel() else 1, device=row.device, dtype=torch.float32)
         mean = total.scatter_add(1, row, scores.masked_fill(~layout.valid, 0))
         mean = mean / total.scatter_add(1, row, count).clamp(min=1)
         rank = mean.argsort(dim=1, descending=True, stable=True).argsort(1).gather(1, row)
         within = scores.argsort(dim=1, descending=True, stable=True).argsort(1)
-        worth = -(rank * scores.shape[1] + within)
-        return highest(worth.masked_fill(~layout.valid, torch.iinfo(worth.dtype).min), quota)
+        priority = -(rank * scores.shape[1] + within)
+        return highest(priority.masked_fill(~layout.valid, torch.iinfo(priority.dtype).min), quota)
 
 
 @dataclass(frozen=True)
 class LocalGlobal(Selector):
-    """`share` of the quota by a shallow map, evenly over windows of the grid, the rest by score: VScan (2505.22654).
+    """A `share` of the quota by shallow attention, evenly over windows of the grid, the rest by score.
 
-    A view has as many windows of `window` x `window` tokens as fit; the last of a row or column takes what is over.
-    each="floor": every window gives the same number, and what that leaves of the quota goes by score too (the authors'
-    code for LLaVA leaves it unused). each="ceil": every window may give one more, and the best of those are taken
-    (their code for Qwen2.5-VL). `layer` counts the blocks that feed the projector, from 0.
+    VScan (arXiv 2505.22654). A view has as many windows of `window` x `window` tokens as fit; the last window of a row
+    or column includes the remaining tokens. `layer` is the block of the shallow attention; it counts the blocks that
+    feed the projector, from 0. Values of `each`, the rounding of the quota per window:
+
+    - "floor": every window gets the same number, and the rest of the share is selected by score (the authors' code for
+      LLaVA leaves it unused).
+    - "ceil": every window offers up to that number, and the best tokens of all windows are selected (the authors' code
+      for Qwen2.5-VL).
     """
 
     window: int = 6
     share: float = 0.5
+    _: KW_ONLY
     layer: int = 5
     query: ClsProxy = "cls"
     each: Literal["floor", "ceil"] = "floor"
@@ -97,7 +105,7 @@ class LocalGlobal(Selector):
         cell = (layout.grid.clamp(min=0) // self.window).minimum(size - 1)
         cell = cell[..., 0] * size[..., 1] + cell[..., 1]
         shallow = evidence[self.needs[0]].mean((0, 2)).masked_fill(~valid, -torch.inf)
-        local = part_of(quota, self.share).to(scores.device)[:, None]
+        local = share_of_quota(quota, self.share).to(scores.device)[:, None]
         windows = size.prod(2)
         most = local // windows if self.each == "floor" else -(-local // windows)
         among = (rank_within(cell, shallow) < most) & valid
@@ -107,15 +115,16 @@ class LocalGlobal(Selector):
 
 @dataclass(frozen=True)
 class OutliersThenDraw(Selector):
-    """Tokens whose score stands out, then tokens drawn by shallow [CLS] attention, redundant ones last.
+    """Tokens with outlier scores, then tokens sampled by shallow [CLS] attention, redundant tokens last.
 
-    After the token-level correlation of arXiv 2407.14439, which has no public code: block, threshold, and how tokens
-    are drawn are ours and unverified. Outliers lie above Q3 + 1.5 IQR of their view, the highest first. A token is
-    redundant if its keys in block `layer` have a cosine of more than `alike` to an earlier token's. The draw is without
-    replacement, by the hash of Random.
+    After the token-level correlation of arXiv 2407.14439, which has no public code: the block, the threshold and the
+    sampling are choices of vtcframe and unverified. Outliers have scores above Q3 + 1.5 IQR of their view; the highest
+    come first. A token is redundant if its keys in block `layer` have a cosine above `alike` to the keys of an earlier
+    token. Sampling is without replacement, with the hash of `Random`.
     """
 
     layer: int = 5
+    _: KW_ONLY
     alike: float = 0.9
     seed: int = 0
 
@@ -124,21 +133,22 @@ class OutliersThenDraw(Selector):
         return (AttentionRows("cls", (self.layer,)), AttentionKeys((self.layer,)))
 
     def __call__(self, scores: Tensor, quota: Tensor, evidence: Evidence) -> Tensor:
-        valid, (rows, keys) = evidence.layout.valid, self.needs
+        valid = evidence.layout.valid
+        rows, keys = self.needs
         shallow = evidence[rows].mean((0, 2)).float().masked_fill(~valid, 0).clamp(min=1e-12)
-        race = Random(self.seed)(evidence)[0].clamp(min=1e-7).log() / shallow  # Efraimidis and Spirakis, 2006
+        draw = Random(self.seed)(evidence)[0].clamp(min=1e-7).log() / shallow  # Efraimidis and Spirakis, 2006
         with torch.autocast(scores.device.type, enabled=False):
             x = unit_vectors(evidence[keys][0].transpose(1, 2).flatten(2), valid)
             redundant = ((x @ x.mT) > self.alike).tril(-1).any(2)
-        first = outlier_tokens(scores, evidence.layout)
-        tier = torch.where(first, 2, (~redundant).long())
-        own = torch.where(first, scores, race).masked_fill(~valid, -torch.inf)
-        worth = tier * scores.shape[1] - rank_within(tier, own)
-        return highest(worth.masked_fill(~valid, -scores.shape[1]), quota)
+        is_outlier = outlier_tokens(scores, evidence.layout)
+        tier = torch.where(is_outlier, 2, (~redundant).long())
+        order = torch.where(is_outlier, scores, draw).masked_fill(~valid, -torch.inf)
+        priority = tier * scores.shape[1] - rank_within(tier, order)
+        return highest(priority.masked_fill(~valid, -scores.shape[1]), quota)
 
 
 def _lattice(layout: Layout, quota: Tensor) -> Tensor:
-    """[V, N] bool: `quota` points spread evenly over the rectangle that a view's tokens span."""
+    """[V, N] bool: `quota` points, evenly spaced over the rectangle that a view's tokens span."""
     valid = layout.valid[..., None]
     low = layout.grid.masked_fill(~valid, torch.iinfo(layout.grid.dtype).max).amin(1, keepdim=True)
     at = layout.grid - low
@@ -154,10 +164,10 @@ def _lattice(layout: Layout, quota: Tensor) -> Tensor:
 
 
 def _spread(index: Tensor, count: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
-    """Put `count` picks into the middles of as many equal spans of `size` cells.
+    """Place `count` picks in the middles of `count` equal spans of `size` cells.
 
-    Return the number of the last pick up to cell `index`, and whether that cell is a pick. With count <= size the
-    picks are distinct.
+    Return the number of the last pick up to cell `index`, and whether that cell is a pick. The picks are distinct if
+    count <= size.
     """
     upto = (2 * count * (index + 1) + size - 1) // (2 * size)
     return upto - 1, upto > (2 * count * index + size - 1) // (2 * size)

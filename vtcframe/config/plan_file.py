@@ -20,7 +20,7 @@ from vtcframe.config.parser import instantiate
 from vtcframe.config.plan_content import plan_content
 from vtcframe.config.short_names import expand, is_import_path
 from vtcframe.core.budget import Budget
-from vtcframe.core.stages import Plan, Pruner, Stage, plan_for, planned
+from vtcframe.core.stages import Plan, Pruner, Stage, plan_for, plan_from_stages
 from vtcframe.errors import UsageError
 from vtcframe.registry import entries
 
@@ -112,7 +112,11 @@ def _parse_plan(content: Any, imports: Collection[str]) -> Plan:
                 f"registers it, or allow it by imports=[{path!r}] if you trust it"
             )
     objects = instantiate(HINTS, expand(config, HINTS), prog=FILE)
-    return planned(objects["stages"]) if "stages" in objects else plan_for(objects["pruner"], objects.get("budget"))
+    return (
+        plan_from_stages(objects["stages"])
+        if "stages" in objects
+        else plan_for(objects["pruner"], objects.get("budget"))
+    )
 
 
 def _import_paths(node: Any) -> Iterator[str]:

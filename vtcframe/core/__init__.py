@@ -1,1 +1,1 @@
-"""The vocabulary: layouts, evidence, needs, budgets, prunings, the verbs, and the pipeline made of them."""
+"""The core types: layouts, evidence, needs, budgets, kinds of components, stages, and the pipeline that joins them."""

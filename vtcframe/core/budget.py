@@ -1,6 +1,6 @@
-"""TODO: vtcframe/core/budget.py."""
+"""The budget of visual tokens, and how many tokens of each sample it allows."""
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from numbers import Integral, Real
 from typing import Literal
 
@@ -12,14 +12,15 @@ from vtcframe.core.layout import Layout
 
 @dataclass(frozen=True)
 class Budget:
-    """How many visual tokens may stay: a count, or the fraction kept of the untouched count.
+    """How many visual tokens to keep: a number, or a fraction of the number before any was dropped.
 
-    `tokens` is meant for each sample, image or view, as `per` says; whatever it says, the allocator shares out the
-    sample's total. A ratio is rounded half to even. A sample keeps at least one token (it has any) and at most all.
+    `per` says whether `tokens` applies to each sample, image or view. The allocator always divides the total of a
+    sample. A ratio is rounded half to even. A sample that has tokens keeps at least one and at most all of them.
     """
 
     tokens: int | None = None
     ratio: float | None = None
+    _: KW_ONLY
     per: Literal["sample", "image", "view"] = "sample"
 
     def __post_init__(self) -> None:
@@ -37,20 +38,21 @@ class Budget:
             raise ValueError(f"per must be 'sample', 'image' or 'view', got {self.per!r}")
 
     def total(self, layout: Layout) -> Tensor:
-        """[P] tokens each sample may keep of those it has now; [P] lies on the CPU."""
-        now, tokens = layout.total(layout.count), self.tokens or 0
+        """[P] how many of its current tokens each sample may keep, on the CPU."""
+        present = layout.total(layout.count)
+        tokens = self.tokens or 0
         if self.ratio is not None:
-            want = (layout.untouched.double() * self.ratio).round().long()
+            total = (layout.untouched.double() * self.ratio).round().long()
         elif self.per == "sample":
-            want = torch.full_like(now, tokens)
-        else:  # each image or view is capped by itself, so a small one leaves nothing to the others
+            total = torch.full_like(present, tokens)
+        else:  # each image or view has its own limit: what a small one does not use is not given to the others
             owner = layout.sample * (layout.image.max() + 1 if len(layout.image) else 1) + layout.image
             group = torch.arange(len(owner)) if self.per == "view" else owner.unique(return_inverse=True)[1]
             size = torch.zeros_like(layout.sample).index_add_(0, group, layout.count).clamp(max=tokens)
             first = torch.zeros_like(layout.sample).index_copy_(0, group, layout.sample)
-            want = torch.zeros_like(now).index_add_(0, first, size)
-        return want.clamp(min=1).minimum(now)
+            total = torch.zeros_like(present).index_add_(0, first, size)
+        return total.clamp(min=1).minimum(present)
 
     def covers(self, layout: Layout) -> bool:
-        """Tell whether nothing would have to go of what every sample had at first."""
+        """Return whether the budget allows every sample to keep all tokens that it had before any was dropped."""
         return bool((self.total(layout) >= layout.untouched).all())

@@ -1,4 +1,4 @@
-"""Components, stages and plans as plain data, as run folders hold them and as YAML writes them."""
+"""Components, stages and plans as plain data, the form in which run folders and YAML files store them."""
 
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, fields, is_dataclass
@@ -8,32 +8,32 @@ from vtcframe.core.budget import Budget
 from vtcframe.core.stages import Plan, Stage
 from vtcframe.registry import entries
 
-UNPRUNED = {"name": "unpruned"}  # the untouched model, where a method stands
+UNPRUNED = {"name": "unpruned"}  # stands for the model without pruning, in place of a method
 
 
 def component_data(component: Any) -> dict[str, Any]:
-    """Return {"name": ..., option: value, ...} of a component, options that are None left out.
+    """Return {"name": ..., option: value, ...} of a component, without options that are None.
 
-    The name is that of a registered class, else the import path of the class. Options are JSON values; nested
-    components and budgets are written the same way, tuples as lists.
+    The name of a registered class is its public name, of any other class its import path. Options are JSON values.
+    Nested components and budgets have the same form, and tuples become lists.
     """
     return {"name": _name(type(component)), **_options(component)}
 
 
 def budget_data(budget: Budget | None) -> dict[str, Any] | None:
-    """Return a budget as the configuration writes it: what is None, and `per` where it is "sample", left out."""
+    """Return a budget as the configuration writes it, without options that are None and without `per="sample"`."""
     if budget is None:
         return None
     return {key: value for key, value in _options(budget).items() if (key, value) != ("per", "sample")}
 
 
 def stage_data(stage: Stage) -> dict[str, Any]:
-    """Return {"at": ..., "pruner": ..., "budget": ..., ...} of a stage, options that are None left out."""
+    """Return {"at": ..., "pruner": ..., "budget": ..., ...} of a stage, without options that are None."""
     return _options(stage)
 
 
 def plan_data(plan: Plan | None) -> dict[str, Any]:
-    """Return the component of a plan's method, or {"stages": [...]}; `UNPRUNED` for the untouched model."""
+    """Return the data of a plan's method, else {"stages": [...]}; `UNPRUNED` for the model without pruning."""
     if plan is None:
         return UNPRUNED
     if plan.method is not None:
@@ -42,19 +42,19 @@ def plan_data(plan: Plan | None) -> dict[str, Any]:
 
 
 def component_from_data(data: Mapping[str, Any]) -> Any:
-    """Make the registered component that `component_data` described.
+    """Create the registered component that `component_data` described.
 
-    LookupError for a name that is not registered, and what the component's class raises for its options.
+    LookupError for a name that is not registered. Errors of the component's class about its options pass through.
     """
-    known = {entry.name: entry for entry in entries()}
-    if data.get("name") not in known:
+    registered = {entry.name: entry for entry in entries()}
+    if data.get("name") not in registered:
         raise LookupError(f"no registered component is called {data.get('name')!r}")
     options = {key: _value_from_data(value) for key, value in data.items() if key != "name"}
-    return known[data["name"]].load()(**options)
+    return registered[data["name"]].load()(**options)
 
 
 def constructor_call(component: Any) -> str:
-    """Return Python that makes a component, options that have their defaults left out: "VtcCls(last=7)"."""
+    """Return Python code that creates a component, without options that have their defaults: "VtcCls(last=7)"."""
     options = {
         field.name: getattr(component, field.name)
         for field in fields(component)
@@ -75,7 +75,7 @@ def _code(value: Any) -> str:
 
 def _name(kind: type) -> str:
     for entry in entries():
-        module, _, name = entry.target.partition(":")
+        name = entry.target.rpartition(":")[2]
         if name == kind.__name__ and entry.load() is kind:
             return name
     return f"{kind.__module__}.{kind.__qualname__}"

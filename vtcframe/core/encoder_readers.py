@@ -1,10 +1,10 @@
-"""What one attention call of an encoder shows of its tokens: a row, the mean query, attention received, keys.
+"""Readers of one attention call of an encoder: a query row, the mean query, received attention, keys.
 
-Readers are hashable functions from a `KernelCall` to a tensor, so that equal readings are made once.
+A reader is a hashable function from a `KernelCall` to a tensor, so that equal readings are computed once.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Literal
 
 import torch
@@ -15,7 +15,7 @@ from vtcframe.core.kernel_call import LOWEST_LOGIT, Heads, KernelCall, attention
 Reader = Callable[[KernelCall], Tensor]
 
 
-Pool = Callable[[Tensor], Tensor]  # [..., K, C] -> [..., T, C], means of patches; hashable, as it is part of a reader
+Pool = Callable[[Tensor], Tensor]  # [..., K, C] -> [..., T, C], means of patches; hashable, because readers contain it
 
 
 @dataclass(frozen=True)
@@ -27,45 +27,47 @@ class PatchGroups:
     def __call__(self, patches: Tensor) -> Tensor:
         if patches.shape[-2] % self.size:
             raise ValueError(
-                f"{patches.shape[-2]} patches make no groups of {self.size}: pool by the model's own merge"
+                f"{patches.shape[-2]} patches make no groups of {self.size}: pool as the model merges its patches"
             )
         return patches.unflatten(-2, (-1, self.size)).mean(-2)
 
 
 @dataclass(frozen=True)
 class EncoderTokens:
-    """How the keys of an encoder's attention become its visual tokens: K keys, of which T tokens are made.
+    """The relation between the K keys of an encoder's attention and its T visual tokens.
 
-    The first `skip` keys are class tokens or registers; `pool` averages the patches of a token, None where each patch
-    is a token. `has_class` says whether the key at place 0 is a class token, `has_head` whether the encoder ends in an
+    The first `skip` keys are class tokens or registers. `pool` averages the patches of a token; with None each patch
+    is a token. `has_class` says whether key 0 is a class token, and `has_head` whether the encoder ends in an
     attention-pooling head.
     """
 
     skip: int = 0
     pool: Pool | None = None
+    _: KW_ONLY
     has_class: bool = False
     has_head: bool = False
 
     def of_keys(self, keys: Tensor) -> Tensor:
-        """[..., K, d] -> [..., T, d]: vectors of the tokens, without class tokens, mean over a token's patches."""
+        """[..., K, d] -> [..., T, d]: the vector of each token, mean over its patches, without class tokens."""
         patches = keys[..., self.skip :, :]
         return self.pool(patches) if self.pool else patches
 
     def of_values(self, values: Tensor) -> Tensor:
-        """[..., K] -> [..., T]: numbers of the tokens, without class tokens, mean over a token's patches."""
+        """[..., K] -> [..., T]: the value of each token, mean over its patches, without class tokens."""
         return self.pool(values[..., self.skip :, None])[..., 0] if self.pool else values[..., self.skip :]
 
 
 @dataclass(frozen=True)
 class QueryRow:
-    """[B, H, T] float32: attention of one query row, softmax over all keys, autocast off.
+    """[B, H, T] float32: attention weights of one query row, softmax over all keys, autocast off.
 
-    `heads="mean"` averages the heads to [B, 1, T]; "joined" takes all heads as one of full width, scaled by its own
-    width, also [B, 1, T]. `pre_softmax` omits the softmax. At the end the `skip` class tokens in front are omitted
-    and `pool` averages patches to tokens.
+    `heads="mean"` averages the heads to [B, 1, T]. `heads="joined"` treats all heads as a single head of full width,
+    scaled by that width, also [B, 1, T]. `pre_softmax` omits the softmax. Finally the first `skip` keys, the class
+    tokens, are omitted, and `pool` averages patches to tokens.
     """
 
     index: int = 0
+    _: KW_ONLY
     pre_softmax: bool = False
     heads: Heads = "split"
     skip: int = 0
@@ -78,14 +80,14 @@ class QueryRow:
         return _to_tokens(weights[:, :, 0], self.heads, self.skip, self.pool)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class MeanQuery:
-    """[B, H, T] float32: attention of the mean of the patch queries, in time and memory linear in K.
+    """[B, H, T] float32: attention weights of the mean of the patch queries, in time and memory linear in K.
 
-    The pseudo [CLS] of FastVID (arXiv 2503.11187) for towers without one. `pool` averages the keys of patches to keys
-    of tokens first, and the softmax runs over tokens. Class tokens (the first `skip`) and padding are neither queries
-    nor keys. The mean query has no position of its own: it sees all patches, whatever causality, window and biases the
-    mask has for single queries. `pre_softmax` and `heads` are those of `QueryRow`.
+    The pseudo [CLS] of FastVID (arXiv 2503.11187) for towers without a class token. `pool` averages the keys of
+    patches to keys of tokens first, and the softmax runs over tokens. Class tokens (the first `skip`) and padding are
+    neither queries nor keys. The mean query has no position: it attends to all patches, and the causality, window and
+    biases that the mask has for single queries do not apply. `pre_softmax` and `heads` are those of `QueryRow`.
     """
 
     pre_softmax: bool = False
@@ -94,8 +96,11 @@ class MeanQuery:
     pool: Pool | None = None
 
     def __call__(self, call: KernelCall) -> Tensor:
-        first, is_query, is_token = call.first_row(self.skip), call.is_query(), call.is_token()
-        query, key = call.query[:, :, first:].float(), call.key[:, :, self.skip :].float()
+        first = call.first_row(self.skip)
+        is_query = call.is_query()
+        is_token = call.is_token()
+        query = call.query[:, :, first:].float()
+        key = call.key[:, :, self.skip :].float()
         if is_query is None:
             query = query.mean(2, keepdim=True)
         else:
@@ -106,8 +111,9 @@ class MeanQuery:
             logits = attention_logits(query, key, call.scaling, self.heads)
         else:
             is_token = is_token[:, None, self.skip :, None]
-            key, share = key.masked_fill(~is_token, 0), is_token.float()
-            if self.pool:  # a token's key is the mean of those of its patches that are no padding
+            key = key.masked_fill(~is_token, 0)
+            share = is_token.float()
+            if self.pool:  # a token's key is the mean over its patches, without padding
                 share = self.pool(share)
                 key = self.pool(key) / share.where(share > 0, 1)
             empty = (share == 0).transpose(2, 3)
@@ -116,14 +122,14 @@ class MeanQuery:
         return _to_tokens((logits if self.pre_softmax else logits.softmax(-1))[:, :, 0], self.heads)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ReceivedAttention:
     """[B, H, T] float32: attention that each token receives, mean over the patch queries, softmax over all keys.
 
-    The stand-in for [CLS] of VScan (arXiv 2505.22654) and others: exact, at about the cost of the attention itself,
-    computed for some queries at a time, so that memory stays linear in K. Class tokens (the first `skip`) are no
-    queries and are left out at the end, padding is no query, and `pool` averages what patches received to tokens.
-    `heads="mean"` averages the heads to [B, 1, T].
+    The proxy for [CLS] of VScan (arXiv 2505.22654) and others. It is exact and costs about as much as the attention
+    itself. It is computed for a chunk of queries at a time, so that memory stays linear in K. Class tokens (the first
+    `skip`) and padding are not queries. Class tokens are omitted from the result, and `pool` averages the values of
+    patches to tokens. `heads="mean"` averages the heads to [B, 1, T].
     """
 
     heads: Literal["split", "mean"] = "split"
@@ -132,14 +138,17 @@ class ReceivedAttention:
 
     def __call__(self, call: KernelCall) -> Tensor:
         row_elements = call.query.shape[1] * call.key.shape[2]
-        # at most half of the rows, so that the whole matrix never exists, however small it is
+        # at most half of the rows, so that the complete attention matrix never exists, even a small one
         rows = max(1, min(call.max_elements // row_elements, call.query.shape[2] // 2))
         samples = max(1, call.max_elements // (row_elements * rows))
         parts = [self._mean_over_queries(part, rows) for part in call.sample_chunks(samples)]
         return _to_tokens(torch.cat(parts), self.heads, self.skip, self.pool)
 
     def _mean_over_queries(self, call: KernelCall, rows: int) -> Tensor:
-        first, count, is_query, key = call.first_row(self.skip), call.query.shape[2], call.is_query(), call.float_key
+        first = call.first_row(self.skip)
+        count = call.query.shape[2]
+        is_query = call.is_query()
+        key = call.float_key
         total = torch.zeros(*call.query.shape[:2], key.shape[2], device=key.device, dtype=torch.float32)
         for start in range(first, count, rows):
             chunk = slice(start, start + rows)
@@ -153,7 +162,7 @@ class ReceivedAttention:
 
 @dataclass(frozen=True)
 class KeyStates:
-    """[B, G, T, d] float32: the keys as the kernel gets them, class tokens (the first `skip`) left out, then pooled."""
+    """[B, G, T, d] float32: the keys as the kernel gets them, without class tokens (the first `skip`), then pooled."""
 
     skip: int = 0
     pool: Pool | None = None

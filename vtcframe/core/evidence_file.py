@@ -1,4 +1,4 @@
-"""Needs as JSON, as a file of evidence names them: a need's module, its class and its fields."""
+"""Needs as JSON, the form in which an evidence file stores them: module, class and fields of each need."""
 
 from collections.abc import Iterator
 from dataclasses import fields
@@ -9,11 +9,11 @@ from vtcframe.errors import UsageError
 
 
 class UnknownNeedError(UsageError, LookupError):
-    """A file names a kind of need that no imported module defines."""
+    """Raised for a file that names a kind of need which no imported module defines."""
 
 
 def describe_need(need: Need) -> dict[str, Any]:
-    """Return a need as JSON: {"kind": class, "module": module, "fields": {name: value}}; needs in fields are nested."""
+    """Return a need as JSON: {"kind": class, "module": module, "fields": {name: value}}. Needs in fields are nested."""
     options = {field.name: getattr(need, field.name) for field in fields(need)}  # pyright: ignore[reportArgumentType]
     described = {name: describe_need(value) if isinstance(value, Need) else value for name, value in options.items()}
     return {"kind": type(need).__qualname__, "module": type(need).__module__, "fields": described}
@@ -22,7 +22,7 @@ def describe_need(need: Need) -> dict[str, Any]:
 def parse_need(described: dict[str, Any]) -> Need:
     """Return the need that `describe_need` described.
 
-    Only kinds whose module is imported are found; nothing is imported for a file. UnknownNeedError for others.
+    UnknownNeedError for a kind whose module is not imported: a file never causes an import.
     """
     # files of earlier versions name the class alone, with the fields beside it
     options = described.get("fields", {name: value for name, value in described.items() if name != "kind"})
@@ -37,7 +37,7 @@ def _value(value: Any) -> Any:
 
 
 def _kind(name: str, module: str | None) -> type:
-    """Find an imported kind by its class and module; without a module, one of ours by the class alone."""
+    """Find an imported kind by class and module. Without a module, search the kinds of vtcframe by class alone."""
     for kind in _kinds(Need):
         if kind.__qualname__ == name and (kind.__module__ == module or (module is None and _is_builtin(kind))):
             return kind

@@ -1,4 +1,4 @@
-"""TODO: vtcframe/core/method.py."""
+"""The base class of published methods, and the card that describes a method in the documentation."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -12,39 +12,39 @@ from vtcframe.core.pruned import Pruned
 from vtcframe.core.stages import Pruner
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class MethodCard:
-    """What a table of methods says of one; docs/methods.md is made of these."""
+    """The row of a method in docs/methods.md."""
 
     paper: str  # "arXiv 2412.05819", or "" for a baseline
-    signal: str  # what tokens are judged by
+    signal: str  # the signal by which tokens are scored
     selector: str
-    dropped: str  # what becomes of the dropped tokens
-    parity: str  # "exact", "within 2e-5", "differs: ..." with what and why, or "no public code"
+    dropped: str  # what happens to dropped tokens
+    parity: str  # "exact", "within 2e-5", "differs: ..." with the difference and its reason, or "no public code"
     site: str = "projector"
-    text: bool = False  # whether the question matters
+    text: bool = False  # whether the question influences the selection
 
 
 class Method(Pruner):
-    """A published pruner: its own few plain fields, its paper in the docstring.
+    """A published pruner: a frozen dataclass with a few plain options and its paper in the docstring.
 
-    Override `pipeline`; override `stages` too where it acts at another site or at several.
+    Override `pipeline`. Override `stages` too if the method acts at another site or at several sites.
     """
 
     card: ClassVar[MethodCard]
 
     def pipeline(self) -> Pipeline:
-        """Return the parts it is made of."""
+        """Return the pipeline of components that the method consists of."""
         raise TypeError(f"{type(self).__name__} acts at several stages: give it as the method, not inside a stage")
 
     @property
     def needs(self) -> tuple[Need, ...]:
-        return self._made().needs
+        return self._checked_pipeline().needs
 
     def __call__(self, evidence: Evidence, budget: Budget | None = None) -> Pruned:
-        return self._made()(evidence, budget)
+        return self._checked_pipeline()(evidence, budget)
 
-    def _made(self) -> Pruner:
-        if not isinstance(made := self.pipeline(), Pruner):
-            raise TypeError(f"pipeline() returned {describe_type(made)}, and not a Pipeline")
-        return made
+    def _checked_pipeline(self) -> Pruner:
+        if not isinstance(pipeline := self.pipeline(), Pruner):
+            raise TypeError(f"pipeline() returned {describe_type(pipeline)}, and not a Pipeline")
+        return pipeline

@@ -1,7 +1,7 @@
-"""What every need of evidence extends, so that a plug-in can bring a kind of its own.
+"""The base classes of needs, which plug-ins extend to define their own kinds of evidence.
 
-A need is a frozen dataclass below `AttentionNeed` or `HiddenNeed`. It says where it is read and how: adapters and hooks
-find the modules, pass on each call of a kernel or the hidden states, and arrange the result by `axes`.
+A need is a frozen dataclass that extends `AttentionNeed` or `HiddenNeed`. It defines where evidence is read and how.
+Adapters and hooks find the modules, pass kernel calls or hidden states to the need, and arrange the result by `axes`.
 """
 
 from abc import ABC, abstractmethod
@@ -24,100 +24,102 @@ Blocks = Literal["feeding", "tower"]
 
 Preparation = Callable[[Tensor, PromptTokens], Tensor]  # embeddings [P, L, D] -> [P, L, ...]
 
-NOT_OF_ENCODERS = "it is read of the language model only"
-NOT_OF_LLM = "it is read of vision encoders only"
+NOT_OF_ENCODERS = "it can be read in the language model only"
+NOT_OF_LLM = "it can be read in vision encoders only"
 
 
 class Need(ABC):
-    """A request for evidence. Below it are frozen dataclasses: equal ones are hashed alike and gathered once."""
+    """A request for evidence. Subclasses are frozen dataclasses, so that equal needs are gathered only once."""
 
     axes: ClassVar[str]
 
     @property
     @abstractmethod
     def site(self) -> Site:
-        """Where it is read."""
+        """The site where the evidence is read."""
 
     @property
     def source(self) -> "Need":
-        """The need whose readings this one arranges in another way; itself by default."""
+        """The need whose readings this need rearranges; the need itself by default."""
         return self
 
     @property
     def prerequisites(self) -> "tuple[Need, ...]":
-        """Needs of the vision encoder whose evidence an adapter must gather first for this one."""
+        """Needs of the vision encoder whose evidence an adapter must gather before this need."""
         return ()
 
     def encoder_refusal(self, tokens: EncoderTokens) -> str:
-        """Say why an encoder with such tokens cannot serve it, and the cure; "" where it can."""
+        """Return why an encoder with such tokens cannot serve the need, and the cure; "" if it can."""
         return NOT_OF_ENCODERS
 
     def llm_refusal(self) -> str:
-        """Say why no language model can serve it, and the cure; "" where one can."""
+        """Return why no language model can serve the need, and the cure; "" if a language model can."""
         return NOT_OF_LLM
 
 
 class LayerNeed(Need):
-    """A need that is read layer by layer, of the vision encoder or of the language model by its `tower`."""
+    """A need that is read layer by layer; its `tower` is the vision encoder, the language model or another encoder."""
 
     tower: Tower = "vision"
 
     @property
     def site(self) -> Site:
-        """Where it is read: "vision" and "llm" are towers of the backbone, any other name is an auxiliary encoder."""
+        """The site of the tower: "vision" and "llm" are towers of the backbone, all others auxiliary encoders."""
         sites: dict[str, Site] = {"vision": "encoder", "llm": "llm"}
         return sites.get(self.tower, "auxiliary")
 
     @property
     @abstractmethod
     def layer_numbers(self) -> tuple[int, ...]:
-        """The layers that are read, in the order of axis L; negative ones count from the end."""
+        """The layers that are read, in the order of axis L; negative numbers count from the end."""
 
     @abstractmethod
     def at_layer(self, layer: int) -> Self:
-        """Return the same need of one layer alone."""
+        """Return the same need for a single layer."""
 
 
 class AttentionNeed(LayerNeed):
     """A need that reads calls of attention kernels: axes "LVHN", or "LVHNC" for vectors of each token.
 
-    A subclass is a frozen dataclass with a field `layers`; where it serves both sites it has a field `tower`, else it
+    A subclass is a frozen dataclass with a field `layers`. If it serves both sites it has a field `tower`; otherwise it
     sets `tower` in the class. It implements `read_encoder`, `read_llm` or both, and refuses the site that it cannot
-    serve. Readings run without gradients and autocast, one call at a time; keep memory linear in the number of keys
+    serve. Readings run without gradients and autocast, one call at a time. Keep memory linear in the number of keys
     (see `KernelCall.row_chunks`).
 
-    `blocks="feeding"` counts only the blocks whose output reaches the projector: LLaVA reads `hidden_states[-2]`, so
-    its last block is not one of them. Methods that publish scores of that unused block use `blocks="tower"`. Blocks
-    that attend within windows (Qwen2.5-VL) do not count either: their weights do not compare across a picture.
+    `blocks="feeding"` counts only the blocks whose output reaches the projector. LLaVA reads `hidden_states[-2]`, so
+    its last block does not count. Methods whose papers use the scores of that unused block set `blocks="tower"`. Blocks
+    with window attention (Qwen2.5-VL) do not count either: their weights are not comparable across a picture.
     """
 
     axes: ClassVar[str] = "LVHN"
-    spans_picture: ClassVar[bool] = True  # it compares all tokens of a picture, so blocks with windows cannot serve it
+    spans_picture: ClassVar[bool] = (
+        True  # whether it compares all tokens of a picture, which window blocks cannot serve
+    )
     layers: tuple[int, ...]
     blocks: Blocks = "feeding"
 
     @property
     def layer_numbers(self) -> tuple[int, ...]:
-        """The `layers`."""
+        """The field `layers`."""
         return self.layers
 
     def at_layer(self, layer: int) -> Self:
-        """Return the same need of one layer alone."""
+        """Return the same need for a single layer."""
         return replace(self, layers=(layer,))  # pyright: ignore[reportArgumentType] (subclasses are dataclasses)
 
     @property
     def at_pooling_head(self) -> bool:
-        """Whether it is read of the encoder's attention-pooling head and not of blocks."""
+        """Whether it is read in the encoder's attention-pooling head and not in blocks."""
         return False
 
     def reading(self, tokens: EncoderTokens) -> Self:
-        """Return what is read in one block of an encoder: needs that are equal here share one reading."""
+        """Return the need as it is read in a single encoder block; needs that are equal here share a reading."""
         fields = getattr(self, "__dataclass_fields__", {})
         shared: dict[str, Any] = {"layers": (0,), "blocks": "feeding"}
         return replace(self, **{name: x for name, x in shared.items() if name in fields})  # pyright: ignore
 
     def read_encoder(self, call: KernelCall, tokens: EncoderTokens) -> Tensor:
-        """[B, H, T] float32, or [B, G, T, d], from one call over B views of K keys, of which T are tokens."""
+        """[B, H, T] float32, or [B, G, T, d], from a call over B views of K keys, which form T tokens."""
         raise NotImplementedError(f"{type(self).__name__} has no read_encoder: define it, or refuse in encoder_refusal")
 
     def read_llm(self, call: KernelCall, prompts: PromptTokens) -> Tensor:
@@ -126,29 +128,29 @@ class AttentionNeed(LayerNeed):
 
     @property
     def preparation(self) -> Preparation | None:
-        """A function of the embeddings that enter layer 0 of the language model; None: nothing is prepared.
+        """A function of the embeddings that enter layer 0 of the language model; None if nothing is prepared.
 
-        It is called once with embeddings [P, L, D] and the prompts, and returns a tensor [P, L, ...]. `read_llm` gets
-        that as `prompts.prepared`, of the slots that remain. Needs with equal functions share the result.
+        It is called once with embeddings [P, L, D] and the prompts, and returns a tensor [P, L, ...]. `read_llm`
+        receives the rows of the remaining slots as `prompts.prepared`. Needs with equal functions share the result.
         """
         return None
 
     def encoder_refusal(self, tokens: EncoderTokens) -> str:
-        """Say why an encoder with such tokens cannot serve it, and the cure; "" where it can."""
+        """Return why an encoder with such tokens cannot serve the need, and the cure; "" if it can."""
         return NOT_OF_ENCODERS if type(self).read_encoder is AttentionNeed.read_encoder else ""
 
     def llm_refusal(self) -> str:
-        """Say why no language model can serve it, and the cure; "" where one can."""
+        """Return why no language model can serve the need, and the cure; "" if a language model can."""
         if type(self).read_llm is AttentionNeed.read_llm:
             return NOT_OF_LLM
         return "" if self.blocks == "feeding" else "blocks='tower' applies to vision encoders only"
 
 
 class HiddenNeed(LayerNeed):
-    """A need that reads hidden states: axes "VNC" with a vector for each token, or "VC" with one for each view.
+    """A need that reads hidden states: axes "VNC" with a vector for each token, or "VC" with a vector for each view.
 
-    A subclass is a frozen dataclass; of vision encoders there is layer -1 only, what the projector reads. In the
-    language model a layer's output is read after the model's last norm.
+    A subclass is a frozen dataclass. Vision encoders offer only layer -1, the input of the projector. In the language
+    model a layer's output is read after the model's last norm.
     """
 
     axes: ClassVar[str] = "VNC"
@@ -156,17 +158,17 @@ class HiddenNeed(LayerNeed):
 
     @property
     def layer_numbers(self) -> tuple[int, ...]:
-        """The `layer`."""
+        """The field `layer` as a tuple."""
         return (self.layer,)
 
     def at_layer(self, layer: int) -> Self:
-        """Return the same need of another layer."""
+        """Return the same need for another layer."""
         return replace(self, layer=layer)  # pyright: ignore[reportArgumentType] (subclasses are dataclasses)
 
     def read_encoder(self, tokens: Tensor, class_token: Tensor | None) -> Tensor:
         """[B, T, C'] or [B, C'] from the hidden states of tokens [B, T, C] and of the class token [B, C].
 
-        The channels of a token made of several patches are those of its patches, one after another.
+        The channels of a token that consists of several patches are the concatenated channels of its patches.
         """
         raise NotImplementedError(f"{type(self).__name__} has no read_encoder: define it, or refuse in encoder_refusal")
 
@@ -175,13 +177,13 @@ class HiddenNeed(LayerNeed):
         raise NotImplementedError(f"{type(self).__name__} has no read_llm: define it, or refuse in llm_refusal")
 
     def encoder_refusal(self, tokens: EncoderTokens) -> str:
-        """Say why an encoder with such tokens cannot serve it, and the cure; "" where it can."""
+        """Return why an encoder with such tokens cannot serve the need, and the cure; "" if it can."""
         if type(self).read_encoder is HiddenNeed.read_encoder:
             return NOT_OF_ENCODERS
-        return "" if self.layer == -1 else "of vision encoders there is layer=-1 only, what the projector reads"
+        return "" if self.layer == -1 else "vision encoders offer layer=-1 only, the input of the projector"
 
     def llm_refusal(self) -> str:
-        """Say why no language model can serve it, and the cure; "" where one can."""
+        """Return why no language model can serve the need, and the cure; "" if a language model can."""
         if type(self).read_llm is HiddenNeed.read_llm:
             return NOT_OF_LLM
-        return "" if self.axes == "VNC" else "in the language model there is a vector for each token only, axes VNC"
+        return "" if self.axes == "VNC" else "the language model offers vectors of tokens only, axes VNC"

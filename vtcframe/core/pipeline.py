@@ -1,9 +1,6 @@
-"""The verbs, each an abstract class with one `__call__`, and the pruner made of them.
+"""The pipeline: a pruner that calls scorers, an ensembler, an allocator, a selector and a merger in this order."""
 
-Components are frozen dataclasses: their fields are their options, their class name is their public name.
-"""
-
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Literal
 
 import torch
@@ -33,19 +30,20 @@ from vtcframe.errors import ComponentError
 
 @dataclass(frozen=True)
 class Pipeline(Pruner):
-    """The usual pruner: the five verbs in their order, over each view or over all views of a sample joined."""
+    """A pruner of five kinds of components, applied to each view or to all views of a sample joined."""
 
-    scorers: tuple[Scorer, ...]  # none: every score is 0
+    scorers: tuple[Scorer, ...]  # without scorers every score is 0
     ensembler: Ensembler
     allocator: Allocator
     selector: Selector
     merger: Merger | None = None
+    _: KW_ONLY
     across: Literal["view", "sample"] = "view"
 
     def __post_init__(self) -> None:
         if not isinstance(self.scorers, tuple | list):
             raise TypeError(f"scorers are a tuple or list, got {describe_type(self.scorers)}")
-        object.__setattr__(self, "scorers", tuple(self.scorers))  # YAML and users give lists; a pruner is hashable
+        object.__setattr__(self, "scorers", tuple(self.scorers))  # a tuple is hashable; YAML and users give lists
         kinds = *[Scorer] * len(self.scorers), Ensembler, Allocator, Selector, Merger
         for part, kind in zip(self.parts, kinds, strict=False):
             if not isinstance(part, kind):
@@ -58,7 +56,7 @@ class Pipeline(Pruner):
 
     @property
     def parts(self) -> tuple[Component, ...]:
-        """In the order in which they are called."""
+        """The components, in the order in which they are called."""
         merger = () if self.merger is None else (self.merger,)
         return *self.scorers, self.ensembler, self.allocator, self.selector, *merger
 
@@ -68,20 +66,24 @@ class Pipeline(Pruner):
 
     @torch.no_grad()
     def __call__(self, evidence: Evidence, budget: Budget | None = None) -> Pruned:
-        """Prune. ComponentError for a part that raises, or returns what its kind may not.
+        """Return the remaining tokens.
 
-        It names the samples whose scores are not finite.
+        ComponentError if a component raises or returns a wrong result. The error about scores that are not finite
+        names their samples.
         """
         total = None if budget is None else budget.total(evidence.layout)
         if self.across == "sample":
-            evidence = evidence.joined()
+            evidence = evidence.join_views()
         layout = evidence.layout
-        maps = [check_scores(one, call_component(one, one, evidence), layout, "[S, V, N]") for one in self.scorers]
-        given = maps or [torch.zeros(1, *layout.column.shape, device=layout.column.device, dtype=torch.float32)]
+        maps = [
+            check_scores(scorer, call_component(scorer, scorer, evidence), layout, "[S, V, N]")
+            for scorer in self.scorers
+        ]
+        inputs = maps or [torch.zeros(1, *layout.column.shape, device=layout.column.device, dtype=torch.float32)]
         scores = check_scores(
-            self.ensembler, call_component(self.ensembler, self.ensembler, given, layout), layout, "[V, N]"
+            self.ensembler, call_component(self.ensembler, self.ensembler, inputs, layout), layout, "[V, N]"
         )
-        finite = torch.stack([m.isfinite().all(0) for m in (*maps, scores[None])])  # ranks would hide a NaN
+        finite = torch.stack([m.isfinite().all(0) for m in (*maps, scores[None])])  # ranks would hide a NaN of a map
         broken = (~finite & layout.valid).any(2)
         scores = scores.masked_fill(~layout.valid, -torch.inf)
         quota = check_quotas(
@@ -90,7 +92,7 @@ class Pipeline(Pruner):
         slots = torch.zeros_like(quota)
         if self.merger is not None:
             slots = check_slots(self.merger, call_component(self.merger, self.merger.slots, quota, layout), quota)
-            if total is None:  # what a merger makes comes on top of what was found worth keeping
+            if total is None:  # without a budget the merger's tokens are added to the selected ones
                 slots = slots.minimum(layout.count - quota)
             else:
                 quota = quota - slots
@@ -103,13 +105,16 @@ class Pipeline(Pruner):
         )
 
     def _verify(self, broken: Tensor, kept: Tensor, quota: Tensor, layout: Layout) -> None:
-        """Check scores [a row for each scorer, and the ensembler's] and selection in one device sync."""
-        missed = (kept.sum(1) != quota.to(kept.device)) | (kept & ~layout.valid).any(1)
-        *bad_scores, bad_rows = torch.cat([broken, missed[None]]).cpu()
+        """Check the scores and the selection with a single device synchronisation.
+
+        `broken` [S + 1, V] marks the views whose scores are not finite, for each scorer and then for the ensembler.
+        """
+        wrong = (kept.sum(1) != quota.to(kept.device)) | (kept & ~layout.valid).any(1)
+        *bad_scores, bad_rows = torch.cat([broken, wrong[None]]).cpu()
         if any(bad.any() for bad in bad_scores):
             samples = layout.sample[torch.stack(bad_scores).any(0)].unique().tolist()
-            guilty = [one for one, bad in zip(self.scorers, bad_scores[:-1], strict=True) if bad.any()]
-            names = ", ".join(f"{one}{provider(one)}" for one in guilty or [self.ensembler])
+            scorers = [scorer for scorer, bad in zip(self.scorers, bad_scores[:-1], strict=True) if bad.any()]
+            names = ", ".join(f"{component}{provider(component)}" for component in scorers or [self.ensembler])
             raise ComponentError(f"scores of samples {samples} are not finite: {names}")
         if bad_rows.any():
             row = int(bad_rows.nonzero()[0])
@@ -121,7 +126,7 @@ class Pipeline(Pruner):
 
 
 def gather(kept: Tensor, quota: Tensor, scores: Tensor, evidence: Evidence) -> Pruned:
-    """Return the kept tokens unchanged, in raster order; quota [V] says how many a row of kept [V, N] has."""
+    """Return the kept tokens unchanged, in raster order; row v of kept [V, N] has quota[v] True values."""
     width = int(quota.max()) if len(quota) else 0
     place = (~kept).long().argsort(dim=1, stable=True)[:, :width]
     empty = torch.arange(width, device=kept.device) >= quota.to(kept.device)[:, None]

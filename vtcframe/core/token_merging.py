@@ -1,4 +1,4 @@
-"""Tokens inside an encoder that become one: their sizes, what a merge returns, and how groups are pooled."""
+"""Token merging inside an encoder: sizes of tokens, the result of a merge, and pooling of groups."""
 
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -22,22 +22,22 @@ Pooling = Literal["mean", "max"]
 class EncoderEvidence(Evidence):
     """Evidence inside an encoder: tokens [V, N, C] are the patches' hidden states. Class tokens always stay.
 
-    Evidence of blocks before an earlier stage is kept of the remaining tokens only; "feeding" counts the blocks that
-    have run.
+    After an earlier stage only the evidence of the remaining tokens is available. `blocks="feeding"` counts the blocks
+    that have run.
     """
 
-    size: Tensor | None = None  # [V, N] float32, how many patches each token stands for; None where each is one
-    classes: int = 0  # class tokens and registers in front of the patches
+    size: Tensor | None = None  # [V, N] float32, number of patches that each token represents; None: one patch each
+    classes: int = 0  # number of class tokens and registers before the patches
 
-    def _take(self, source: Tensor, rows: Layout) -> "EncoderEvidence":
-        taken: Any = super()._take(source, rows)
+    def _regroup(self, source: Tensor, rows: Layout) -> "EncoderEvidence":
+        evidence: Any = super()._regroup(source, rows)
         if self.size is None:
-            return taken
-        return replace(taken, size=self.size.flatten()[source.clamp(min=0)].masked_fill(source < 0, 1))
+            return evidence
+        return replace(evidence, size=self.size.flatten()[source.clamp(min=0)].masked_fill(source < 0, 1))
 
 
-def sizes(evidence: Evidence) -> Tensor:
-    """[V, N] float32, how many patches each token stands for."""
+def token_sizes(evidence: Evidence) -> Tensor:
+    """[V, N] float32, the number of patches that each token represents."""
     size = evidence.size if isinstance(evidence, EncoderEvidence) else None
     return (
         torch.ones(evidence.layout.column.shape, device=evidence.tokens.device, dtype=torch.float32)
@@ -48,19 +48,23 @@ def sizes(evidence: Evidence) -> Tensor:
 
 @dataclass(frozen=True)
 class Merged(Pruned):
-    """A pruning in which tokens merge. Later blocks add the logarithm of the size to the logits of keys."""
+    """The result of a merge. Later blocks add the logarithm of a token's size to the logits of its key."""
 
     size: Tensor  # [V, M] float32
-    group: Tensor  # [V, N] the output token that each token is part of; -1 = of none
-    share: Tensor  # [V, N] float32, its weight in that token; the weights of a group sum to 1
+    group: Tensor  # [V, N] index of the output token that each token joins; -1 = dropped or padding
+    share: Tensor  # [V, N] float32, weight of each token in its output token; the weights of a group sum to 1
     pooling: Pooling = "mean"
 
 
 class TokenMerger(Pruner):
-    """A pruner in an encoder whose tokens have sizes; it returns `Merged`.
+    """A pruner inside an encoder that merges tokens and returns `Merged`.
 
-    `when` it acts: "amid", between attention and MLP; "after" the MLP; "before" the attention, which then runs on the
-    remaining tokens; or "fused", before the attention, whose map is merged as the tokens are and not computed again.
+    `when` is the point in a block at which it acts:
+
+    - "amid": between attention and MLP.
+    - "after": after the MLP.
+    - "before": before the attention, which then runs on the remaining tokens.
+    - "fused": before the attention, whose weights are merged like the tokens and not computed again.
     """
 
     when: MergeTime = "amid"
@@ -73,16 +77,19 @@ def merge(
     quota: Tensor,
     weight: Tensor,
     scores: Tensor,
+    *,
     gain: Tensor | None = None,
     pooling: Pooling = "mean",
 ) -> Merged:
-    """Merge the tokens that share a leader into one; it takes its leader's place.
+    """Merge the tokens that share a leader into one token, which takes the leader's place.
 
-    `leader` [V, N] is the token that each one joins, itself where it stays, -1 where it is dropped; `quota` [V] of them
-    are leaders, and the output has them in ascending `order` [V, N]. `weight` [V, N] > 0 weights the mean; `gain`
-    [V, N] is what each adds to the size (default: its own size). Tokens that no other joins stay the same bit for bit.
+    `leader` [V, N] is the index of the token that each token joins: its own index if it stays, -1 if it is dropped.
+    Row v has `quota[v]` leaders, and the output contains them in ascending `order` [V, N]. `weight` [V, N] > 0 weights
+    the mean. `gain` [V, N] is the size that each token adds to the merged token (default: its current size). A token
+    that no other token joins does not change by a bit.
     """
-    valid, width = evidence.layout.valid, int(quota.max()) if len(quota) else 0
+    valid = evidence.layout.valid
+    width = int(quota.max()) if len(quota) else 0
     index = torch.arange(leader.shape[1], device=leader.device).expand(leader.shape)
     leads = valid & (leader == index)
     place = order.masked_fill(~leads, order.shape[1] * 4).argsort(dim=1, stable=True)
@@ -95,7 +102,7 @@ def merge(
     share = (weight / total.gather(1, group.clamp(min=0))).masked_fill(group < 0, 0) if width else weight * 0
     tokens = pool_groups(evidence.tokens[:, None].float(), group, share, width, pooling)[:, 0]
     tokens = tokens.masked_fill(empty[..., None], 0).to(evidence.tokens.dtype)
-    gain = sizes(evidence) if gain is None else gain
+    gain = token_sizes(evidence) if gain is None else gain
     size = pool_groups(gain[:, None, :, None], group, None, width)[:, 0, :, 0].masked_fill(empty, 1)
     scores = scores.float().masked_fill(~valid, -torch.inf)
     return Merged(tokens, place, scores, evidence.layout, size, group, share, pooling)
@@ -111,9 +118,13 @@ def pool_groups(x: Tensor, group: Tensor, share: Tensor | None, width: int, pool
 
 
 def fuse_attention(weights: Tensor, merged: Merged, classes: int) -> Tensor:
-    """[V, H, T, T] attention before a merge -> [V, H, T', T']: weights of merged keys add up, queries are pooled."""
+    """[V, H, T, T] attention before a merge -> [V, H, T', T']: merged keys sum their weights, merged queries pool them.
+
+    The first `classes` tokens are class tokens, which never merge.
+    """
     class_index = torch.arange(classes, device=weights.device).expand(len(weights), -1)
     group = torch.cat([class_index, torch.where(merged.group < 0, -1, merged.group + classes)], 1)
-    share, width = pad(merged.share, (classes, 0), value=1), classes + merged.place.shape[1]
+    share = pad(merged.share, (classes, 0), value=1)
+    width = classes + merged.place.shape[1]
     keys = pool_groups(weights.transpose(2, 3), group, None, width).transpose(2, 3)
     return pool_groups(keys, group, share, width, merged.pooling)

@@ -19,7 +19,7 @@ from vtcframe.core.layout import Layout
 from vtcframe.core.need_bases import AttentionNeed, HiddenNeed, Need
 from vtcframe.core.pruned import Pruned
 from vtcframe.core.stages import Stage
-from vtcframe.core.token_merging import EncoderEvidence, Merged, MergeTime, TokenMerger, fuse_attention, sizes
+from vtcframe.core.token_merging import EncoderEvidence, Merged, MergeTime, TokenMerger, fuse_attention, token_sizes
 from vtcframe.hooks.encoder_blocks import SplitBlock
 from vtcframe.hooks.encoder_reading import BlockReading, FullAttention, encoder_refusal, reader_of
 from vtcframe.hooks.tap import Tap
@@ -48,7 +48,7 @@ class EncoderStages:
     ) -> None:
         self.blocks, self.classes = list(blocks), classes
         self.feeding = len(self.blocks) if feeding is None else feeding
-        self.keys = EncoderTokens(classes, None, classes > 0 if has_class is None else has_class)
+        self.keys = EncoderTokens(classes, None, has_class=classes > 0 if has_class is None else has_class)
         self.needs, self.stages = tuple(needs), {stage.layer: stage for stage in stages}
         for block, stage in self.stages.items():
             if block >= self.feeding:
@@ -74,7 +74,7 @@ class EncoderStages:
         self.deepest = max([self.feeding, *(block + 1 for block in read_blocks)])
         self._first = min([*self.stages, *read_blocks])
         self._scores: list[tuple[Tensor, Tensor]] = []  # columns and scores, stage by stage
-        self._now: EncoderEvidence = EncoderEvidence(torch.empty(0), layout, classes=classes)  # `found` holds readings
+        self._now: EncoderEvidence = EncoderEvidence(torch.empty(0), layout, classes=classes)  # `readings` by shared need
         self._hidden = self._bias = None
 
     def __enter__(self) -> "EncoderStages":
@@ -101,7 +101,7 @@ class EncoderStages:
         with Tap({half.attention_module: readers} if readers else {}) as tap:
             attended = half.attention(hidden, self._bias)
         results: dict[Any, Tensor] = {reading: tap[half.attention_module, reading.reader][-1] for reading in readings}
-        self._now = replace(self._now, found={**self._now.found, **results})
+        self._now = replace(self._now, readings={**self._now.readings, **results})
         if when in ("before", "fused"):
             count = self._now.layout.count
             hidden, pruned = self._prune(k, hidden)
@@ -125,14 +125,14 @@ class EncoderStages:
         """Return the hidden states that remain, class tokens in front, and what the stage returned."""
         stage, patches, now = self.stages[k], hidden[:, self.classes :], self._now
         found = {need: self._found(need, k + 1, hidden) for need in stage.pruner.needs}
-        pruned = stage.act(replace(now, tokens=patches, found=found))
+        pruned = stage.act(replace(now, tokens=patches, readings=found))
         if len(pruned.place) != len(patches):
             raise ValueError(
                 f"{stage.pruner} joins a sample's views, which an encoder reads one by one: across='view' at {stage.at}"
             )
         self._scores.append((now.layout.column, pruned.scores))
-        later: Any = {reading: x for reading, x in now.found.items() if self._last_use[cast(Any, reading)] > k}
-        remaining: Any = replace(now, tokens=patches, found=later).after(pruned)
+        later: Any = {reading: x for reading, x in now.readings.items() if self._last_use[cast(Any, reading)] > k}
+        remaining: Any = replace(now, tokens=patches, readings=later).restrict_to(pruned)
         if isinstance(pruned, Merged) and not torch.equal(now.layout.count, remaining.layout.count):
             remaining = replace(remaining, size=pruned.size)
         self._now = remaining
@@ -144,7 +144,7 @@ class EncoderStages:
         layout, size = self._now.layout, self._now.size
         if size is None and bool((layout.count == layout.column.shape[1]).all()):
             return None
-        return pad(sizes(self._now).log().masked_fill(~layout.valid, -torch.inf), (self.classes, 0))
+        return pad(token_sizes(self._now).log().masked_fill(~layout.valid, -torch.inf), (self.classes, 0))
 
     def _readings(self, need: Need, run: int, feeding: int | None = None) -> list[BlockReading]:
         """Return the readings that serve a need when `run` blocks run, of which `feeding` feed (None: all)."""
@@ -162,7 +162,7 @@ class EncoderStages:
     def _found(self, need: Need, run: int, hidden: Tensor, feeding: int | None = None) -> Tensor:
         if isinstance(need, HiddenNeed):
             return need.read_encoder(hidden[:, self.classes :], hidden[:, 0] if self.keys.has_class else None)
-        readings: Mapping[Any, Tensor] = self._now.found
+        readings: Mapping[Any, Tensor] = self._now.readings
         return torch.stack([readings[reading] for reading in self._readings(need, run, feeding)])
 
     @property
@@ -175,7 +175,7 @@ class EncoderStages:
         """Return `needs` of the tokens that remain; `tokens` [V, N, D] replace the patches' hidden states."""
         hidden = self.hidden
         found = {need: self._found(need, len(self.blocks), hidden, self.feeding) for need in self.needs}
-        return replace(self._now, tokens=hidden[:, self.classes :] if tokens is None else tokens, found=found)
+        return replace(self._now, tokens=hidden[:, self.classes :] if tokens is None else tokens, readings=found)
 
     def scores(self, layout: Layout) -> Tensor:
         """[V, N] float32 by the whole `layout`: the last score that each token got."""
@@ -205,7 +205,7 @@ def stacked(parts: Sequence[Evidence], order: Tensor, layout: Layout) -> Evidenc
         column=stack([part.layout.column for part in parts], "VN", -1),
         centre=stack([part.layout.centre for part in parts], "VNC", torch.nan),
     )
-    found = {need: stack([part[need] for part in parts], need.axes) for need in parts[0].found}
+    found = {need: stack([part[need] for part in parts], need.axes) for need in parts[0].readings}
     return Evidence(stack([part.tokens for part in parts], "VNC"), rows, found)
 
 

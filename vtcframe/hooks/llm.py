@@ -269,7 +269,7 @@ class LlmStages:
         stage, before, evidence = self.stages[i], self.segments[-1], self._readings.evidence
         tokens = before.tokens_of(self._first_beams(hidden))
         found = {need: self._readings.found(need, i) for need in stage.pruner.needs}
-        pruned = stage.act(_on(hidden.device, replace(evidence, tokens=tokens, found=found)))
+        pruned = stage.act(_on(hidden.device, replace(evidence, tokens=tokens, readings=found)))
         self.pruned = compose_prunings(self.pruned, pruned)
         self._readings.drop(i, tokens, pruned)
         segment = before.after(pruned.place.cpu(), pruned.layout.sample, stage.positions == "compact")
@@ -290,4 +290,4 @@ def _on(device: torch.device, evidence: Evidence) -> Evidence:
     layout = evidence.layout
     if layout.column.device != device:
         layout = replace(layout, **{name: getattr(layout, name).to(device) for name in ("grid", "column", "centre")})
-    return replace(evidence, layout=layout, found={need: x.to(device) for need, x in evidence.found.items()})
+    return replace(evidence, layout=layout, readings={need: x.to(device) for need, x in evidence.readings.items()})

@@ -57,7 +57,7 @@ class LlmReadings:
 
     def __init__(self, evidence: Evidence, stages: Mapping[int, Stage], needs: Iterable[Need], depth: int) -> None:
         self.needs, self.depth = llm_needs(needs), depth
-        self.evidence = evidence  # its `found` holds parts of needs
+        self.evidence = evidence  # its `readings` holds parts of needs
         self.last_use: dict[LayerNeed, int] = {}  # part -> the last layer before which it is needed; `depth`: after all
         self.ahead: dict[int, list[LayerNeed]] = {}  # parts of a layer that are read before the stage at it acts
         for layer, stage in stages.items():
@@ -82,7 +82,7 @@ class LlmReadings:
     @property
     def complete(self) -> bool:
         """Whether all parts have been read."""
-        return self.last_use.keys() <= self.evidence.found.keys()
+        return self.last_use.keys() <= self.evidence.readings.keys()
 
     def prepare(self, embeddings: Tensor, segment: Segment) -> None:
         """Call the preparations of needs on the embeddings [P, L, D] that enter layer 0."""
@@ -121,12 +121,12 @@ class LlmReadings:
 
     def drop(self, layer: int, tokens: Tensor, pruned: Pruned) -> None:
         """Keep of the evidence what later stages need, of the tokens that remain after the stage at `layer`."""
-        found = self.evidence.found.items()
+        found = self.evidence.readings.items()
         later: Any = {need: x for need, x in found if self.last_use.get(cast(Any, need), self.depth) > layer}
-        self.evidence = replace(self.evidence, tokens=tokens, found=later).after(pruned)
+        self.evidence = replace(self.evidence, tokens=tokens, readings=later).restrict_to(pruned)
 
     def _add(self, found: Mapping[Any, Tensor]) -> None:
-        self.evidence = replace(self.evidence, found={**self.evidence.found, **found})
+        self.evidence = replace(self.evidence, readings={**self.evidence.readings, **found})
 
     def _arranged(self, part: LayerNeed, result: Tensor, segment: Segment) -> Tensor:
         """[P, H, L], [P, G, L, d] or [P, L, C] as the axes of a part say."""

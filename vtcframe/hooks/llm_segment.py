@@ -126,7 +126,7 @@ class Segment:
     def after(self, place: Tensor, sample: Tensor, compact: bool) -> "Segment":
         """Return the segment after a stage, by place [V, M] and sample [V] of its `Pruned`, on the CPU."""
         joins = not torch.equal(self.visual.layout.sample, sample)
-        old = replace(self, visual=self.visual.joined()) if joins else self
+        old = replace(self, visual=self.visual.join_views()) if joins else self
         pruned = Pruned(
             torch.zeros(*place.shape, 0, dtype=torch.float32),
             place,
@@ -155,7 +155,7 @@ class Segment:
         column = column.masked_fill(index < 0, -1)
         position = None if self.new_position is None else self.new_position.gather(1, previous)
         position = index.clamp(min=0) if compact else position
-        visual, first = self.visual.after(pruned), self.first_slot.gather(1, previous)
+        visual, first = self.visual.restrict_to(pruned), self.first_slot.gather(1, previous)
         return Segment(column, self.columns, visual, self.structural, first, previous, position)
 
 

@@ -12,7 +12,7 @@ from torch import nn
 from vtcframe.adapters.base import Adapter, adapter_for
 from vtcframe.config.plan_file import save_plan
 from vtcframe.core.budget import Budget
-from vtcframe.core.stages import Plan, Pruner, Stage, plan_for, planned
+from vtcframe.core.stages import Plan, Pruner, Stage, plan_for, plan_from_stages
 from vtcframe.inference.checks import check_options
 from vtcframe.inference.generate_call import CallerPrompt, bind_arguments, infer_mask, refuse_options
 from vtcframe.inference.outcome import Outcome
@@ -53,7 +53,7 @@ def compress(
         return Compressed(model, plan_for(pruner, budget), processor)
     if budget is not None:
         raise ValueError("stages say their budgets themselves: give tokens or ratio with a pruner only")
-    return Compressed(model, planned(stages or ()), processor)
+    return Compressed(model, plan_from_stages(stages or ()), processor)
 
 
 class Compressed:

@@ -68,8 +68,8 @@ def prune_batch(plan: Plan, encoded: EncodedBatch) -> tuple[Pruned, Evidence]:
         return encoded.pruned or keep_all(evidence), evidence
     pruned = plan.projector.act(evidence)
     if not plan.llm:
-        evidence = replace(evidence, found={}, deepstack=None)  # nothing reads it any more
-    remaining = evidence.after(pruned)
+        evidence = replace(evidence, readings={}, deepstack=None)  # nothing reads it any more
+    remaining = evidence.restrict_to(pruned)
     return pruned if encoded.pruned is None else compose_prunings(encoded.pruned, pruned), remaining
 
 

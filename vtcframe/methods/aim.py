@@ -192,13 +192,13 @@ class Aim(Method):
     """
 
     card = MethodCard(
-        "arXiv 2412.03248",
-        "cosine of tokens, then where a walk along the LLM's attention ends",
-        "bipartite matching, then top-k",
-        "averaged in, then gone",
-        "exact; differs: walks start at the tokens left, the code's at those gone too",
-        "projector, llm",
-        True,
+        paper="arXiv 2412.03248",
+        signal="cosine of tokens, then where a walk along the LLM's attention ends",
+        selector="bipartite matching, then top-k",
+        dropped="averaged in, then gone",
+        parity="exact; differs: walks start at the tokens left, the code's at those gone too",
+        site="projector, llm",
+        text=True,
     )
     first: int = 15
     span: int = 8
@@ -224,4 +224,4 @@ class Aim(Method):
         for step in range(1, self.span + 1):
             fading = LinearSchedule(self.span - step, self.span, budget)
             layers.append(Stage(f"llm:{self.first + step - 1}", Pipeline(scorers, Mean(), fading, TopK()), budget))
-        return (Stage("projector", BipartiteMerge(), budget, self.positions), *layers)
+        return (Stage("projector", BipartiteMerge(), budget, positions=self.positions), *layers)

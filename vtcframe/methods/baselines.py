@@ -15,7 +15,7 @@ from vtcframe.core.pipeline import Pipeline
 class RandomPruner(Method):
     """Baseline: tokens drawn uniformly without replacement, the same for a sample in any batch."""
 
-    card = MethodCard("", "none", "at random", "gone", "no public code")
+    card = MethodCard(paper="", signal="none", selector="at random", dropped="gone", parity="no public code")
     seed: int = 0
 
     def pipeline(self) -> Pipeline:
@@ -26,7 +26,7 @@ class RandomPruner(Method):
 class UniformPruner(Method):
     """Baseline: an even spatial grid."""
 
-    card = MethodCard("", "none", "even grid", "gone", "no public code")
+    card = MethodCard(paper="", signal="none", selector="even grid", dropped="gone", parity="no public code")
 
     def pipeline(self) -> Pipeline:
         return Pipeline((), Mean(), Even(), Grid())
@@ -36,7 +36,13 @@ class UniformPruner(Method):
 class Pool(Method):
     """Baseline: average pooling to the budget, each token of an even grid the mean of those nearest to it."""
 
-    card = MethodCard("", "none", "even grid", "averaged into the nearest on the grid", "no public code")
+    card = MethodCard(
+        paper="",
+        signal="none",
+        selector="even grid",
+        dropped="averaged into the nearest on the grid",
+        parity="no public code",
+    )
 
     def pipeline(self) -> Pipeline:
         return Pipeline((), Mean(), Even(), Grid(), CellMean())

@@ -19,7 +19,14 @@ class CdPruner(Method):
     says whose similarity is read (see Similarity).
     """
 
-    card = MethodCard("arXiv 2506.10967", "dissimilarity to the question", "DPP, greedy", "gone", "exact", text=True)
+    card = MethodCard(
+        paper="arXiv 2506.10967",
+        signal="dissimilarity to the question",
+        selector="DPP, greedy",
+        dropped="gone",
+        parity="exact",
+        text=True,
+    )
     model: str = "clip"
 
     def pipeline(self) -> Pipeline:

@@ -30,7 +30,13 @@ class ClsCoverage(Method):
     model, or with a stand-in for [CLS]. All cosines of a view are held: N x N numbers.
     """
 
-    card = MethodCard("", "[CLS] attention, mean over the last blocks", "top-k, then coverage", "gone", "ours")
+    card = MethodCard(
+        paper="",
+        signal="[CLS] attention, mean over the last blocks",
+        selector="top-k, then coverage",
+        dropped="gone",
+        parity="ours",
+    )
     last: int = 3
     important: float = 0.5
     query: ClsProxy = "proxy"

@@ -18,7 +18,13 @@ class DamroOutliers(Method):
     where the code has them by score. The contrast itself is decoding and not part of it.
     """
 
-    card = MethodCard("arXiv 2410.04514", "[CLS] attention, heads joined", "top-k", "gone", "exact")
+    card = MethodCard(
+        paper="arXiv 2410.04514",
+        signal="[CLS] attention, heads joined",
+        selector="top-k",
+        dropped="gone",
+        parity="exact",
+    )
 
     def pipeline(self) -> Pipeline:
         return Pipeline((ClsAttention(1, heads="joined"),), Mean(), Even(), TopK())

@@ -90,13 +90,13 @@ class Dart(Method):
     """
 
     card = MethodCard(
-        "arXiv 2502.11494",
-        "length of the LLM's keys, cosine of its states",
-        "least like the pivots",
-        "gone",
-        "exact, given the order of the pivots; differs: that order, and budgets are met exactly",
-        "llm",
-        True,
+        paper="arXiv 2502.11494",
+        signal="length of the LLM's keys, cosine of its states",
+        selector="least like the pivots",
+        dropped="gone",
+        parity="exact, given the order of the pivots; differs: that order, and budgets are met exactly",
+        site="llm",
+        text=True,
     )
     layer: int = 2
     image_pivots: int = 4

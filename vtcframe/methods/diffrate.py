@@ -11,7 +11,7 @@ from vtcframe.core.method import MethodCard
 from vtcframe.core.need_bases import Need
 from vtcframe.core.needs import AttentionRows, ClsProxy
 from vtcframe.core.stages import Stage
-from vtcframe.core.token_merging import Merged, TokenMerger, merge, sizes
+from vtcframe.core.token_merging import Merged, TokenMerger, merge, token_sizes
 from vtcframe.methods._base import EncoderMethod
 from vtcframe.methods._matching import count_class_tokens, token_index, verify_schedule
 from vtcframe.ops.gather import gather_tokens
@@ -35,12 +35,12 @@ class DiffRate(EncoderMethod):
     """
 
     card = MethodCard(
-        "arXiv 2305.17997",
-        "[CLS] attention of the block, similarity",
-        "top-k in every block, at given rates",
-        "part gone, part merged into the most alike",
-        "exact; differs: negative similarities add nothing to sizes, as in training",
-        "encoder",
+        paper="arXiv 2305.17997",
+        signal="[CLS] attention of the block, similarity",
+        selector="top-k in every block, at given rates",
+        dropped="part gone, part merged into the most alike",
+        parity="exact; differs: negative similarities add nothing to sizes, as in training",
+        site="encoder",
     )
     prune: tuple[int, ...] = ()
     merge: tuple[int, ...] = ()
@@ -105,5 +105,5 @@ class DiffRateStep(TokenMerger):
         kept = rank < quota.to(rank.device)[:, None]
         cut = rank >= stay.to(rank.device)[:, None]
         leader = torch.where(kept, index, by_rank.gather(1, partner)).masked_fill(cut, -1)
-        gain = sizes(evidence) * torch.where(kept, 1, best.clamp(min=0))
-        return merge(evidence, leader, index, quota, torch.ones_like(gain), scores, gain)
+        gain = token_sizes(evidence) * torch.where(kept, 1, best.clamp(min=0))
+        return merge(evidence, leader, index, quota, torch.ones_like(gain), scores, gain=gain)

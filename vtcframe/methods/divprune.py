@@ -16,7 +16,9 @@ class DivPrune(Method):
     Its code takes the newlines of LLaVA-NeXT for candidates; here they stay with their rows.
     """
 
-    card = MethodCard("arXiv 2503.02175", "none", "max-min distance of tokens", "gone", "exact")
+    card = MethodCard(
+        paper="arXiv 2503.02175", signal="none", selector="max-min distance of tokens", dropped="gone", parity="exact"
+    )
 
     def pipeline(self) -> Pipeline:
         return Pipeline((), Mean(), Even(), MaxMin(), across="sample")

@@ -54,7 +54,12 @@ class EVit(EncoderMethod):
     """
 
     card = MethodCard(
-        "arXiv 2202.07800", "[CLS] attention of the block", "top-k", "fused, weighted by attention", "exact", "encoder"
+        paper="arXiv 2202.07800",
+        signal="[CLS] attention of the block",
+        selector="top-k",
+        dropped="fused, weighted by attention",
+        parity="exact",
+        site="encoder",
     )
     blocks: tuple[int, ...] = (3, 6, 9)
     keep: float = 0.7

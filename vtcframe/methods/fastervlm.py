@@ -21,7 +21,13 @@ class FasterVlm(ClsScored):
     a missing [CLS] (see ClsAttention); that is no part of the paper.
     """
 
-    card = MethodCard("arXiv 2412.01818", "[CLS] attention of one block", "top-k", "gone", "exact")
+    card = MethodCard(
+        paper="arXiv 2412.01818",
+        signal="[CLS] attention of one block",
+        selector="top-k",
+        dropped="gone",
+        parity="exact",
+    )
     query: ClsProxy = "cls"
 
     def pipeline(self) -> Pipeline:

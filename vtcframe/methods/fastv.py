@@ -25,7 +25,13 @@ class FastV(SingleLlmStage):
     """
 
     card = MethodCard(
-        "arXiv 2403.06764", "attention of the prompt's last token", "top-k", "gone", "exact", "llm", text=True
+        paper="arXiv 2403.06764",
+        signal="attention of the prompt's last token",
+        selector="top-k",
+        dropped="gone",
+        parity="exact",
+        site="llm",
+        text=True,
     )
     layer: int = 2
 

@@ -30,11 +30,11 @@ class FastVid(FrameMerging):
     """
 
     card = MethodCard(
-        "arXiv 2503.11187",
-        "attention of [CLS] or its proxy",
-        "top-k and density peaks",
-        "averaged in",
-        "exact, given the code's features of whole frames",
+        paper="arXiv 2503.11187",
+        signal="attention of [CLS] or its proxy",
+        selector="top-k and density peaks",
+        dropped="averaged in",
+        parity="exact, given the code's features of whole frames",
     )
     segments: int = 8
     tau: float = 0.9

@@ -23,11 +23,11 @@ class GlobalCom2(ClsScored):
     """
 
     card = MethodCard(
-        "arXiv 2501.05179",
-        "[CLS] logits of the last block, a crop's and the overview's",
-        "top-k",
-        "gone",
-        "exact given its rounding; differs: quotas sum to the budget, padded crops keep their cells",
+        paper="arXiv 2501.05179",
+        signal="[CLS] logits of the last block, a crop's and the overview's",
+        selector="top-k",
+        dropped="gone",
+        parity="exact given its rounding; differs: quotas sum to the budget, padded crops keep their cells",
     )
     tau: float = 10.0
     query: ClsProxy = "cls"

@@ -23,11 +23,11 @@ class HiRed(ClsScored):
     """
 
     card = MethodCard(
-        "arXiv 2408.10945",
-        "[CLS] attention of one block",
-        "top-k",
-        "gone",
-        "exact without crops; differs: regions of crops are the paper's, not its code's",
+        paper="arXiv 2408.10945",
+        signal="[CLS] attention of one block",
+        selector="top-k",
+        dropped="gone",
+        parity="exact without crops; differs: regions of crops are the paper's, not its code's",
     )
     alpha: float = 0.5
     query: ClsProxy = "cls"

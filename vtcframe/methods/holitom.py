@@ -36,11 +36,11 @@ class HoliTomOuter(StaticPlaces):
     """
 
     card = MethodCard(
-        "arXiv 2505.21334",
-        "attention received",
-        "top-k and density peaks",
-        "still places averaged",
-        "differs: meets its budget, where the code rounds in every frame",
+        paper="arXiv 2505.21334",
+        signal="attention received",
+        selector="top-k and density peaks",
+        dropped="still places averaged",
+        parity="differs: meets its budget, where the code rounds in every frame",
     )
     tau: float = 0.8
     beta: float = 0.6
@@ -129,13 +129,13 @@ class HoliTom(Method):
     """
 
     card = MethodCard(
-        "arXiv 2505.21334",
-        "attention received, then the last text token's",
-        "top-k and density peaks, then top-k",
-        "still places averaged, then averaged in one by one",
-        "differs: meets its budget before the LLM, where the code rounds in every frame",
-        "projector, llm",
-        True,
+        paper="arXiv 2505.21334",
+        signal="attention received, then the last text token's",
+        selector="top-k and density peaks, then top-k",
+        dropped="still places averaged, then averaged in one by one",
+        parity="differs: meets its budget before the LLM, where the code rounds in every frame",
+        site="projector, llm",
+        text=True,
     )
     layer: int = 18
     ratio: float = 0.5

@@ -13,7 +13,7 @@ from vtcframe.core.kernel_call import KernelCall
 from vtcframe.core.method import MethodCard
 from vtcframe.core.need_bases import AttentionNeed, Need
 from vtcframe.core.stages import Stage
-from vtcframe.core.token_merging import Merged, MergeTime, Pooling, TokenMerger, merge, sizes
+from vtcframe.core.token_merging import Merged, MergeTime, Pooling, TokenMerger, merge, token_sizes
 from vtcframe.methods._base import EncoderMethod
 from vtcframe.methods._matching import (
     TINY,
@@ -40,7 +40,7 @@ class AttentionReceived(AttentionNeed):
 
     def read_encoder(self, call: KernelCall, tokens: EncoderTokens) -> Tensor:
         """[B, 1, T] float32 from one call of a block."""
-        return tokens.of_values(ReceivedAttention("mean")(call))
+        return tokens.of_values(ReceivedAttention(heads="mean")(call))
 
 
 @dataclass(frozen=True, repr=False)
@@ -63,12 +63,12 @@ class Mctf(EncoderMethod):
     """
 
     card = MethodCard(
-        "arXiv 2403.10030",
-        "similarity, attention received and size",
-        "bipartite matching in both directions",
-        "merged, weighted by attention received",
-        "exact",
-        "encoder",
+        paper="arXiv 2403.10030",
+        signal="similarity, attention received and size",
+        selector="bipartite matching in both directions",
+        dropped="merged, weighted by attention received",
+        parity="exact",
+        site="encoder",
     )
     r: float = 16.0
     blocks: tuple[int, ...] = tuple(range(1, 23))
@@ -110,7 +110,7 @@ class MctfStep(TokenMerger):
         return (AttentionReceived(),)
 
     def __call__(self, evidence: Evidence, budget: Budget | None = None) -> Merged:
-        attended, size = evidence[self.needs[0]][0, :, 0], sizes(evidence)
+        attended, size = evidence[self.needs[0]][0, :, 0], token_sizes(evidence)
         verify_schedule(self, attended, evidence)
         gone = merge_count(self, evidence, budget, self.left, self.published(evidence))
         forth = gone // 2 if self.two_way else gone
@@ -142,7 +142,7 @@ class MctfStep(TokenMerger):
         if similarity:
             alike = (1 + cosine(gather_tokens(tokens, even.at), gather_tokens(tokens, odd.at))) / 2
             score = alike.clamp(min=TINY).log() / similarity
-        for values, temperature in ((evidence[self.needs[0]][0, :, 0], attention), (sizes(evidence), mass)):
+        for values, temperature in ((evidence[self.needs[0]][0, :, 0], attention), (token_sizes(evidence), mass)):
             if temperature:
                 log = values.clamp(min=TINY).log() / temperature
                 score = score - log.gather(1, even.at)[:, :, None] - log.gather(1, odd.at)[:, None]

@@ -65,11 +65,11 @@ class MiniMonkeyScm(Method):
     """
 
     card = MethodCard(
-        "arXiv 2408.02034",
-        "attention of all that follows, in an early layer of the LLM",
-        "top-k of a picture's crops",
-        "gone",
-        "exact; differs: the code loses one token more",
+        paper="arXiv 2408.02034",
+        signal="attention of all that follows, in an early layer of the LLM",
+        selector="top-k of a picture's crops",
+        dropped="gone",
+        parity="exact; differs: the code loses one token more",
         text=True,
     )
     ratio: float = 0.5

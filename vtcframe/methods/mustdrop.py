@@ -188,13 +188,13 @@ class MustDrop(Method):
     """
 
     card = MethodCard(
-        "arXiv 2411.10803",
-        "similarity in windows, attention of all text, [CLS] attention",
-        "thresholds",
-        "averaged in windows, then gone, from caches too",
-        "exact; differs: every window alike merges, in any batch; the key set is a part of all tokens",
-        "encoder, llm",
-        True,
+        paper="arXiv 2411.10803",
+        signal="similarity in windows, attention of all text, [CLS] attention",
+        selector="thresholds",
+        dropped="averaged in windows, then gone, from caches too",
+        parity="exact; differs: every window alike merges, in any batch; the key set is a part of all tokens",
+        site="encoder, llm",
+        text=True,
     )
     share: float = 0.001
     peak: float = 0.001
@@ -219,8 +219,10 @@ class MustDrop(Method):
         scorers = TextShare(share), TextPeak(peak), ClsKeySet(self.keys, self.query)
         filters = Pipeline(scorers, Max(), Threshold(), TopK())
         forget = self.layers[0] - 1 if self.forget else None
-        inside = [Stage(f"llm:{layer}", filters, None, self.positions, forget) for layer in self.layers]
-        merging = Stage("encoder:0", WindowMerge(self.alike), None, self.positions)
+        inside = [
+            Stage(f"llm:{layer}", filters, None, positions=self.positions, forget=forget) for layer in self.layers
+        ]
+        merging = Stage("encoder:0", WindowMerge(self.alike), None, positions=self.positions)
         return (*([merging] if self.windows else []), *inside)
 
 

@@ -36,11 +36,11 @@ class PruMerge(ClsScored):
     """
 
     card = MethodCard(
-        "arXiv 2403.15388",
-        "[CLS] attention of the last block, heads joined",
-        "outliers",
-        "absorbed by the nearest, and one summary token",
-        "within 2e-5; differs: adaptive per view, not per batch",
+        paper="arXiv 2403.15388",
+        signal="[CLS] attention of the last block, heads joined",
+        selector="outliers",
+        dropped="absorbed by the nearest, and one summary token",
+        parity="within 2e-5; differs: adaptive per view, not per batch",
     )
     nearest: int = 32
     query: ClsProxy = "cls"
@@ -59,11 +59,11 @@ class PruMergePlus(ClsScored):
     """
 
     card = MethodCard(
-        "arXiv 2403.15388",
-        "[CLS] attention of the last block, heads joined",
-        "outliers and an even sample",
-        "absorbed by the nearest, and one summary token",
-        "within 2e-5; differs: steps of 0 and 1 become 2, and adaptive per view",
+        paper="arXiv 2403.15388",
+        signal="[CLS] attention of the last block, heads joined",
+        selector="outliers and an even sample",
+        dropped="absorbed by the nearest, and one summary token",
+        parity="within 2e-5; differs: steps of 0 and 1 become 2, and adaptive per view",
     )
     nearest: int = 32
     query: ClsProxy = "cls"

@@ -33,7 +33,9 @@ class PruneVidOuter(StaticPlaces):
     clustered, to meet the budget. Left out: the stage inside the language model.
     """
 
-    card = MethodCard("arXiv 2412.16117", "none", "density peaks", "averaged in", "exact")
+    card = MethodCard(
+        paper="arXiv 2412.16117", signal="none", selector="density peaks", dropped="averaged in", parity="exact"
+    )
     tau: float = 0.8
     clusters: float = 0.25
 
@@ -88,13 +90,13 @@ class PruneVid(Method):
     """
 
     card = MethodCard(
-        "arXiv 2412.16117",
-        "attention of any text token in any head",
-        "density peaks, then top-k in each frame",
-        "averaged in, then gone",
-        "differs: a segment's first frame ranks still and changing places together; exact given the code's sets",
-        "projector, llm",
-        True,
+        paper="arXiv 2412.16117",
+        signal="attention of any text token in any head",
+        selector="density peaks, then top-k in each frame",
+        dropped="averaged in, then gone",
+        parity="differs: a segment's first frame ranks still and changing places together; exact given the code's sets",
+        site="projector, llm",
+        text=True,
     )
     layer: int = 11
     alpha: float = 0.4
@@ -106,7 +108,7 @@ class PruneVid(Method):
         check_ratio("alpha", self.alpha)
 
     def stages(self, budget: Budget | None) -> tuple[Stage, ...]:
-        scorer = TextAttention(-1, "text", "max", "max")
+        scorer = TextAttention(-1, "text", heads="max", reduce="max")
         asked = Pipeline((scorer,), Mean(), KeepRatio(self.alpha), TopK())
         return (
             Stage("projector", PruneVidOuter(self.tau, self.clusters), budget),

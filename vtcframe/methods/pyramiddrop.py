@@ -31,12 +31,12 @@ class PyramidDrop(Method):
     """
 
     card = MethodCard(
-        "arXiv 2410.17247",
-        "attention of the prompt's last token in the next layer",
-        "top-k at several layers",
-        "gone",
-        "exact; whole model within 2e-4",
-        "llm",
+        paper="arXiv 2410.17247",
+        signal="attention of the prompt's last token in the next layer",
+        selector="top-k at several layers",
+        dropped="gone",
+        parity="exact; whole model within 2e-4",
+        site="llm",
         text=True,
     )
     layers: tuple[int, ...] = (8, 16, 24)
@@ -61,7 +61,7 @@ class PyramidDrop(Method):
                 f"llm:{layer}",
                 Pipeline((TextAttention(layer),), Mean(), step, TopK(), across="sample"),
                 budget,
-                self.positions,
+                positions=self.positions,
             )
             for layer, step in zip(self.layers, steps, strict=True)
         )

@@ -24,12 +24,12 @@ class SinkFilter(SingleLlmStage):
     """
 
     card = MethodCard(
-        "arXiv 2503.03321",
-        "attention of the prompt's last token, sinks last",
-        "top-k",
-        "gone",
-        "differs: sinks are told exactly, but rank last instead of giving their attention to others",
-        "llm",
+        paper="arXiv 2503.03321",
+        signal="attention of the prompt's last token, sinks last",
+        selector="top-k",
+        dropped="gone",
+        parity="differs: sinks are told exactly, but rank last instead of giving their attention to others",
+        site="llm",
         text=True,
     )
     layer: int = 2

@@ -194,7 +194,7 @@ class PlusRecycled(Pruner):
     def __call__(self, evidence: Evidence, budget: Budget | None = None) -> Pruned:
         pruned = self.pipeline(evidence, budget)
         slots = self.merger.cluster_count(pruned.layout.count - (pruned.place >= 0).sum(1).cpu())
-        rows = evidence.joined() if self.pipeline.across == "sample" else evidence
+        rows = evidence.join_views() if self.pipeline.across == "sample" else evidence
         return self.merger(pruned.kept, slots, pruned.scores, rows)
 
 
@@ -218,13 +218,13 @@ class SparseVlm(Method):
     """
 
     card = MethodCard(
-        "arXiv 2410.04417",
-        "attention of text tokens like the picture",
-        "top-k in three layers",
-        "the best of it in clusters, read last (1.5)",
-        "within 2e-5; differs: no noise on densities, and a stage that need drop nothing drops nothing",
-        "llm",
-        True,
+        paper="arXiv 2410.04417",
+        signal="attention of text tokens like the picture",
+        selector="top-k in three layers",
+        dropped="the best of it in clusters, read last (1.5)",
+        parity="within 2e-5; differs: no noise on densities, and a stage that need drop nothing drops nothing",
+        site="llm",
+        text=True,
     )
     layers: tuple[int, ...] = (3, 7, 16)
     version: float = 1.5
@@ -247,7 +247,7 @@ class SparseVlm(Method):
         if first and self.recycle:
             pruner = PlusRecycled(pruner, Recycle(self.recycle))
         return tuple(
-            Stage(f"llm:{layer}", pruner, keeps, self.positions)
+            Stage(f"llm:{layer}", pruner, keeps, positions=self.positions)
             for layer, keeps in zip(self.layers, self._keeps(budget), strict=True)
         )
 

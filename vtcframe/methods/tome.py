@@ -10,7 +10,7 @@ from vtcframe.core.method import MethodCard
 from vtcframe.core.need_bases import Need
 from vtcframe.core.needs import AttentionKeys
 from vtcframe.core.stages import Stage
-from vtcframe.core.token_merging import Merged, TokenMerger, merge, sizes
+from vtcframe.core.token_merging import Merged, TokenMerger, merge, token_sizes
 from vtcframe.methods._base import EncoderMethod
 from vtcframe.methods._matching import (
     count_class_tokens,
@@ -38,12 +38,12 @@ class ToMe(EncoderMethod):
     """
 
     card = MethodCard(
-        "arXiv 2210.09461",
-        "similarity of keys",
-        "bipartite matching in every block",
-        "merged, weighted by size",
-        "exact",
-        "encoder",
+        paper="arXiv 2210.09461",
+        signal="similarity of keys",
+        selector="bipartite matching in every block",
+        dropped="merged, weighted by size",
+        parity="exact",
+        site="encoder",
     )
     r: int = 16
     inflect: float = 0.0
@@ -90,4 +90,4 @@ class ToMeStep(TokenMerger):
             order = even.put(order, rank)
         scores = even.put(torch.ones_like(keys[..., 0]), torch.where(even.is_token, -best, 0))
         order = unchanged(order, gone, evidence)
-        return merge(evidence, leader, order, evidence.layout.count - gone, sizes(evidence), scores)
+        return merge(evidence, leader, order, evidence.layout.count - gone, token_sizes(evidence), scores)

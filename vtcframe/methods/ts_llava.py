@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from vtcframe.components.allocators import required
+from vtcframe.components.allocators import require_budget
 from vtcframe.components.ensemblers import Mean
 from vtcframe.core.evidence import Evidence
 from vtcframe.core.layout import Layout
@@ -30,7 +30,7 @@ class BySpacing(Allocator):
         _verify(self.whole)
 
     def __call__(self, scores: Tensor, budget: Tensor | None, evidence: Evidence) -> Tensor:
-        points, group, first = _points(evidence.layout, required(self, budget), self.whole)
+        points, group, first = _points(evidence.layout, require_budget(self, budget), self.whole)
         before = pad(points.cumsum(1), (1, 0))
         return before[group, first + evidence.layout.count] - before[group, first]
 
@@ -112,7 +112,13 @@ class TsLlava(Method):
     (Z, W, U) are left out.
     """
 
-    card = MethodCard("arXiv 2411.11066", "none", "a picture whole, the others' tokens evenly spaced", "gone", "exact")
+    card = MethodCard(
+        paper="arXiv 2411.11066",
+        signal="none",
+        selector="a picture whole, the others' tokens evenly spaced",
+        dropped="gone",
+        parity="exact",
+    )
     thumbnail: Literal["first", "last"] = "last"
 
     def pipeline(self) -> Pipeline:

@@ -20,7 +20,13 @@ class FoPru(Method):
     ours (the last block that feeds the projector, all patches' queries, its best tokens).
     """
 
-    card = MethodCard("arXiv 2411.14164", "attention received", "top-k or whole rows", "gone", "no public code")
+    card = MethodCard(
+        paper="arXiv 2411.14164",
+        signal="attention received",
+        selector="top-k or whole rows",
+        dropped="gone",
+        parity="no public code",
+    )
     keep: Literal["rank", "row"] = "rank"
     query: ClsProxy = "received"
 
@@ -42,11 +48,17 @@ class TokenCorrelation(Method):
     """
 
     card = MethodCard(
-        "arXiv 2407.14439", "[CLS] attention, keys", "outliers, then drawn at random", "gone", "no public code"
+        paper="arXiv 2407.14439",
+        signal="[CLS] attention, keys",
+        selector="outliers, then drawn at random",
+        dropped="gone",
+        parity="no public code",
     )
     layer: int = 5
     alike: float = 0.9
     seed: int = 0
 
     def pipeline(self) -> Pipeline:
-        return Pipeline((ClsAttention(1),), Mean(), Even(), OutliersThenDraw(self.layer, self.alike, self.seed))
+        return Pipeline(
+            (ClsAttention(1),), Mean(), Even(), OutliersThenDraw(self.layer, alike=self.alike, seed=self.seed)
+        )

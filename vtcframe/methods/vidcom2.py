@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vtcframe.components.allocators import required
+from vtcframe.components.allocators import require_budget
 from vtcframe.components.ensemblers import Mean
 from vtcframe.components.scorers import Uniqueness
 from vtcframe.components.selectors import TopK
@@ -35,7 +35,7 @@ class ByUniqueness(Allocator):
         alone = Uniqueness()(evidence)[0].masked_fill(~layout.valid, 0).sum(1).cpu() / layout.count.clamp(min=1)
         same = layout.sample == layout.sample[:, None]
         share = (alone / self.temperature).expand(same.shape).masked_fill(~same, -torch.inf).softmax(1).diagonal()
-        return apportion(required(self, budget), (1 + share - 1 / same.float().sum(1)) * layout.count, layout)
+        return apportion(require_budget(self, budget), (1 + share - 1 / same.float().sum(1)) * layout.count, layout)
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,13 @@ class VidCom2(Method):
     Its code switches itself off for batches; here a sample's frames are judged among themselves.
     """
 
-    card = MethodCard("arXiv 2505.14454", "distance to the means of video and frame", "top-k", "gone", "exact")
+    card = MethodCard(
+        paper="arXiv 2505.14454",
+        signal="distance to the means of video and frame",
+        selector="top-k",
+        dropped="gone",
+        parity="exact",
+    )
 
     def pipeline(self) -> Pipeline:
         return Pipeline((Uniqueness(),), Mean(), ByUniqueness(), TopK())

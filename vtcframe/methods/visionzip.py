@@ -23,11 +23,11 @@ class VisionZip(ClsScored):
     """
 
     card = MethodCard(
-        "arXiv 2412.04467",
-        "[CLS] attention of one block",
-        "top-k",
-        "merged into contextual tokens",
-        "within 2e-5; differs: crops' class and contextual tokens are read with their crop",
+        paper="arXiv 2412.04467",
+        signal="[CLS] attention of one block",
+        selector="top-k",
+        dropped="merged into contextual tokens",
+        parity="within 2e-5; differs: crops' class and contextual tokens are read with their crop",
     )
     share: float = 10 / 64
     query: ClsProxy = "cls"

@@ -19,7 +19,13 @@ class VisPruner(Method):
     number; see Deduplicate. For towers without [CLS] it takes query="received".
     """
 
-    card = MethodCard("arXiv 2412.01818", "[CLS] attention of one block", "top-k, then de-duplication", "gone", "exact")
+    card = MethodCard(
+        paper="arXiv 2412.01818",
+        signal="[CLS] attention of one block",
+        selector="top-k, then de-duplication",
+        dropped="gone",
+        parity="exact",
+    )
     important: float = 0.5
     query: ClsProxy = "cls"
 

@@ -25,12 +25,12 @@ class VisualExit(Method):
     """
 
     card = MethodCard(
-        "arXiv 2411.19628",
-        "none, or attention of the prompt's last token to all visual ones",
-        "all or none of a sample",
-        "gone",
-        "differs: a fixed layer or a threshold in place of the trained exit",
-        "llm",
+        paper="arXiv 2411.19628",
+        signal="none, or attention of the prompt's last token to all visual ones",
+        selector="all or none of a sample",
+        dropped="gone",
+        parity="differs: a fixed layer or a threshold in place of the trained exit",
+        site="llm",
         text=True,
     )
     layers: tuple[int, ...] = (16,)

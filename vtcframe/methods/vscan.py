@@ -42,13 +42,13 @@ class VScan(Method):
     """
 
     card = MethodCard(
-        "arXiv 2505.22654",
-        "[CLS] attention, then the last text token's",
-        "top-k in windows, then of all, then again",
-        "averaged in, then gone",
-        "exact before the LLM; inside it as PyramidDrop",
-        "projector, llm",
-        True,
+        paper="arXiv 2505.22654",
+        signal="[CLS] attention, then the last text token's",
+        selector="top-k in windows, then of all, then again",
+        dropped="averaged in, then gone",
+        parity="exact before the LLM; inside it as PyramidDrop",
+        site="projector, llm",
+        text=True,
     )
     layer: int = 16
     window: int = 6
@@ -71,8 +71,8 @@ class VScan(Method):
         encoder = VScanEncoder(self.window, self.share, self.shallow, self.query, self.each)
         asked = Pipeline((TextAttention(self.layer),), Mean(), Even(), TopK(), across="sample")
         return (
-            Stage("projector", encoder, early, self.positions),
-            Stage(f"llm:{self.layer}", asked, late, self.positions),
+            Stage("projector", encoder, early, positions=self.positions),
+            Stage(f"llm:{self.layer}", asked, late, positions=self.positions),
         )
 
 
@@ -86,7 +86,11 @@ class VScanEncoder(Method):
     """
 
     card = MethodCard(
-        "arXiv 2505.22654", "[CLS] attention, shallow and deep", "top-k in windows, then of all", "averaged in", "exact"
+        paper="arXiv 2505.22654",
+        signal="[CLS] attention, shallow and deep",
+        selector="top-k in windows, then of all",
+        dropped="averaged in",
+        parity="exact",
     )
     window: int = 6
     share: float = 0.5
@@ -95,5 +99,5 @@ class VScanEncoder(Method):
     each: Literal["floor", "ceil"] = "floor"
 
     def pipeline(self) -> Pipeline:
-        selector = LocalGlobal(self.window, self.share, self.layer, self.query, self.each)
+        selector = LocalGlobal(self.window, self.share, layer=self.layer, query=self.query, each=self.each)
         return Pipeline((ClsAttention(1, self.query),), Mean(), Even(), selector, Nearest())

@@ -22,7 +22,13 @@ class VtcCls(ClsScored):
     ClsAttention); that is no part of the paper.
     """
 
-    card = MethodCard("arXiv 2412.05819", "[CLS] attention, mean over the last blocks", "top-k", "gone", "exact")
+    card = MethodCard(
+        paper="arXiv 2412.05819",
+        signal="[CLS] attention, mean over the last blocks",
+        selector="top-k",
+        dropped="gone",
+        parity="exact",
+    )
     last: int = 3
     query: ClsProxy = "cls"
 

@@ -86,12 +86,12 @@ class ZipCacheSaliency(SingleLlmStage):
     """
 
     card = MethodCard(
-        "arXiv 2405.14256",
-        "mean attention of recent and random probes that see a token",
-        "top-k",
-        "gone",
-        "differs: tokens go instead of bits; with the code's probes and divisor its salience is exact",
-        "llm",
+        paper="arXiv 2405.14256",
+        signal="mean attention of recent and random probes that see a token",
+        selector="top-k",
+        dropped="gone",
+        parity="differs: tokens go instead of bits; with the code's probes and divisor its salience is exact",
+        site="llm",
         text=True,
     )
     layer: int = 2

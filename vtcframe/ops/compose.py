@@ -1,4 +1,4 @@
-"""What is left behind several stages, told by the layout that the first of them saw."""
+"""Composition of prunings from several stages, expressed in the layout of the first stage."""
 
 import torch
 
@@ -8,7 +8,7 @@ from vtcframe.ops.gather import find_columns, scatter
 
 
 def keep_all(evidence: Evidence) -> Pruned:
-    """Return all tokens of evidence, each in its own place, in the order of their columns."""
+    """Return all tokens of the evidence, each in its own place, in the order of their columns."""
     layout = evidence.layout
     place = layout.column.masked_fill(~layout.valid, torch.iinfo(torch.long).max).argsort(dim=1, stable=True)
     tokens = evidence.tokens.gather(1, place[..., None].expand(-1, -1, evidence.tokens.shape[2]))
@@ -17,10 +17,15 @@ def keep_all(evidence: Evidence) -> Pruned:
 
 
 def compose_prunings(first: Pruned, then: Pruned) -> Pruned:
-    """What `then` left of what `first` had left, by the layout of `first`, or by samples where `then` joined views."""
-    layout, scores = first.layout, first.scores
+    """Return the tokens that remain after `first` and `then`, in the layout of `first`.
+
+    `then` pruned the result of `first`. If `then` joined the views of samples, the rows of the result are samples.
+    """
+    layout = first.layout
+    scores = first.scores
     if not torch.equal(then.layout.sample, layout.sample):
-        joined = Evidence(scores[..., None], layout).joined()
-        layout, scores = joined.layout, joined.tokens[..., 0].masked_fill(~joined.layout.valid, -torch.inf)
+        joined = Evidence(scores[..., None], layout).join_views()
+        layout = joined.layout
+        scores = joined.tokens[..., 0].masked_fill(~layout.valid, -torch.inf)
     scores = scatter(scores, find_columns(then.layout.column, layout), then.scores)
     return Pruned(then.tokens, find_columns(then.column, layout), scores, layout)

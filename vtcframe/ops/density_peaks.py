@@ -1,4 +1,4 @@
-"""TODO: vtcframe/ops/density_peaks.py."""
+"""Clustering of tokens by density peaks (DPC-kNN)."""
 
 import torch
 from torch import Tensor
@@ -7,10 +7,10 @@ from vtcframe.ops.gather import highest
 
 
 def cluster_by_peaks(x: Tensor, among: Tensor, quota: Tensor, neighbours: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Tokens [V, N, D], among [V, N], quota [V] -> the centres [V, N], and of what joined each its sum and number.
+    """Tokens [V, N, D], among [V, N], quota [V] -> centres [V, N] bool, sums [V, N, D] and counts [V, N] of members.
 
-    Every token of a row's `among` that is no centre joins the nearest one. There are as many neighbours as centres at
-    most, as recorded of HoliTom's code.
+    Row v has quota[v] centres. Every other token of `among` joins the nearest centre; a centre is not counted as its
+    own member. The number of neighbours is at most the number of centres, as in HoliTom's code.
     """
     score, away = density_peaks(x, among, quota.clamp(max=neighbours))
     centre = highest(score, quota)
@@ -22,19 +22,20 @@ def cluster_by_peaks(x: Tensor, among: Tensor, quota: Tensor, neighbours: int) -
 
 
 def density_peaks(x: Tensor, among: Tensor, neighbours: Tensor) -> tuple[Tensor, Tensor]:
-    """[V, N, D], [V, N], [V] -> how much of a density peak each token is [V, N] (-inf elsewhere), distances [V, N, N].
+    """Tokens [V, N, D], among [V, N], neighbours [V] -> peak scores [V, N] and distances [V, N, N].
 
-    Density peaks over nearest neighbours, the token itself among them (Du et al., Knowledge-Based Systems 99, 2016):
-    exp of minus the mean squared distance to these, times the distance to the nearest denser token. Distances are
-    divided by sqrt(D). The codes add noise of 1e-6 to the density; here there is none.
+    Density peaks over nearest neighbours, which include the token itself (Du et al., Knowledge-Based Systems 99, 2016).
+    The density is exp of minus the mean squared distance to the neighbours; the score is the density times the distance
+    to the nearest denser token. It is -inf for tokens outside `among`. Distances are divided by sqrt(D). The authors'
+    codes add noise of 1e-6 to the density; this function adds none.
     """
     x = x.masked_fill(~among[..., None], 0)
     away = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist") / x.shape[2] ** 0.5
     pair = among[:, None] & among[..., None]
     most = min(int(neighbours.max()) if len(neighbours) else 0, x.shape[1])
     near = away.masked_fill(~pair, torch.inf).topk(most, largest=False).values.square()
-    found = near.isfinite() & (torch.arange(most) < neighbours[:, None]).to(x.device)[:, None]
-    density = (-near.masked_fill(~found, 0).sum(2) / found.sum(2).clamp(min=1)).exp()
+    counts = near.isfinite() & (torch.arange(most) < neighbours[:, None]).to(x.device)[:, None]
+    density = (-near.masked_fill(~counts, 0).sum(2) / counts.sum(2).clamp(min=1)).exp()
     farthest = away.masked_fill(~pair, 0).flatten(1).amax(1) if away.numel() else away.new_zeros(len(x))
     higher = (density[:, None] > density[..., None]) & pair
     peak = torch.where(higher, away, farthest[:, None, None]).amin(2)
@@ -42,7 +43,7 @@ def density_peaks(x: Tensor, among: Tensor, neighbours: Tensor) -> tuple[Tensor,
 
 
 def nearest_peak(score: Tensor, away: Tensor, quota: Tensor) -> Tensor:
-    """[V, N]: the index of the nearest of the row's `quota` highest peaks; of themselves these are the nearest."""
+    """[V, N]: for each token the index of the nearest of the row's `quota` highest peaks; a peak is its own nearest."""
     centre = highest(score, quota)
     to = away.masked_fill(~centre[:, None], torch.inf).argmin(2)
     return torch.where(centre, torch.arange(to.shape[1], device=to.device), to)

@@ -1,4 +1,4 @@
-"""TODO: vtcframe/ops/gather.py."""
+"""Ranking of scores, and conversion between masks, places and columns."""
 
 import torch
 from torch import Tensor
@@ -8,13 +8,13 @@ from vtcframe.core.layout import Layout
 
 
 def highest(scores: Tensor, quota: Tensor) -> Tensor:
-    """[V, N], [V] -> [V, N] bool: the quota highest of each row; ties go to the lower index."""
+    """Scores [V, N], quota [V] -> [V, N] bool: the `quota` highest of each row; ties go to the lower index."""
     rank = scores.argsort(dim=-1, descending=True, stable=True).argsort(-1)
     return rank < quota.to(scores.device)[:, None]
 
 
 def rank_within(cell: Tensor, scores: Tensor) -> Tensor:
-    """[V, N] each: the rank of a token, from 0, among those of its cell; ties go to the lower index."""
+    """Cell [V, N], scores [V, N] -> [V, N]: rank of each token in its cell, from 0; ties go to the lower index."""
     order = scores.argsort(dim=1, descending=True, stable=True)
     order = order.gather(1, cell.gather(1, order).argsort(dim=1, stable=True))
     sorted_cell = cell.gather(1, order)
@@ -24,7 +24,10 @@ def rank_within(cell: Tensor, scores: Tensor) -> Tensor:
 
 
 def kept_places(mask: Tensor, by: Tensor | None = None) -> Tensor:
-    """[V, N] bool -> [V, M] where it is True, in raster order or by falling `by` [V, N]; -1 = padding, M at least 1."""
+    """[V, N] bool -> [V, M] indices of True values; -1 = padding, M is at least 1.
+
+    The order is raster order, or descending order of `by` [V, N].
+    """
     key = mask.float() if by is None else by.masked_fill(~mask, -torch.inf)
     count = mask.sum(1)
     width = max([1, *count.tolist()])
@@ -33,30 +36,31 @@ def kept_places(mask: Tensor, by: Tensor | None = None) -> Tensor:
 
 
 def first_tokens(free: Tensor, slots: Tensor) -> Tensor:
-    """[V, N] bool, slots [V] -> [V, 1]: the first free place, -1 where there is none or no slot."""
-    wanted = free.any(1, keepdim=True) & (slots.to(free.device)[:, None] > 0)
-    return free.long().argmax(1, keepdim=True).masked_fill(~wanted, -1)
+    """[V, N] bool, slots [V] -> [V, 1]: the first free place; -1 for a row without a free place or without a slot."""
+    exists = free.any(1, keepdim=True) & (slots.to(free.device)[:, None] > 0)
+    return free.long().argmax(1, keepdim=True).masked_fill(~exists, -1)
 
 
 def real_tokens(values: Tensor, layout: Layout) -> Tensor:
-    """[V, N, C] in float32, 0 at padding, whatever lies there."""
+    """[V, N, C] -> [V, N, C] float32 with padding set to 0, even if it is NaN."""
     return values.float().masked_fill(~layout.valid[..., None], 0)
 
 
 def gather_tokens(values: Tensor, place: Tensor) -> Tensor:
-    """[V, N, C], [V, M] -> [V, M, C]; anything where place is -1."""
+    """Values [V, N, C], place [V, M] -> [V, M, C]; rows with place -1 hold arbitrary values."""
     return values.gather(1, place.clamp(min=0)[..., None].expand(-1, -1, values.shape[2]))
 
 
 def best_match(values: Tensor, count: int) -> Tensor:
-    """[..., N] -> bool: the `count` highest above -inf; of equals the first."""
+    """[..., N] -> [..., N] bool: the `count` highest values above -inf; ties go to the lower index."""
     last = values.topk(min(count, values.shape[-1])).values[..., -1:]
-    above, level = values > last, values == last
+    above = values > last
+    level = values == last
     return (above | (level & (level.cumsum(-1) <= count - above.sum(-1, keepdim=True)))) & (values > -torch.inf)
 
 
 def find_columns(column: Tensor, layout: Layout) -> Tensor:
-    """[V, M] columns, -1 = padding -> [V, M] where in the rows of `layout` those tokens lie; -1 = padding."""
+    """[V, M] columns, -1 = padding -> [V, M] indices of those tokens in the rows of `layout`; -1 = padding."""
     far = torch.iinfo(torch.long).max
     ordered, index = layout.column.masked_fill(~layout.valid, far).sort(1)
     at = torch.searchsorted(ordered, column.contiguous()).clamp(max=max(0, ordered.shape[1] - 1))
@@ -64,6 +68,6 @@ def find_columns(column: Tensor, layout: Layout) -> Tensor:
 
 
 def scatter(scores: Tensor, place: Tensor, values: Tensor) -> Tensor:
-    """[V, N] with `values` [V, M] at `place` [V, M], -1 = nowhere."""
+    """Return scores [V, N] with `values` [V, M] written at `place` [V, M]; values at place -1 are ignored."""
     width = scores.shape[1]
     return pad(scores, (0, 1)).scatter(1, place.masked_fill(place < 0, width), values)[:, :width]

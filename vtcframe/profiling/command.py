@@ -32,7 +32,7 @@ def main(arguments: list[str]) -> int:
 
     from vtcframe.config.parser import make_pruner
     from vtcframe.inference.checkpoint import device_for
-    from vtcframe.machine import machine
+    from vtcframe.machine import describe_machine
     from vtcframe.profiling.tables import LEGEND, tables
     from vtcframe.profiling.timing import coverage
     from vtcframe.profiling.workload import checkpoint_subject, random_subject
@@ -49,7 +49,7 @@ def main(arguments: list[str]) -> int:
         name, dtype = given.shape or DEFAULT_SHAPE, getattr(torch, given.dtype)
         subject = random_subject(name, SHAPES[name], given.layers, dtype, given.attn, device)
     unit = "cpu" if device.type == "cpu" else "wall"
-    on, told = machine(device), f"{subject.told}, {given.dtype}, {given.attn}"
+    on, told = describe_machine(device), f"{subject.told}, {given.dtype}, {given.attn}"
     found: dict[str, Any] = {"machine": on, "model": told, "unit": unit, "rounds": given.rounds, "batches": []}
     _write(given.json, found)  # a file that cannot be written is told before anything is measured
     print(f"{on}.", f"{told}.", coverage(given.rounds), "", LEGEND[unit], sep="\n", flush=True)

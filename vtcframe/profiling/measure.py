@@ -60,7 +60,7 @@ def pipeline_of(plan: Plan) -> Pipeline | None:
 
 def score(pipeline: Pipeline, evidence: Evidence) -> Tensor | None:
     """Run the scorers and the ensembler by themselves."""
-    evidence = evidence.joined() if pipeline.across == "sample" else evidence
+    evidence = evidence.join_views() if pipeline.across == "sample" else evidence
     maps = [scorer(evidence).float() for scorer in pipeline.scorers]
     return pipeline.ensembler(maps, evidence.layout) if maps else None
 

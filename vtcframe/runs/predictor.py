@@ -17,7 +17,7 @@ from vtcframe.adapters.base import adapter_for
 from vtcframe.core.budget import Budget
 from vtcframe.core.component_data import UNPRUNED, budget_data, stage_data
 from vtcframe.core.contracts import RESOURCE_ERRORS
-from vtcframe.core.stages import Plan, Pruner, Stage, plan_for, planned
+from vtcframe.core.stages import Plan, Pruner, Stage, plan_for, plan_from_stages
 from vtcframe.data.datamodule import Questions
 from vtcframe.data.processor import processor_inputs, visible_region
 from vtcframe.data.progress import RunProgress
@@ -103,7 +103,7 @@ class Predictor(LightningModule):
         for name in REFUSED.keys() & (generation or {}).keys():
             raise ValueError(f"generation cannot have {name}: {REFUSED[name]}")
         self.backbone, self.generation = backbone, DEFAULTS | (generation or {})
-        self.runs = compare.runs() if compare is not None else [planned(stages) if stages else None]
+        self.runs = compare.runs() if compare is not None else [plan_from_stages(stages) if stages else None]
         self.model: Any = None
         self.exact: dict[str, Tensor] = {}
         self.progress = RunProgress.opened() if progress is None else progress

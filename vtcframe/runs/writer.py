@@ -17,7 +17,7 @@ from vtcframe.data.progress import RunProgress
 from vtcframe.data.results import Prediction, runs
 from vtcframe.drawing import file_name, sheet
 from vtcframe.errors import UnfinishedError, UsageError
-from vtcframe.machine import hardware
+from vtcframe.machine import describe_hardware
 from vtcframe.runs.exports import check, export
 from vtcframe.runs.predictor import Predictor
 from vtcframe.runs.run_folder import Existing, RunFolder
@@ -74,7 +74,10 @@ class Writer(BasePredictionWriter):
         told: tuple[int, set[str]] | Exception = 0, set()
         if trainer.is_global_zero:
             try:
-                own, place = facts(trainer, pl_module, data, self.masks), hardware(trainer.strategy.root_device)
+                own, place = (
+                    facts(trainer, pl_module, data, self.masks),
+                    describe_hardware(trainer.strategy.root_device),
+                )
                 told = self.folder.begin(own, trainer.world_size, place)
             except (UsageError, UnfinishedError) as error:
                 told = error  # the others would wait for ever

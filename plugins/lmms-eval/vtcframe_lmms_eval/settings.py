@@ -17,7 +17,7 @@ from transformers import GenerationConfig
 from vtcframe.config.parser import Parser
 from vtcframe.config.short_names import expand
 from vtcframe.core.budget import Budget
-from vtcframe.core.stages import Plan, Positions, Pruner, Stage, plan_for, planned
+from vtcframe.core.stages import Plan, Positions, Pruner, Stage, plan_for, plan_from_stages
 from vtcframe.errors import UsageError
 from vtcframe.inference.checkpoint import Backbone
 from vtcframe.registry import entries
@@ -107,7 +107,7 @@ class Settings:
         if self.stages is not None:
             if self.pruner is not None or about:
                 raise ValueError(f"stages say {', '.join(['pruner', *about])} themselves: give one or the other")
-            return planned(self.stages)
+            return plan_from_stages(self.stages)
         if self.pruner is None:
             if about:
                 raise ValueError(f"{', '.join(about)} without a pruner: give one, for example pruner=VtcCls")
@@ -115,11 +115,13 @@ class Settings:
         unbounded = self.tokens is None and self.ratio is None
         if unbounded and self.per != "sample":
             raise ValueError(f"per={self.per} without tokens or ratio: give one of them")
-        budget = None if unbounded else Budget(self.tokens, self.ratio, self.per)
+        budget = None if unbounded else Budget(self.tokens, self.ratio, per=self.per)
         plan = plan_for(self.pruner, budget)
         if self.positions is None:
             return plan
-        return planned([replace(stage, positions=self.positions) for stage in plan.stages], self.pruner, budget)
+        return plan_from_stages(
+            [replace(stage, positions=self.positions) for stage in plan.stages], self.pruner, budget
+        )
 
 
 def _bare(value: Any) -> Any:

@@ -8,7 +8,7 @@ import torch
 from support.broken_components import BROKEN, CALLS, NEEDS, TARGETS, generated
 from vtcframe import Budget, Even, Mean, Merger, Pipeline, Pruner, Random, Stage, TopK, VtcCls
 from vtcframe.adapters import base as adapter
-from vtcframe.core.stages import plan_for, planned
+from vtcframe.core.stages import plan_for, plan_from_stages
 from vtcframe.errors import ComponentError
 from vtcframe.registry import Entry, entries, find_entry
 from vtcframe.testing import make_evidence
@@ -42,7 +42,7 @@ def test_what_a_component_does_wrong_is_told_with_its_name_and_whose_it_is(broke
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("NoArgument", "cannot be called as its kind is: .*: write def __call__\\(self, evidence\\)"),
+        ("NoArgument", "has a wrong signature: .*: write def __call__\\(self, evidence\\)"),
         ("ManyArguments", "missing 1 .*'seed': write def __call__\\(self, scores, quota, evidence\\)"),
         ("ManySlots", "merger ManySlots\\(\\) of broken 1.2 wants \\[5\\] slots where the quotas are \\[4\\]"),
     ],
@@ -55,7 +55,7 @@ def test_a_wrong_signature_is_told_with_the_right_one(broken, name, says):
 @pytest.mark.parametrize("name", NEEDS)
 def test_needs_that_are_none_are_told_before_anything_runs(broken, name):
     with pytest.raises(ComponentError) as told:
-        planned([Stage("projector", pruner_with(getattr(broken, name)()), Budget(3))])
+        plan_from_stages([Stage("projector", pruner_with(getattr(broken, name)()), Budget(3))])
     assert f"scorer {name}() of broken 1.2 {NEEDS[name]}" in str(told.value)
 
 

@@ -171,7 +171,7 @@ def test_the_backbones_own_clip_compares_the_backbones_own_features(named):
     model, processor = backbone("llava")
     inputs, need = inputs_for(model, processor, SAMPLES["several"]), Similarity(named["clip"])
     evidence = adapter_for(model, processor).observe(inputs, (need,))
-    assert list(evidence.found) == [need]
+    assert list(evidence.readings) == [need]
     seen = auxiliary_encoder(named["clip"])
     with torch.no_grad():
         hidden = model.base_model.get_image_features(inputs["pixel_values"]).hidden_states[-2][:, 1:]

@@ -282,7 +282,7 @@ def test_qwen3_adds_to_each_kept_token_what_deepstack_adds_to_it():
         own = model.base_model.get_image_features(inputs["pixel_values"], inputs["image_grid_thw"]).deepstack_features
     views = [v for v in range(len(evidence.layout.sample)) if evidence.layout.count[v] == len(own[0][0])]
     assert any(torch.equal(evidence.deepstack[0, v][evidence.layout.valid[v]], own[0][0]) for v in views)
-    joined = evidence.joined()
+    joined = evidence.join_views()
     at = evidence.layout.column[0, 1]
     row = joined.layout.column[evidence.layout.sample[0]] == at
     assert torch.equal(joined.deepstack[:, evidence.layout.sample[0], row][:, 0], evidence.deepstack[:, 0, 1])

@@ -174,13 +174,13 @@ def test_a_block_nobody_reads_is_not_run_and_the_tower_is_whole_again(family):
 
 def test_only_what_is_asked_for_is_captured(family):
     evidence, *_ = observed(family, needs=(AttentionRows("cls", (-1,)),))
-    assert list(evidence.found) == [AttentionRows("cls", (-1,))]
+    assert list(evidence.readings) == [AttentionRows("cls", (-1,))]
     assert evidence[AttentionRows("cls", (-1,))].shape[:3] == (1, len(evidence.layout.sample), 4)
 
 
 def test_one_observation_may_be_pruned_many_times(family):
     evidence, inputs, model = observed(family, needs=VtcCls(2).needs)
-    before = {need: x.clone() for need, x in evidence.found.items()}
+    before = {need: x.clone() for need, x in evidence.readings.items()}
     adapter = adapter_for(model)
     counts = []
     for budget in (Budget(1), Budget(9), Budget(ratio=0.5)):

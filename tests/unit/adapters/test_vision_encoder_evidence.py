@@ -69,7 +69,7 @@ def test_evidence_equals_a_reference_computed_from_the_inputs_of_each_block(libr
         *cls,
     ]
     evidence = adapter.observe({"pixel_values": pixels}, needs)
-    assert set(evidence.found) == set(needs)
+    assert set(evidence.readings) == set(needs)
     with torch.no_grad():
         for view in range(2):
             for at, block in enumerate((DEPTH - 2, 0)):  # the last block is behind the site: it does not feed
@@ -88,7 +88,7 @@ def test_evidence_equals_a_reference_computed_from_the_inputs_of_each_block(libr
 def test_the_class_token_is_that_in_front_of_the_remaining_blocks():
     evidence = (adapter := OpenClip(clip())).observe({"pixel_values": pictures(2)}, [ClassToken()])
     assert torch.equal(evidence[ClassToken()], evidence.structural.tokens)
-    assert adapter.observe({"pixel_values": pictures(2)}).found == {}
+    assert adapter.observe({"pixel_values": pictures(2)}).readings == {}
 
 
 def test_pictures_of_another_size_have_another_grid():

@@ -1,4 +1,4 @@
-"""Each allocator, and each ensembler that reads an overview, beside a twin in plain Python."""
+"""Each allocator, and each ensembler that uses an overview, compared with a reference in plain Python."""
 
 import math
 import random
@@ -16,7 +16,7 @@ from vtcframe.methods.globalcom2 import GlobalCom2
 from vtcframe.methods.hired import HiRed
 from vtcframe.methods.prumerge import OutliersAndSample
 from vtcframe.ops.quotas import apportion
-from vtcframe.ops.views import overview_of, tokens_within
+from vtcframe.ops.views import overview_of, overview_sums
 from vtcframe.testing import check_allocator, check_ensembler, check_pruner, make_evidence
 
 ALLOCATORS = (
@@ -35,9 +35,9 @@ ALLOCATORS = (
 RAGGED = {1: [(2, 3), (4, 4), (1, 5)], 2: [], 3: [(3, 3)], 4: [(5, 2), (1, 1)]}
 
 
-def cropped(needs=(), samples=None, **more):
-    """Evidence whose samples show one picture each, first whole, then in bands that lie one under the other."""
-    evidence = make_evidence(needs, **({} if samples is None else {"samples": samples}), **more)
+def cropped(needs=(), samples=None, **options):
+    """Evidence with a single picture per sample: an overview, then horizontal bands of it from top to bottom."""
+    evidence = make_evidence(needs, **({} if samples is None else {"samples": samples}), **options)
     layout = evidence.layout
     box = layout.box.clone()
     for p in layout.sample.unique().tolist():
@@ -76,20 +76,23 @@ def apportioned_by_hand(total, weights, room):
     total, quota = min(total, sum(room)), {}
     while len(quota) < len(room):
         rest = [v for v in range(len(room)) if v not in quota]
-        left = total - sum(quota.values())
-        heft = sum(weights[v] for v in rest)
-        part = {v: Fraction(left * weights[v], heft) if heft else Fraction(left, len(rest)) for v in rest}
+        remaining = total - sum(quota.values())
+        weight_sum = sum(weights[v] for v in rest)
+        part = {
+            v: Fraction(remaining * weights[v], weight_sum) if weight_sum else Fraction(remaining, len(rest))
+            for v in rest
+        }
         full = [v for v in rest if part[v] >= room[v]]
         if not full:
             up = sorted(rest, key=lambda v: (math.floor(part[v]) - part[v], v))
-            short = left - sum(math.floor(part[v]) for v in rest)
+            short = remaining - sum(math.floor(part[v]) for v in rest)
             return [quota.get(v, 0) or math.floor(part.get(v, 0)) + (v in up[:short]) for v in range(len(room))]
         quota |= {v: room[v] for v in full}
     return [quota[v] for v in range(len(room))]
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_apportion_equals_its_twin_in_fractions(seed):
+def test_apportion_equals_its_reference_in_fractions(seed):
     rng = random.Random(seed)
     samples = {p: [(1, rng.randrange(1, 9)) for _ in range(rng.randrange(5))] for p in range(4)}
     samples[9] = [(1, 4), (1, 7)]
@@ -98,12 +101,12 @@ def test_apportion_equals_its_twin_in_fractions(seed):
     budget = [rng.randrange(sum(c for _, c in grids) + 1) for grids in samples.values()]
     want = []
     for p, total in enumerate(budget):
-        mine = [v for v, owner in enumerate(layout.sample.tolist()) if owner == p]
-        want += apportioned_by_hand(total, [weight[v] for v in mine], [int(layout.count[v]) for v in mine])
+        views = [v for v, owner in enumerate(layout.sample.tolist()) if owner == p]
+        want += apportioned_by_hand(total, [weight[v] for v in views], [int(layout.count[v]) for v in views])
     assert apportion(torch.tensor(budget), torch.tensor(weight), layout).tolist() == want
 
 
-def test_apportion_gives_a_remainder_to_the_first_of_equals_and_what_is_full_to_the_others():
+def test_apportion_gives_remainders_to_the_first_and_excess_to_the_others():
     layout = make_evidence(samples={1: [(1, 9)] * 3, 2: [(1, 2), (1, 9), (1, 9)]}).layout
     weight = torch.tensor([1.0, 1.0, 1.0, 8.0, 1.0, 1.0])
     assert apportion(torch.tensor([7, 9]), weight, layout).tolist() == [3, 2, 2, 2, 4, 3]
@@ -179,7 +182,7 @@ def test_an_overview_is_the_first_whole_view_of_a_picture_that_has_others():
 
 
 def mass_by_hand(values, layout, o, v):
-    """What of view o lies in the box of view v."""
+    """The sum of the values of view o inside the box of view v."""
     top, left, bottom, right = layout.box[v].tolist()
     total = 0.0
     for n in range(int(layout.count[o])):
@@ -195,18 +198,18 @@ def test_a_token_on_the_border_of_crops_lies_in_one_and_padding_in_none():
     box[1, :2], box[2, 2:] = -1.0, 2.0  # tiles of a canvas that is larger than the picture
     values = drawn(evidence, 0)
     values[0, :6] = torch.arange(6.0)
-    seen = tokens_within(values, replace(layout, box=box, centre=layout.centre.where(layout.valid[..., None], -0.5)))
-    assert seen.tolist() == [0.0, 1.0, 2.0 + 3 + 4 + 5, 0.0]
+    sums = overview_sums(values, replace(layout, box=box, centre=layout.centre.where(layout.valid[..., None], -0.5)))
+    assert sums.tolist() == [0.0, 1.0, 2.0 + 3 + 4 + 5, 0.0]
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0])
-def test_attention_mass_equals_its_twin(alpha):
+def test_attention_mass_equals_its_reference(alpha):
     allocator = AttentionMass(alpha)
     evidence = cropped(allocator.needs, {1: [(6, 4), (4, 4), (3, 3), (4, 2)], 2: [(5, 5)], 3: [(4, 4), (8, 4)]})
     layout = evidence.layout
     heat = evidence[allocator.needs[0]][0].mean(1)
     crops = [mass_by_hand(heat, layout, 0, v) for v in (1, 2, 3)]
-    assert tokens_within(heat, layout)[1:4].tolist() == pytest.approx(crops)
+    assert overview_sums(heat, layout)[1:4].tolist() == pytest.approx(crops)
     weight = [alpha, *((1 - alpha) * mass / sum(crops) for mass in crops), 1.0, alpha, 1 - alpha]
     budget = torch.tensor([19, 7, 11])
     assert torch.equal(allocator(heat, budget, evidence), apportion(budget, torch.tensor(weight), layout))
@@ -217,8 +220,8 @@ def test_attention_mass_shares_a_sample_evenly_over_the_views_of_its_pictures():
     evidence = make_evidence(allocator.needs, {1: [(9, 9)] * 4})
     box = torch.tensor([[0.0, 0, 1, 1], [0, 0, 0.5, 1], [0.5, 0, 1, 1], [0, 0, 1, 1]])
     layout = replace(evidence.layout, image=torch.tensor([0, 0, 0, 1]), box=box)
-    found = {allocator.needs[0]: torch.zeros(1, 4, 1, 81)}  # no attention anywhere: crops share evenly
-    quota = allocator(torch.zeros(4, 81), torch.tensor([80]), Evidence(evidence.tokens, layout, found))
+    readings = {allocator.needs[0]: torch.zeros(1, 4, 1, 81)}  # no attention anywhere: crops share evenly
+    quota = allocator(torch.zeros(4, 81), torch.tensor([80]), Evidence(evidence.tokens, layout, readings))
     assert quota.tolist() == [30, 15, 15, 20]
 
 
@@ -231,7 +234,7 @@ def test_attention_mass_names_the_samples_whose_attention_is_broken():
 
 
 @pytest.mark.parametrize("tau", [10.0, 0.5])
-def test_overview_guided_equals_its_twin(tau):
+def test_overview_guided_equals_its_reference(tau):
     evidence = cropped(samples={1: [(6, 4), (4, 4), (3, 3), (4, 2)], 2: [(5, 5)], 3: [(4, 4), (8, 4)]})
     layout, scores = evidence.layout, drawn(evidence, 1)
     totals = [mass_by_hand(scores, layout, 0, v) / tau for v in (1, 2, 3)]
@@ -267,7 +270,7 @@ def test_outliers_lie_above_the_third_quartile_by_more_than_its_distance_to_the_
     assert Outliers()(level, None, evidence).tolist() == [1] * len(want)  # nothing stands out: the first
 
 
-def test_allocators_that_do_not_adapt_want_a_budget():
+def test_allocators_that_do_not_adapt_require_a_budget():
     evidence = cropped(AttentionMass().needs)
     for allocator in ALLOCATORS:
         if isinstance(allocator, Outliers | OutliersAndSample):
@@ -276,7 +279,7 @@ def test_allocators_that_do_not_adapt_want_a_budget():
             allocator(torch.zeros(6, 324), None, evidence)
 
 
-def test_nonsense_is_refused():
+def test_invalid_options_are_refused():
     for alpha in (-0.1, 1.5):
         with pytest.raises(ValueError, match=rf"must lie in \[0, 1\], got {alpha}"):
             AttentionMass(alpha)
@@ -288,7 +291,7 @@ def test_nonsense_is_refused():
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_borda_and_max_equal_their_twins(seed):
+def test_borda_and_max_equal_their_references(seed):
     evidence = make_evidence(samples=RAGGED)
     layout = evidence.layout
     maps = [torch.stack([drawn(evidence, 3 * seed + i), drawn(evidence, i)]) for i in range(2)]
@@ -314,7 +317,7 @@ def bilinear(values, rows, columns, y, x):
     return total
 
 
-def test_overview_fusion_equals_its_twin():
+def test_overview_fusion_equals_its_reference():
     grids = {1: [(6, 4), (4, 5), (3, 3)], 2: [(5, 5)], 3: [(4, 3), (8, 4)]}
     evidence = cropped(samples=grids)
     layout = evidence.layout
@@ -323,16 +326,16 @@ def test_overview_fusion_equals_its_twin():
     sides = [grid for views in grids.values() for grid in views]
     for v, o in enumerate(overview_of(layout).tolist()):
         count = int(layout.count[v])
-        own = scores[v, :count].tolist()
-        want = own
+        scores_of_view = scores[v, :count].tolist()
+        want = scores_of_view
         if o >= 0:
-            seen = scores[o, : int(layout.count[o])].tolist()
-            piece = [bilinear(seen, *sides[o], *layout.centre[v, n].tolist()) for n in range(count)]
-            lengths = [math.sqrt(sum(x * x for x in xs)) for xs in (own, piece)]
-            want = [a / lengths[0] + b / lengths[1] for a, b in zip(own, piece, strict=True)]
+            overview = scores[o, : int(layout.count[o])].tolist()
+            piece = [bilinear(overview, *sides[o], *layout.centre[v, n].tolist()) for n in range(count)]
+            lengths = [math.sqrt(sum(x * x for x in xs)) for xs in (scores_of_view, piece)]
+            want = [a / lengths[0] + b / lengths[1] for a, b in zip(scores_of_view, piece, strict=True)]
         assert fused[v, :count].tolist() == pytest.approx(want, abs=1e-5)
 
 
-def test_methods_for_crops_name_what_stands_in_for_cls():
+def test_methods_for_crops_have_a_cls_proxy():
     assert (str(HiRed()), str(GlobalCom2(query="mean"))) == ("HiRed(alpha=0.5)", "GlobalCom2(tau=10.0, query='mean')")
     assert HiRed(query="mean").needs == (*ClsAttention(1, "mean").needs, *AttentionMass(query="mean").needs)

@@ -1,4 +1,4 @@
-"""Each merger beside a twin in plain Python, on ragged views whose padding is poison."""
+"""Each merger compared with a reference in plain Python, on ragged views whose padding is NaN."""
 
 import math
 from dataclasses import replace
@@ -41,7 +41,7 @@ def rows(evidence, kept):
         yield v, on, [n for n in range(count) if not kept[v, n]]
 
 
-def alike(a, b):
+def similarity(a, b):
     return float(F.normalize(a, dim=0) @ F.normalize(b, dim=0))
 
 
@@ -67,20 +67,20 @@ def agree(pruned, v, tokens, place):
 
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("levels", [0, 1, 3])
-def test_nearest_and_cell_mean_equal_their_twins(seed, levels):
+def test_nearest_and_cell_mean_equal_their_references(seed, levels):
     evidence, kept, scores = drawn((), seed, levels=levels)
     none = kept.sum(1) * 0
     by_token, by_place = Nearest()(kept, none, scores, evidence), CellMean()(kept, none, scores, evidence)
     for v, on, off in rows(evidence, kept):
         x, at = evidence.tokens[v], evidence.layout.grid[v].tolist()
-        means = joined_by_hand(x, on, off, lambda n, m, x=x: alike(x[n], x[m]))
+        means = joined_by_hand(x, on, off, lambda n, m, x=x: similarity(x[n], x[m]))
         agree(by_token, v, means, on)
         means = joined_by_hand(x, on, off, lambda n, m, at=at: -math.dist(at[n], at[m]), last=True)
         agree(by_place, v, means, on)
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_fuse_equals_its_twin(seed):
+def test_fuse_equals_its_reference(seed):
     evidence, kept, scores = drawn((), seed)
     slots = Fuse().slots(kept.sum(1) + 1, evidence.layout)
     assert slots.tolist() == [1, 1, 1, 0]  # the last view is a single token: nothing is dropped of it
@@ -105,7 +105,7 @@ def test_fuse_weighs_by_positive_scores_and_evenly_where_there_are_none():
 
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("class_token", [False, True])
-def test_contextual_equals_its_twin(seed, class_token):
+def test_contextual_equals_its_reference(seed, class_token):
     merger = Contextual(0.3, class_token)
     evidence, kept, scores = drawn(merger.needs, seed)
     slots = torch.tensor([4, 1, 7, 0]) + class_token
@@ -114,14 +114,14 @@ def test_contextual_equals_its_twin(seed, class_token):
     project = evidence.project
     for v, on, off in rows(evidence, kept):
         x, keys = evidence[HiddenStates()][v], evidence[AttentionKeys((-1,))][0, v].mean(0)
-        wanted = max(int(slots[v]) - class_token, 0)
-        targets = off[:: max(1, len(off) // max(wanted, 1))][:wanted]
+        target_count = max(int(slots[v]) - class_token, 0)
+        targets = off[:: max(1, len(off) // max(target_count, 1))][:target_count]
         others = [n for n in off if n not in targets]
         joined = {t: [] for t in targets}
         for n in others if targets else []:
-            joined[nearest_by_hand(targets, n, lambda n, m, keys=keys: alike(keys[n], keys[m]))].append(x[n])
-        made = [project(x[t] + (sum(group) / len(group) if group else 0)) for t, group in joined.items()]
-        tokens, place = [*evidence.tokens[v, on], *made], [*on, *targets]
+            joined[nearest_by_hand(targets, n, lambda n, m, keys=keys: similarity(keys[n], keys[m]))].append(x[n])
+        merged = [project(x[t] + (sum(group) / len(group) if group else 0)) for t, group in joined.items()]
+        tokens, place = [*evidence.tokens[v, on], *merged], [*on, *targets]
         if class_token and slots[v]:
             tokens, place = [project(evidence[ClassToken()][v]), *tokens], [others[0], *place]
         agree(pruned, v, tokens, place)
@@ -148,10 +148,10 @@ def outliers_by_hand(row):
 
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("count", [1, 3, 100])
-def test_absorb_equals_its_twin(seed, count):
+def test_absorb_equals_its_reference(seed, count):
     merger = Absorb(count)
     evidence, kept, scores = drawn(merger.needs, seed)
-    for v, (a, b) in enumerate(((1, 5), (0, 2), (7, 20), (0, 0))):  # some stand out
+    for v, (a, b) in enumerate(((1, 5), (0, 2), (7, 20), (0, 0))):  # some outliers
         scores[v, a], scores[v, b] = 8.0 + v, 9.0 if b < evidence.layout.count[v] else scores[v, b]
     slots = merger.slots(kept.sum(1) + 1, evidence.layout)
     pruned = merger(kept, slots, scores, evidence)
@@ -163,36 +163,36 @@ def test_absorb_equals_its_twin(seed, count):
         keys = evidence[merger.needs[1]][0, v].transpose(0, 1).flatten(1)
         stands_out = outliers_by_hand(a[: len(on) + len(off)].tolist())
         order = sorted(on, key=lambda n: (not stands_out[n], -float(a[n]) if stands_out[n] else n))
-        made = []
+        merged = []
         for m in order:
-            others = sorted((n for n in on + off if n != m), key=lambda n: -alike(keys[m], keys[n]))
-            made.append(evidence.project(x[m] + sum(a[n] * x[n] for n in others[:count])))
-        made.append(evidence.project(sum(a[n] * x[n] for n in off)))
-        agree(pruned, v, made, [*order, off[0]])
+            others = sorted((n for n in on + off if n != m), key=lambda n: -similarity(keys[m], keys[n]))
+            merged.append(evidence.project(x[m] + sum(a[n] * x[n] for n in others[:count])))
+        merged.append(evidence.project(sum(a[n] * x[n] for n in off)))
+        agree(pruned, v, merged, [*order, off[0]])
 
 
 def test_absorb_takes_the_first_of_equal_neighbours():
     merger = Absorb(2, summary=False)
     evidence = make_evidence(merger.needs, {1: [(1, 6)]}, channels=2)
     key, feature = torch.ones(1, 1, 4, 6, 2), torch.eye(6)[None, :, :]
-    found = {merger.needs[1]: key, HiddenStates(): feature}
-    evidence = Evidence(torch.zeros(1, 6, 6), evidence.layout, found, lambda features: features)
+    readings = {merger.needs[1]: key, HiddenStates(): feature}
+    evidence = Evidence(torch.zeros(1, 6, 6), evidence.layout, readings, lambda features: features)
     kept = torch.tensor([[False, True, False, False, True, False]])
     pruned = merger(kept, torch.tensor([0]), torch.ones(1, 6), evidence)
     assert pruned.tokens[0].tolist() == [[1, 1, 1, 0, 0, 0], [1, 1, 0, 0, 1, 0]]
 
 
 @pytest.mark.parametrize("merger", MERGERS, ids=str)
-def test_a_row_that_keeps_all_is_left_as_it_is(merger):
+def test_a_row_that_keeps_all_tokens_does_not_change(merger):
     evidence = make_evidence((*merger.needs, *ClsAttention(1).needs))
     budget = torch.tensor([5, 100, 0, 10**6])
     total = budget.minimum(evidence.layout.total(evidence.layout.count))
 
-    class Given:
+    class FixedBudget:
         def total(self, layout):
             return total
 
-    pruned = Pipeline((ClsAttention(1),), Mean(), Even(), TopK(), merger)(evidence, Given())
+    pruned = Pipeline((ClsAttention(1),), Mean(), Even(), TopK(), merger)(evidence, FixedBudget())
     assert pruned.total.tolist() == total.tolist()
     for v in (4, 5):  # the sample that keeps all
         count = int(evidence.layout.count[v])
@@ -217,8 +217,8 @@ def test_pool_averages_every_token_once_at_any_budget():
         for v, count in enumerate(evidence.layout.count.tolist()):
             assert int((pruned.place[v] >= 0).sum()) == min(budget, count)
             low, high = evidence.tokens[v, :count].amin(0), evidence.tokens[v, :count].amax(0)
-            made = pruned.tokens[v, : min(budget, count)]
-            assert ((made >= low - 1e-6) & (made <= high + 1e-6)).all()
+            merged = pruned.tokens[v, : min(budget, count)]
+            assert ((merged >= low - 1e-6) & (merged <= high + 1e-6)).all()
 
 
 @pytest.mark.parametrize("merger", MERGERS, ids=str)
@@ -234,7 +234,7 @@ def test_autocast_and_half_precision_do_not_reach_the_sums(merger):
     half = replace(
         evidence,
         tokens=evidence.tokens.bfloat16(),
-        found={need: x.bfloat16() for need, x in evidence.found.items()},
+        readings={need: x.bfloat16() for need, x in evidence.readings.items()},
     )
     pruned = merger(kept, slots, scores, half)
     assert pruned.tokens.dtype == torch.bfloat16
@@ -243,7 +243,7 @@ def test_autocast_and_half_precision_do_not_reach_the_sums(merger):
 
 
 @pytest.mark.parametrize("merger", MERGERS, ids=str)
-def test_whatever_lies_at_padding_stays_there(merger):
+def test_padding_never_influences_tokens(merger):
     evidence, kept, scores = drawn(merger.needs, 0)
     evidence = replace(evidence, project=lambda features: features)
     padding = ~evidence.layout.valid
@@ -253,8 +253,8 @@ def test_whatever_lies_at_padding_stays_there(merger):
         x.movedim((axes.index("V"), axes.index("N")), (0, 1))[padding] = torch.nan
         return x
 
-    found = {need: poisoned(x, need.axes) for need, x in evidence.found.items()}
-    broken = replace(evidence, tokens=poisoned(evidence.tokens, "VNC"), found=found)
+    readings = {need: poisoned(x, need.axes) for need, x in evidence.readings.items()}
+    broken = replace(evidence, tokens=poisoned(evidence.tokens, "VNC"), readings=readings)
     slots = merger.slots(kept.sum(1) + 1, evidence.layout)
     want, got = merger(kept, slots, scores, evidence), merger(kept, slots, scores, broken)
     real = want.place >= 0
@@ -262,7 +262,7 @@ def test_whatever_lies_at_padding_stays_there(merger):
     assert torch.equal(want.tokens[real], got.tokens[real])
 
 
-def test_mergers_of_features_say_so_when_evidence_is_loaded(tmp_path):
+def test_mergers_of_features_refuse_loaded_evidence(tmp_path):
     for merger in (Absorb(), Contextual()):
         evidence, kept, scores = drawn(merger.needs, 0)
         evidence.save(tmp_path / "evidence.safetensors")
@@ -281,7 +281,7 @@ def test_a_class_token_has_no_place_in_joined_rows():
         pipeline(make_evidence(pipeline.needs), Budget(20))
 
 
-def test_nonsense_is_refused():
+def test_invalid_options_are_refused():
     for share in (-0.1, 1.1):
         with pytest.raises(ValueError, match=rf"must lie in \[0, 1\], got {share}"):
             VisionZip(share).pipeline()

@@ -1,4 +1,4 @@
-"""Scorers beside twins in plain Python."""
+"""Scorers compared with references in plain Python."""
 
 import math
 from dataclasses import replace
@@ -21,19 +21,19 @@ def test_laws_hold(scorer):
     check_scorer(scorer)
 
 
-def test_cls_attention_asks_for_the_blocks_as_published():
+def test_cls_attention_reads_the_blocks_as_published():
     assert ClsAttention(3).needs == (AttentionRows("cls", (-3, -2, -1)),)
     assert ClsAttention(1, "proxy").needs == (AttentionRows("proxy", (-1,)),)
     assert ClsAttention(layers=(0,)).needs == (AttentionRows("cls", (0,)),)
-    told = ClsAttention(1, blocks="tower", pre_softmax=True, heads="joined")
-    assert told.needs == (AttentionRows("cls", (-1,), blocks="tower", pre_softmax=True, heads="joined"),)
+    scorer = ClsAttention(1, blocks="tower", pre_softmax=True, heads="joined")
+    assert scorer.needs == (AttentionRows("cls", (-1,), blocks="tower", pre_softmax=True, heads="joined"),)
     assert ClsAttention(layers=(4, 22)) == ClsAttention(layers=[4, 22])  # as YAML gives them
-    evidence = make_evidence(told.needs)
-    torch.testing.assert_close(told(evidence), evidence[told.needs[0]][:, :, 0])
+    evidence = make_evidence(scorer.needs)
+    torch.testing.assert_close(scorer(evidence), evidence[scorer.needs[0]][:, :, 0])
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         ({"last": 0}, "last counts blocks and must be at least 1, got 0"),
         ({"layers": ()}, "layers names no block: give at least one"),
@@ -42,8 +42,8 @@ def test_cls_attention_asks_for_the_blocks_as_published():
         ({"query": "clss"}, "query must be one of 'cls'"),
     ],
 )
-def test_nonsense_is_told(options, told):
-    with pytest.raises(ValueError, match=told):
+def test_invalid_options_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
         ClsAttention(**options)
 
 
@@ -69,7 +69,7 @@ def test_frames_follow_one_another_in_a_video_only():
     assert first_frames(replace(layout, frame=torch.zeros(5, dtype=torch.long))).tolist() == [True] * 5
 
 
-def test_uniqueness_equals_its_twin():
+def test_uniqueness_equals_its_reference():
     evidence = video([(3, 2), (1, 4)])
     got = Uniqueness()(evidence)
     frames = [evidence.tokens[v, :n].double().tolist() for v, n in enumerate(evidence.layout.count.tolist())]
@@ -90,9 +90,9 @@ def test_uniqueness_equals_its_twin():
             away = sum((a - b) ** 2 for a, b in zip(x, m, strict=True))
             return sum(math.exp(-away / (2 * a)) for a in (1 / 8, 1 / 4, 1 / 2, 1, 2))
 
-        whole = mean([short(x) for x in every])
+        video_mean = mean([short(x) for x in every])
         for v in views:
-            own = mean([short(x) for x in frames[v]])
+            frame_mean = mean([short(x) for x in frames[v]])
             for n, x in enumerate(frames[v]):
-                assert float(got[0, v, n]) == pytest.approx(-like(short(x), whole), abs=1e-5)
-                assert float(got[1, v, n]) == pytest.approx(-like(short(x), own), abs=1e-5)
+                assert float(got[0, v, n]) == pytest.approx(-like(short(x), video_mean), abs=1e-5)
+                assert float(got[1, v, n]) == pytest.approx(-like(short(x), frame_mean), abs=1e-5)

@@ -1,4 +1,4 @@
-"""Each selector beside a twin in plain Python, on small ragged views padded with poison."""
+"""Each selector compared with a reference in plain Python, on small ragged views padded with NaN."""
 
 import math
 import random
@@ -26,7 +26,7 @@ EVERY = (
     Deduplicate(),
     Deduplicate(0.0),
     LocalGlobal(),
-    LocalGlobal(4, 1.0, 0, "received", "ceil"),
+    LocalGlobal(4, 1.0, layer=0, query="received", each="ceil"),
     OutliersThenDraw(),
 )
 
@@ -35,7 +35,7 @@ EVERY = (
 VARIANTS = (Mixed(Grid(), 0.25), Mixed(MaxMin()), Mixed(Dpp(), 0.75), Deduplicate(0.0))
 
 
-@pytest.mark.parametrize("selector", [*VARIANTS, LocalGlobal(4, 1.0, 0, "received", "ceil")], ids=str)
+@pytest.mark.parametrize("selector", [*VARIANTS, LocalGlobal(4, 1.0, layer=0, query="received", each="ceil")], ids=str)
 def test_laws_hold(selector):
     check_selector(selector)
 
@@ -100,15 +100,15 @@ def scaled_by_hand(evidence, scores):
     """CDPruner's relevance: over all views of a sample."""
     out = {}
     for v, row, _ in rows(evidence, scores, torch.zeros(len(scores))):
-        mine = [w for w, s in enumerate(evidence.layout.sample.tolist()) if s == int(evidence.layout.sample[v])]
-        every = [x for w in mine for x in scores[w].tolist() if x > -math.inf]
+        views = [w for w, s in enumerate(evidence.layout.sample.tolist()) if s == int(evidence.layout.sample[v])]
+        every = [x for w in views for x in scores[w].tolist() if x > -math.inf]
         low, high = min(every), max(every)
         out[v] = [(x - low + 1e-6) / max(high - low, 1e-6) for x in row]
     return out
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_max_min_equals_its_twin_alone_and_after_important_ones(seed):
+def test_max_min_equals_its_reference_alone_and_after_important_ones(seed):
     evidence, scores, quota = drawn(seed)
     kept, mixed = MaxMin()(scores, quota, evidence), Mixed(MaxMin(), 0.4)(scores, quota, evidence)
     for v, row, k in rows(evidence, scores, quota):
@@ -127,8 +127,8 @@ def test_every_pick_of_coverage_adds_the_most(share):
         first = set(ranked(scores[v, :n].tolist(), range(n))[: int(n * share)])
         kept = set(first)
         for k in range(len(kept) + 1, n + 1):
-            more = _only(evidence, v, k - len(first))
-            now = Coverage().grow(_mask(evidence, v, first), more, scores, evidence)
+            count = _only(evidence, v, k - len(first))
+            now = Coverage().grow(_mask(evidence, v, first), count, scores, evidence)
             now = set(now[v].nonzero()[:, 0].tolist())
             assert len(now) == k
             assert now > kept
@@ -165,13 +165,13 @@ def test_dpp_fills_up_by_score_where_the_rank_is_used_up():
     evidence = replace(evidence, tokens=evidence.tokens.clone())
     evidence.tokens[0, :, 3:] = 0  # three directions among forty tokens: the authors' code repeats picks here
     kept = Dpp()(scores, torch.tensor([3, 0]), evidence)[0]
-    more = Dpp()(scores, torch.tensor([20, 6]), evidence)
-    assert more.sum(1).tolist() == [20, 6]
+    filled = Dpp()(scores, torch.tensor([20, 6]), evidence)
+    assert filled.sum(1).tolist() == [20, 6]
     others = ranked(scores[0].tolist(), set(range(40)) - set(kept.nonzero()[:, 0].tolist()))[:17]
-    assert more[0].nonzero()[:, 0].tolist() == sorted([*kept.nonzero()[:, 0].tolist(), *others])
+    assert filled[0].nonzero()[:, 0].tolist() == sorted([*kept.nonzero()[:, 0].tolist(), *others])
 
 
-def weeded_by_hand(row, alike, k, share):
+def deduplicated_by_hand(row, alike, k, share):
     order = ranked(row, range(len(row)))
     first, rest = order[: int(k * share)], order[int(k * share) :]
     want = k - len(first)
@@ -185,13 +185,13 @@ def weeded_by_hand(row, alike, k, share):
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.5, 1.0])
 @pytest.mark.parametrize("seed", range(4))
-def test_deduplicate_equals_its_twin_for_odd_counts_too(seed, share):
+def test_deduplicate_equals_its_reference_for_odd_counts_too(seed, share):
     samples = {1: [(5, 9), (3, 4)], 2: [(7, 5)]}
     evidence, scores, quota = drawn(seed, (HiddenStates(),), samples=samples)
     kept = Deduplicate(share)(scores, quota, evidence)
     for v, row, k in rows(evidence, scores, quota):
         alike = cosines(evidence[HiddenStates()][v, : len(row)])
-        assert kept[v].nonzero()[:, 0].tolist() == sorted(weeded_by_hand(row, alike, k, share))
+        assert kept[v].nonzero()[:, 0].tolist() == sorted(deduplicated_by_hand(row, alike, k, share))
 
 
 @pytest.mark.parametrize("levels", [0, 2])
@@ -201,7 +201,9 @@ def test_whole_rows_go_by_their_mean_and_the_last_by_its_tokens(seed, levels):
     kept = WholeRows()(scores, quota, evidence)
     for v, row, k in rows(evidence, scores, quota):
         line = evidence.layout.grid[v, : len(row), 0].tolist()
-        mean = {r: sum(x for x, own in zip(row, line, strict=True) if own == r) / line.count(r) for r in set(line)}
+        mean = {
+            r: sum(x for x, r_of_x in zip(row, line, strict=True) if r_of_x == r) / line.count(r) for r in set(line)
+        }
         order = sorted(range(len(row)), key=lambda j: (-mean[line[j]], line[j], -row[j], j))
         assert kept[v].nonzero()[:, 0].tolist() == sorted(order[:k])
 
@@ -227,11 +229,11 @@ def windowed_by_hand(row, shallow, grid, k, window, each):
 
 @pytest.mark.parametrize("each", ["floor", "ceil"])
 @pytest.mark.parametrize("seed", range(4))
-def test_local_global_equals_its_twin(seed, each):
+def test_local_global_equals_its_reference(seed, each):
     need = AttentionRows("cls", (2,))
     samples = {1: [(5, 9), (2, 2)], 2: [(4, 4)]}
     evidence, scores, quota = drawn(seed, (need,), samples=samples)
-    kept = LocalGlobal(2, 0.5, 2, each=each)(scores, quota, evidence)
+    kept = LocalGlobal(2, 0.5, layer=2, each=each)(scores, quota, evidence)
     for v, row, k in rows(evidence, scores, quota):
         shallow = evidence[need][0, v, :, : len(row)].mean(0).tolist()
         grid = evidence.layout.grid[v, : len(row)].tolist()
@@ -240,10 +242,10 @@ def test_local_global_equals_its_twin(seed, each):
 
 @pytest.mark.parametrize("seed", range(4))
 def test_outliers_come_first_and_redundant_tokens_last(seed):
-    needs = OutliersThenDraw(1, 0.8, seed).needs
+    needs = OutliersThenDraw(1, alike=0.8, seed=seed).needs
     evidence, scores, quota = drawn(seed, needs)
     scores[1, 3], scores[4, 10] = 9.0, 8.0
-    kept = OutliersThenDraw(1, 0.8, seed)(scores, quota, evidence)
+    kept = OutliersThenDraw(1, alike=0.8, seed=seed)(scores, quota, evidence)
     luck = Random(seed)(evidence)[0]
     for v, row, k in rows(evidence, scores, quota):
         n = len(row)
@@ -261,8 +263,8 @@ def test_outliers_come_first_and_redundant_tokens_last(seed):
 @pytest.mark.parametrize("selector", EVERY, ids=str)
 def test_equal_tokens_and_scores_fill_every_quota_without_repeating(selector):
     evidence = make_evidence(selector.needs, {1: [(3, 4), (1, 5)]})
-    ones = {need: torch.full_like(x, 0.5) for need, x in evidence.found.items()}
-    evidence = replace(evidence, tokens=torch.ones_like(evidence.tokens), found=ones)
+    readings = {need: torch.full_like(x, 0.5) for need, x in evidence.readings.items()}
+    evidence = replace(evidence, tokens=torch.ones_like(evidence.tokens), readings=readings)
     scores = torch.zeros(2, 12).masked_fill(~evidence.layout.valid, -torch.inf)
     for quota in ((0, 0), (1, 5), (7, 3), (12, 5)):
         kept = selector(scores, torch.tensor(quota), evidence)
@@ -283,8 +285,8 @@ def test_nan_at_padding_reaches_nothing():
                 x.movedim((axes.index("V"), axes.index("N")), (0, 1))[~valid] = torch.nan
             return x
 
-        found = {need: poisoned(x, need.axes) for need, x in evidence.found.items()}
-        evidence = replace(evidence, tokens=poisoned(evidence.tokens, "VNC"), found=found)
+        readings = {need: poisoned(x, need.axes) for need, x in evidence.readings.items()}
+        evidence = replace(evidence, tokens=poisoned(evidence.tokens, "VNC"), readings=readings)
         assert torch.equal(selector(scores, quota, evidence), want), selector
 
 
@@ -320,7 +322,7 @@ def test_greedy_picks_do_not_wait_for_the_device(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("make", "told"),
+    ("make", "message"),
     [
         (lambda: Mixed(TopK(), 1.5), r"important is a share of the quota and must lie in 0..1, got 1.5"),
         (lambda: Deduplicate(-0.1), "got -0.1"),
@@ -329,6 +331,6 @@ def test_greedy_picks_do_not_wait_for_the_device(monkeypatch):
         (lambda: LocalGlobal(each="round"), "each must be 'floor' or 'ceil', got 'round'"),
     ],
 )
-def test_nonsense_is_told(make, told):
-    with pytest.raises(ValueError, match=told):
+def test_invalid_options_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
         make()

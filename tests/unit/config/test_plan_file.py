@@ -37,7 +37,7 @@ from vtcframe.assets import bundled
 from vtcframe.config.parser import instantiate
 from vtcframe.config.plan_file import FILE, HINTS, load_plan, load_stages, save_plan
 from vtcframe.config.short_names import expand
-from vtcframe.core.stages import Pruner, plan_for, planned
+from vtcframe.core.stages import Pruner, plan_for, plan_from_stages
 from vtcframe.errors import UsageError
 from vtcframe.registry import entries
 from vtcframe.testing import make_inputs
@@ -115,11 +115,11 @@ def names(node):
 
 
 SEVERAL = {
-    "a nested pipeline": [Stage("projector", NESTED, Budget(64), "compact")],
+    "a nested pipeline": [Stage("projector", NESTED, Budget(64), positions="compact")],
     "two sites": [
         Stage("projector", VtcCls(last=3), Budget(ratio=0.5)),
         Stage("llm:2", NESTED, Budget(18), forget=0),
-        Stage("llm:3", FastV(layer=3), Budget(9), "compact", forget=1),
+        Stage("llm:3", FastV(layer=3), Budget(9), positions="compact", forget=1),
     ],
     "inside the encoder, made of parts that are not registered": [
         *EVit(blocks=(1, 2)).stages(Budget(72)),
@@ -132,14 +132,14 @@ SEVERAL = {
 
 @pytest.mark.parametrize("stages", SEVERAL.values(), ids=SEVERAL)
 def test_stages_read_back_the_same_here_and_in_the_yaml_of_predict(stages, tmp_path):
-    file = save_plan(planned(stages), tmp_path)
+    file = save_plan(plan_from_stages(stages), tmp_path)
     assert load_stages(tmp_path) == tuple(stages)
     config = expand({"stages": said(file)["stages"]}, {"stages": list[Stage] | None})
     assert instantiate({"stages": list[Stage] | None}, config) == {"stages": list(stages)}
 
 
 def test_the_file_says_what_one_would_write_by_hand(tmp_path):
-    file = save_plan(planned([Stage("projector", VtcCls(last=3), Budget(64))]), tmp_path / "made" / "here")
+    file = save_plan(plan_from_stages([Stage("projector", VtcCls(last=3), Budget(64))]), tmp_path / "made" / "here")
     assert said(file) == {
         "stages": [
             {
@@ -174,7 +174,7 @@ def test_what_is_not_registered_is_written_by_its_import_path_and_read_if_allowe
     inner = Brightest(first=Brightest(3.0))
     stages = [Stage("projector", Pipeline((inner,), Weighted((1.0,)), Even(), TopK()), Budget(7))]
     path = f"{__name__}.Brightest"
-    file = save_plan(planned(stages), tmp_path)
+    file = save_plan(plan_from_stages(stages), tmp_path)
     assert path in file.read_text()
     for trusted in ([path], path):
         assert load_stages(file, imports=trusted) == tuple(stages)
@@ -224,7 +224,7 @@ def test_what_cannot_be_read_back_is_not_written(tmp_path):
         (Cut(options=(torch.zeros(1),)), "cannot be written as YAML"),
         (Loose(options=("a",)), None),
     ):
-        plan = planned([Stage("projector", pruner, Budget(3))])
+        plan = plan_from_stages([Stage("projector", pruner, Budget(3))])
         if says is None:  # a class that adds no fields is as good as its base
             assert load_stages(save_plan(plan, tmp_path / "fine"), [f"{__name__}.Loose"]) == plan.stages
             continue
@@ -233,11 +233,11 @@ def test_what_cannot_be_read_back_is_not_written(tmp_path):
     with pytest.raises(
         ValueError, match="it would be loaded as"
     ):  # a kind of budget of its own: VScan itself can be written
-        save_plan(planned(VScan().stages(Budget(64))), tmp_path)
+        save_plan(plan_from_stages(VScan().stages(Budget(64))), tmp_path)
     assert not (tmp_path / FILE).exists()
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match="cannot write"):
-        save_plan(planned([Stage("projector", VtcCls(), Budget(3))]), tmp_path / "file")
+        save_plan(plan_from_stages([Stage("projector", VtcCls(), Budget(3))]), tmp_path / "file")
 
 
 # What its reader is told
@@ -303,7 +303,7 @@ def test_a_plugins_component_is_written_by_its_name_and_its_distribution_told(tm
         registry._scan.cache_clear()
         try:
             method = registry.find_entry("pruner", "MyOwnPruner").load()
-            file = save_plan(planned([Stage("projector", method(mine=5), Budget(3))]), tmp_path)
+            file = save_plan(plan_from_stages([Stage("projector", method(mine=5), Budget(3))]), tmp_path)
             assert said(file)["stages"][0]["pruner"]["name"] == "MyOwnPruner"
             assert said(file)["versions"]["strange-pruners"] == "2.3"
             assert load_stages(file)[0].pruner == method(mine=5)
@@ -327,7 +327,7 @@ def test_a_name_on_the_hub_is_looked_up_in_the_cache(tmp_path, monkeypatch):
     repo = tmp_path / "models--somebody--pruned"
     (repo / "refs").mkdir(parents=True)
     (repo / "refs" / "main").write_text(commit)
-    want = planned([Stage("projector", VtcCls(), Budget(3))])
+    want = plan_from_stages([Stage("projector", VtcCls(), Budget(3))])
     save_plan(want, repo / "snapshots" / commit)
     monkeypatch.setattr("transformers.utils.hub.TRANSFORMERS_CACHE", str(tmp_path), raising=False)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))

@@ -38,7 +38,7 @@ ALL_KINDS = (
 
 
 @pytest.mark.parametrize(
-    ("options", "error", "says"),
+    ("options", "error", "message"),
     [
         ({}, ValueError, "exactly one"),
         ({"tokens": 3, "ratio": 0.5}, ValueError, "exactly one"),
@@ -53,8 +53,8 @@ ALL_KINDS = (
         ({"tokens": 3, "per": "batch"}, ValueError, "'batch'"),
     ],
 )
-def test_a_budget_that_makes_no_sense_is_refused(options, error, says):
-    with pytest.raises(error, match=says):
+def test_an_invalid_budget_is_refused(options, error, message):
+    with pytest.raises(error, match=message):
         Budget(**options)
 
 
@@ -63,7 +63,7 @@ def test_a_budget_takes_the_numbers_of_other_libraries():
     assert Budget(ratio=np.float32(0.5)).total(make_layout({1: [(2, 3)]})).tolist() == [3]
 
 
-def test_a_budget_counts_for_samples_images_or_views_and_never_more_than_there_is():
+def test_a_budget_counts_for_samples_images_or_views_and_never_exceeds_the_tokens():
     layout = make_layout({1: [(2, 2)], 2: [(2, 3), (5, 5)], 3: []})
     assert Budget(5).total(layout).tolist() == [4, 5, 0]
     assert Budget(10**9).total(layout).tolist() == [4, 31, 0]
@@ -96,9 +96,9 @@ def test_reading_fills_a_views_own_columns_in_the_order_of_its_tokens():
     assert reading_order(column).tolist() == [[3, 5, 9, -1], [4, -1, -1, -1]]
 
 
-def test_joined_puts_all_views_of_a_sample_in_one_row_in_reading_order():
+def test_join_views_puts_all_views_of_a_sample_in_one_row_in_reading_order():
     evidence = make_evidence((NEED, ClassToken()))
-    rows = evidence.joined()
+    rows = evidence.join_views()
     assert rows.layout.count.tolist() == [144, 432, 0, 360]
     assert all((c[c >= 0].diff() == 1).all() for c in rows.layout.column)
     assert torch.equal(rows[NEED][:, 1, :, 72:216], evidence[NEED][:, 2, :, :144])
@@ -107,29 +107,29 @@ def test_joined_puts_all_views_of_a_sample_in_one_row_in_reading_order():
         rows[ClassToken()]
 
 
-def test_joined_interleaves_views_that_the_prompt_stitches_row_by_row():
+def test_join_views_interleaves_views_that_the_prompt_stitches_row_by_row():
     layout = make_layout({7: [(2, 2), (2, 2)]})
     stitched = replace(layout, column=torch.tensor([[0, 1, 4, 5], [2, 3, 6, 7]]))
     tokens = torch.arange(8.0).view(2, 4, 1)
-    assert Evidence(tokens, stitched).joined().tokens[0, :, 0].tolist() == [0, 1, 4, 5, 2, 3, 6, 7]
+    assert Evidence(tokens, stitched).join_views().tokens[0, :, 0].tolist() == [0, 1, 4, 5, 2, 3, 6, 7]
 
 
 def test_centres_stay_where_they_were_when_tokens_leave_or_views_are_joined():
     evidence = make_evidence((), {1: [(4, 6)], 2: [(2, 2), (2, 2)]})
     kept = RandomPruner()(evidence, Budget(3))
-    later = evidence.after(kept).layout
+    later = evidence.restrict_to(kept).layout
     for m, n in enumerate(kept.place[0].tolist()):
         assert torch.equal(later.centre[0, m], evidence.layout.centre[0, n])
-    joined = evidence.joined().layout
+    joined = evidence.join_views().layout
     assert torch.equal(joined.centre[0], evidence.layout.centre[0])
     assert torch.equal(joined.centre[1, :8], evidence.layout.centre[1:, :4].flatten(0, 1))
     assert joined.centre[1, 8:].isnan().all()
 
 
-def test_after_knows_only_the_tokens_that_are_left_in_the_order_of_pruned():
+def test_restrict_to_keeps_only_the_remaining_tokens_in_the_order_of_pruned():
     evidence = make_evidence((NEED,))
     pruned = VtcCls(last=2)(evidence, Budget(ratio=0.5))
-    later = evidence.after(pruned)
+    later = evidence.restrict_to(pruned)
     assert torch.equal(later.tokens, pruned.tokens)
     assert torch.equal(later.layout.column, pruned.column)
     place = pruned.place[1, 5]
@@ -151,7 +151,7 @@ def test_evidence_saves_and_loads_all_kinds(tmp_path, structural):
     evidence.save(tmp_path / "evidence.safetensors")
     loaded = Evidence.load(tmp_path / "evidence.safetensors")
     assert torch.equal(loaded.tokens, evidence.tokens)
-    assert list(loaded.found) == list(ALL_KINDS)
+    assert list(loaded.readings) == list(ALL_KINDS)
     assert all(torch.equal(loaded[need], evidence[need]) for need in ALL_KINDS)
     for part in ("layout", "structural"):
         a, b = getattr(loaded, part), getattr(evidence, part)
@@ -178,8 +178,8 @@ def test_kept_and_column_follow_from_place_and_a_sequence_is_read_in_its_order()
     pruned = Pruned(tokens[:, place[0]], place, torch.zeros(1, 8), layout)
     assert pruned.kept[0].nonzero()[:, 0].tolist() == [1, 3, 6]
     assert pruned.column.tolist() == [[11, 6, 8, -1]]
-    read, column = pruned.sequence(0)
-    assert read[:, 0].tolist() == [6, 1, 3]
+    tokens_read, column = pruned.sequence(0)
+    assert tokens_read[:, 0].tolist() == [6, 1, 3]
     assert column.tolist() == [11, 6, 8]
 
 
@@ -201,9 +201,9 @@ def test_needs_of_any_imported_module_are_saved_and_loaded(tmp_path):
     evidence = make_evidence(needs)
     evidence.save(tmp_path / "evidence.safetensors")
     loaded = Evidence.load(tmp_path / "evidence.safetensors")
-    assert tuple(loaded.found) == needs
+    assert tuple(loaded.readings) == needs
     assert all(torch.equal(loaded[need], evidence[need]) for need in needs)
-    assert isinstance(next(iter(loaded.found)), Entropy)
+    assert isinstance(next(iter(loaded.readings)), Entropy)
 
 
 def test_a_need_of_a_module_that_is_not_imported_is_an_error_naming_it_and_nothing_is_imported():

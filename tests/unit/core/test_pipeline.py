@@ -54,7 +54,7 @@ def test_a_score_that_is_not_finite_is_an_error_naming_the_sample(value, ensembl
         Pipeline((ClsAttention(1), Random()), ensembler, Even(), TopK())(evidence, Budget(3))
 
 
-def test_what_lies_at_padding_does_not_matter():
+def test_padding_does_not_matter():
     need = ClsAttention(1).needs[0]
     evidence = make_evidence((need,))
     want = VtcCls(last=1)(evidence, Budget(9))
@@ -93,7 +93,7 @@ def test_without_scorers_every_score_is_zero():
 
 @dataclass(frozen=True)
 class Summary(Merger):
-    """The mean of what is dropped, in the first dropped token's place."""
+    """The mean of the dropped tokens, in the first dropped token's place."""
 
     def slots(self, quota, layout):
         return (quota > 1).long()
@@ -104,11 +104,11 @@ class Summary(Merger):
         mean = (evidence.tokens * drop[..., None]).sum(1) / drop.sum(1, keepdim=True).clamp(min=1)
         first = drop.argmax(1)
         tokens = evidence.tokens.clone()
-        made = slots.bool() & drop.any(1)
-        tokens[made, first[made]] = mean[made]
-        taken = kept.clone()
-        taken[made, first[made]] = True
-        return gather(taken, kept.sum(1) + made, scores, Evidence(tokens, evidence.layout))
+        adds_token = slots.bool() & drop.any(1)
+        tokens[adds_token, first[adds_token]] = mean[adds_token]
+        kept_or_new = kept.clone()
+        kept_or_new[adds_token, first[adds_token]] = True
+        return gather(kept_or_new, kept.sum(1) + adds_token, scores, Evidence(tokens, evidence.layout))
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ class Half(Allocator):
         return evidence.layout.count // 2
 
 
-def test_a_mergers_slots_come_off_the_budget_or_without_one_on_top():
+def test_slots_of_a_merger_count_in_the_budget_or_are_added_without_a_budget():
     check_merger(Summary())
     pipeline = Pipeline((Random(),), Mean(), Even(), TopK(), Summary())
     check_pruner(pipeline)
@@ -132,7 +132,7 @@ def test_a_mergers_slots_come_off_the_budget_or_without_one_on_top():
     check_pruner(adaptive, budgets=[None])
 
 
-def test_across_sample_spends_the_budget_where_the_scores_are_high():
+def test_across_sample_gives_the_budget_to_high_scores():
     need = ClsAttention(1).needs[0]
     evidence = make_evidence((need,), {1: [(2, 2), (2, 2)]})
     evidence[need][:, 1] += 1
@@ -144,7 +144,7 @@ def test_across_sample_spends_the_budget_where_the_scores_are_high():
         Pipeline((), Mean(), Even(), TopK(), across="batch")
 
 
-def test_a_pruner_acts_at_the_projector_unless_it_says_otherwise():
+def test_a_pruner_acts_at_the_projector_by_default():
     assert PLAIN.stages(Budget(3)) == (Stage("projector", PLAIN, Budget(3)),)
     assert VtcCls().stages(None) == (Stage("projector", VtcCls()),)
 
@@ -162,7 +162,7 @@ def test_sites_that_do_not_exist_are_refused(at):
         Stage("projector", PLAIN, positions="half")
 
 
-def test_a_method_of_several_stages_is_no_pruner_of_one():
+def test_a_method_of_several_stages_cannot_act_at_a_single_stage():
     @dataclass(frozen=True)
     class Twice(Method):
         def stages(self, budget):

@@ -108,7 +108,7 @@ def test_received_is_the_mean_over_the_rows_of_patches(name, elements):
     want = received_by_hand(call, sees, real)
     close(ReceivedAttention(skip=SKIP)(call), want[..., SKIP:])
     close(ReceivedAttention(skip=SKIP, pool=PatchGroups(4))(call), grouped(want))
-    close(ReceivedAttention("mean", SKIP, PatchGroups(4))(call), grouped(want).mean(1, keepdim=True))
+    close(ReceivedAttention(heads="mean", skip=SKIP, pool=PatchGroups(4))(call), grouped(want).mean(1, keepdim=True))
     assert not ReceivedAttention(skip=SKIP)(call)[(~real)[:, None, SKIP:].expand(2, 4, -1)].any()
 
 

@@ -10,7 +10,7 @@ from transformers import SiglipVisionConfig
 from support.encoder_stages import GREEDY, OPENED, RANDOM, at, taken, within
 from support.models import SERVED, backbone
 from vtcframe import Budget, Stage, VtcCls, adapter_for, compress
-from vtcframe.core.stages import Plan, planned
+from vtcframe.core.stages import Plan, plan_from_stages
 from vtcframe.methods.diffrate import DiffRate
 from vtcframe.methods.evit import EVit
 from vtcframe.methods.tome import ToMe
@@ -72,7 +72,7 @@ def test_a_pruner_that_joins_views_is_none_of_an_encoder():
     ("sites", "says"),
     [
         (["encoder:1", "encoder:0"], "in the order in which they act"),
-        (["encoder:1", "encoder:1"], "one a block"),
+        (["encoder:1", "encoder:1"], "one for each block"),
         (["projector", "encoder:1"], "in the order in which they act"),
         (["projector", "projector"], "once at 'projector'"),
         (["encoder:0", "cache"], "act at encoder:0, cache: this version"),
@@ -81,14 +81,17 @@ def test_a_pruner_that_joins_views_is_none_of_an_encoder():
 )
 def test_plans_that_cannot_be_run_are_refused(sites, says):
     with pytest.raises(ValueError, match=says):
-        planned(at(*sites))
+        plan_from_stages(at(*sites))
 
 
 def test_a_plan_is_named_after_its_method_or_its_pruners():
     method = ToMe(blocks=(0, 1))
-    plan = planned(method.stages(Budget(4)), method)
+    plan = plan_from_stages(method.stages(Budget(4)), method)
     assert (str(plan), plan.budget, plan.needs) == (str(method), Budget(4), ())
-    assert str(planned([*at("encoder:1"), Stage("projector", VtcCls(2), Budget(3))])) == f"{RANDOM} + VtcCls(last=2)"
+    assert (
+        str(plan_from_stages([*at("encoder:1"), Stage("projector", VtcCls(2), Budget(3))]))
+        == f"{RANDOM} + VtcCls(last=2)"
+    )
     assert isinstance(plan, Plan)
     assert str(ToMe()) == "ToMe(r=16, inflect=0.0, blocks=0-22)".replace("r=16, ", "r=16, ")
     assert str(EVit()) == "EVit(blocks=(3, 6, 9), keep=0.7, fuse=True, query=cls)"

@@ -10,7 +10,7 @@ from vtcframe import Budget, VtcCls, compress
 from vtcframe.adapters.base import adapter_for
 from vtcframe.components.scorers import ClsAttention, Random, TextAttention
 from vtcframe.core.needs import AttentionRows, HiddenStates, TextTokens
-from vtcframe.core.stages import Stage, planned
+from vtcframe.core.stages import Stage, plan_from_stages
 from vtcframe.testing.laws.adapters import inputs_for
 from vtcframe.testing.laws.llm import prepare
 from vtcframe.testing.tiny_models.other_families import BACKBONES
@@ -41,7 +41,7 @@ def test_positions_of_new_tokens_follow_the_prompt_and_never_the_length_of_a_cac
     length, cache = inputs["input_ids"].shape[1], DynamicCache()
     generate_options = GREEDY | {"min_new_tokens": 4, "past_key_values": cache}
     stages = [at(2, TextAttention(-1), forget=0), at(3, TextAttention(-1), tokens=1, positions="compact")]
-    passage = prepare(adapter_for(model), inputs, planned(stages))
+    passage = prepare(adapter_for(model), inputs, plan_from_stages(stages))
     with passage:  # hooks run in the order in which they were made: these see what the stages hand on
         hooks = [
             layer.register_forward_pre_hook(
@@ -69,7 +69,7 @@ def test_scores_are_float32_where_the_model_is_not():
     model, processor = BACKBONES["llava"]()  # its own: there is no way back from half precision
     half = model.to(torch.bfloat16)
     inputs, keeper = inputs_for(half, processor, SAMPLES["one"]), Keeper(AttentionRows("last", (1,), tower="llm"))
-    passage = prepare(adapter_for(half), inputs, planned([Stage("llm:2", keeper)]))
+    passage = prepare(adapter_for(half), inputs, plan_from_stages([Stage("llm:2", keeper)]))
     with passage, torch.autocast("cpu", torch.bfloat16):
         half.generate(**passage.generate_kwargs, max_new_tokens=1)
     assert keeper.seen[keeper.asked[0]].dtype == torch.float32
@@ -81,7 +81,7 @@ def test_half_precision_would_make_one_score_of_many_and_float32_does_not():
     scores = torch.rand(576, generator=torch.Generator().manual_seed(0))
     assert len((scores.half() + torch.tensor(-65504.0).half()).unique()) == 1
     evidence, *_ = shown("llava", [AttentionRows("last", (1,), tower="llm", heads="mean")], samples="one")
-    (attention_weights,) = evidence.found.values()
+    (attention_weights,) = evidence.readings.values()
     assert attention_weights.dtype == torch.float32
     assert len(attention_weights.unique()) == attention_weights.numel()
 
@@ -117,7 +117,7 @@ def test_what_is_not_there_yet_cannot_be_asked(llava, need):
 @pytest.mark.parametrize(
     ("at_", "options", "says"),
     [
-        ("llm:0", {}, "nothing of the language model is run before layer 0"),
+        ("llm:0", {}, "no layer of the language model runs before"),
         ("llm:2", {"forget": 2}, "forget names a layer before K"),
         ("projector", {"forget": 0}, "forget names a layer before K"),
     ],
@@ -163,7 +163,7 @@ def test_a_static_cache_is_refused(llava):
 def test_a_prompt_that_is_read_twice_is_an_error_and_leaves_nothing_behind(llava):
     model, processor = llava
     inputs = inputs_for(model, processor, SAMPLES["one"])
-    passage = prepare(adapter_for(model), inputs, planned(LAYOUTS["FastV"]))
+    passage = prepare(adapter_for(model), inputs, plan_from_stages(LAYOUTS["FastV"]))
     with passage, pytest.raises(ValueError, match="need a cache"):
         model.generate(**passage.generate_kwargs, max_new_tokens=3, min_new_tokens=3, use_cache=False)
 
@@ -176,7 +176,7 @@ def test_a_stage_is_told_what_towers_showed_of_the_tokens_left():
     passage = prepare(
         adapter,
         inputs,
-        planned([Stage("projector", VtcCls(1), Budget(5)), at(1, Random(), tokens=3), Stage("llm:2", keeper)]),
+        plan_from_stages([Stage("projector", VtcCls(1), Budget(5)), at(1, Random(), tokens=3), Stage("llm:2", keeper)]),
     )
     with passage:
         model.generate(**passage.generate_kwargs, max_new_tokens=1)

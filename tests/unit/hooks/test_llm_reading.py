@@ -95,7 +95,7 @@ def test_text_attention_is_that_of_the_eager_model(family, layer):
 
 def test_raters_are_few_where_some_text_stands_out():
     evidence, *_ = shown("llava", [RaterAttention((1,)), AttentionRows("text", (1,), tower="llm")])
-    rated, text = (evidence[need] for need in evidence.found)
+    rated, text = (evidence[need] for need in evidence.readings)
     assert not torch.allclose(rated[0, 0], text[0, 0], atol=1e-4)
 
 

@@ -210,7 +210,7 @@ def test_the_model_and_the_inputs_are_as_they_were(ready):
 
 def test_positions_come_with_a_stage(ready):
     compressed, inputs = ready
-    stages = [Stage("projector", VtcCls(2), Budget(5), positions) for positions in ("original", "compact")]
+    stages = [Stage("projector", VtcCls(2), Budget(5), positions=positions) for positions in ("original", "compact")]
     model = compressed.model
     answers = [compress(model, stages=[stage]).generate(**inputs, **GREEDY) for stage in stages]
     assert torch.equal(answers[0], compressed.generate(**inputs, **GREEDY))

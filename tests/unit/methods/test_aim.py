@@ -11,7 +11,7 @@ from support.models import SERVED, backbone
 from vtcframe import Budget, adapter_for, compress
 from vtcframe.core.kernel_call import KernelCall
 from vtcframe.core.pipeline import gather
-from vtcframe.core.stages import Pruner, Stage, planned
+from vtcframe.core.stages import Pruner, Stage, plan_from_stages
 from vtcframe.methods.aim import (
     Aim,
     AttentionPageRank,
@@ -244,7 +244,7 @@ def test_stages_are_those_published_and_follow_their_fields():
     assert [stage.at for stage in stages] == ["projector", *(f"llm:{layer}" for layer in range(15, 23))]
     assert {stage.positions for stage in stages} == {"original"}
     assert {stage.budget for stage in stages} == {Budget(ratio=0.25)}
-    assert planned(stages).budget == Budget(ratio=0.25)
+    assert plan_from_stages(stages).budget == Budget(ratio=0.25)
     stages = Aim(first=1, span=2, temperature=0.5, steps=3, positions="compact").stages(Budget(9))
     assert [(stage.at, stage.positions, stage.budget) for stage in stages] == [
         ("projector", "compact", Budget(9)),
@@ -265,11 +265,11 @@ def stepwise(stages, samples, budget):
     evidence, counts = make_evidence((), samples), []
     counts.append(evidence.layout.total(evidence.layout.count).tolist())
     for stage in stages:
-        made = make_evidence(stage.pruner.needs, samples).found
+        made = make_evidence(stage.pruner.needs, samples).readings
         evidence = replace(
-            evidence, found={need: x[..., : evidence.layout.column.shape[1]] for need, x in made.items()}
+            evidence, readings={need: x[..., : evidence.layout.column.shape[1]] for need, x in made.items()}
         )
-        evidence = evidence.after(stage.pruner(evidence, budget))
+        evidence = evidence.restrict_to(stage.pruner(evidence, budget))
         counts.append(evidence.layout.total(evidence.layout.count).tolist())
     return counts, evidence
 

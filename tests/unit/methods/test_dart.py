@@ -38,14 +38,14 @@ def test_laws_of_the_method_hold(method):
 def quiet(samples=None, said=SAID):
     """Evidence whose samples have a number of text tokens each, some of them none."""
     evidence = make_evidence(Dart().needs, **({} if samples is None else {"samples": samples}))
-    found = dict(evidence.found)
+    found = dict(evidence.readings)
     for need in (TextTokens(KEYS), TextTokens(STATES)):
         found[need] = found[need].clone() - 0.5
         for p, count in enumerate(said):
             found[need][p, count:] = math.nan
     valid = evidence.layout.valid
     found[STATES] = (found[STATES] - 0.5).masked_fill(~valid[..., None], 1e4)
-    return replace(evidence, found=found)
+    return replace(evidence, readings=found)
 
 
 def cosine(a, b):
@@ -73,7 +73,7 @@ def twin(lengths, states, text_lengths, text_states, quota, image, text):
 def test_dart_equals_its_twin(image, text, tokens):
     samples = {11: [(5, 6)], 29: [(4, 4), (6, 6)], 31: [], 47: [(3, 3)]}
     evidence = quiet(samples)
-    pruned, joined = Dart(2, image, text)(evidence, Budget(tokens)), evidence.joined()
+    pruned, joined = Dart(2, image, text)(evidence, Budget(tokens)), evidence.join_views()
     for p, count in enumerate(joined.layout.count.tolist()):
         lengths = joined[KEYS][0, p, :, :count].abs().sum((0, 2)).tolist()
         said = slice(0, SAID[p])
@@ -92,22 +92,22 @@ def test_dart_equals_its_twin(image, text, tokens):
 def test_text_pivots_matter_and_its_padding_does_not():
     evidence = quiet()
     kept = Dart()(evidence, Budget(20)).kept
-    some = {need: x.clone() for need, x in evidence.found.items()}
+    some = {need: x.clone() for need, x in evidence.readings.items()}
     some[TextTokens(STATES)][0, :6] = some[TextTokens(STATES)][0, :6].flip(0)
-    other = Dart()(replace(evidence, found=some), Budget(20)).kept
+    other = Dart()(replace(evidence, readings=some), Budget(20)).kept
     assert not torch.equal(kept[0], other[0])
     assert torch.equal(kept[1:], other[1:])
     longer = {
         need: torch.cat([x, torch.full_like(x, math.nan)], 1) if isinstance(need, TextTokens) else x
-        for need, x in evidence.found.items()
+        for need, x in evidence.readings.items()
     }
-    assert torch.equal(Dart()(replace(evidence, found=longer), Budget(20)).kept, kept)
+    assert torch.equal(Dart()(replace(evidence, readings=longer), Budget(20)).kept, kept)
 
 
 def test_no_text_at_all_leaves_the_rest_to_visual_pivots():
     evidence = quiet()
-    none = {need: x[:, :0] if isinstance(need, TextTokens) else x for need, x in evidence.found.items()}
-    pruned = Dart()(replace(evidence, found=none), Budget(20))
+    none = {need: x[:, :0] if isinstance(need, TextTokens) else x for need, x in evidence.readings.items()}
+    pruned = Dart()(replace(evidence, readings=none), Budget(20))
     assert torch.equal(pruned.kept, Dart(text_pivots=0)(evidence, Budget(20)).kept)
     assert pruned.total.tolist() == [20, 20, 0, 20]
 

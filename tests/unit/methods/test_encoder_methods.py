@@ -12,7 +12,7 @@ from support.models import backbone
 from vtcframe import Budget, RandomPruner, VtcCls, adapter_for, compress
 from vtcframe.assets import bundled
 from vtcframe.components.mergers import Fuse
-from vtcframe.core.token_merging import fuse_attention, merge, sizes
+from vtcframe.core.token_merging import fuse_attention, merge, token_sizes
 from vtcframe.data.decode import load_sample
 from vtcframe.data.formats import read_samples
 from vtcframe.data.progress import RunProgress
@@ -102,7 +102,7 @@ def test_merge_leaves_single_tokens_as_they_are_bit_for_bit_and_padding_out():
     real = merged.place >= 0
     assert torch.equal(merged.tokens[real], evidence.tokens[evidence.layout.valid])
     assert (merged.tokens[~real] == 0).all()
-    assert torch.equal(sizes(evidence), torch.ones_like(weight))
+    assert torch.equal(token_sizes(evidence), torch.ones_like(weight))
     assert (merged.scores[~evidence.layout.valid] == -torch.inf).all()
 
 

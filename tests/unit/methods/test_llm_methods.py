@@ -9,7 +9,7 @@ import torch
 from support.llm_methods import DIMS, LAST, ONCE, SINKLESS
 from vtcframe import AttentionRows, Budget
 from vtcframe.components.scorers import KeyNorm, TextAttention
-from vtcframe.core.stages import planned
+from vtcframe.core.stages import plan_from_stages
 from vtcframe.methods.fastv import FastV
 from vtcframe.methods.pyramiddrop import GeometricSchedule, PyramidDrop
 from vtcframe.methods.sink_filter import DemoteSinks, SinkFilter
@@ -55,7 +55,7 @@ def rank(scores, quota):
 @pytest.mark.parametrize("budget", [Budget(20), Budget(ratio=0.25)])
 def test_fastv_equals_its_twin(budget):
     evidence = make_evidence((LAST,))
-    pruned, joined = FastV()(evidence, budget), evidence.joined()
+    pruned, joined = FastV()(evidence, budget), evidence.join_views()
     for p, total in enumerate([144, 432, 0, 360]):
         scores = joined[LAST][0, p, 0, :total].tolist()
         quota = min(total, 20) if budget.ratio is None else round(total * 0.25)
@@ -68,13 +68,13 @@ def through(stages, samples):
     for stage in stages:
         made = make_evidence(stage.pruner.needs, samples)
         if seen:  # what was made for all tokens, of those that are left
-            made = made.joined()
+            made = made.join_views()
             place = torch.where(evidence.layout.valid, evidence.layout.column - 5, -1)
-            take = {need: x.gather(3, place.clamp(min=0)[None, :, None]) for need, x in made.found.items()}
-            evidence = replace(evidence, found={**evidence.found, **take})
+            take = {need: x.gather(3, place.clamp(min=0)[None, :, None]) for need, x in made.readings.items()}
+            evidence = replace(evidence, readings={**evidence.readings, **take})
         else:
             evidence = made
-        evidence = evidence.after(stage.pruner(evidence, stage.budget))
+        evidence = evidence.restrict_to(stage.pruner(evidence, stage.budget))
         seen.append([row[row >= 0].tolist() for row in evidence.layout.column])
     return seen
 
@@ -161,5 +161,5 @@ def test_lists_are_as_good_as_tuples():
 
 
 def test_plans_say_the_method_and_not_its_steps():
-    plan = planned(PyramidDrop().stages(Budget(ratio=0.125)), PyramidDrop())
+    plan = plan_from_stages(PyramidDrop().stages(Budget(ratio=0.125)), PyramidDrop())
     assert str(plan) == "PyramidDrop(layers=(8, 16, 24), ratios=(0.5, 0.25, 0.125), positions='original')"

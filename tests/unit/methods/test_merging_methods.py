@@ -49,9 +49,9 @@ def test_the_sample_of_prumerge_plus_is_even_among_what_is_not_chosen_by_score(q
 def test_a_class_token_stands_for_every_patch_of_a_token():
     merger = Contextual(0.0, class_token=True)
     evidence, kept, scores = drawn(merger.needs, 0)
-    found = dict(evidence.found) | {ClassToken(): evidence[ClassToken()][:, :3]}
+    found = dict(evidence.readings) | {ClassToken(): evidence[ClassToken()][:, :3]}
     pruned = merger(
-        kept, kept.sum(1) * 0 + 1, scores, replace(evidence, found=found, project=lambda features: features)
+        kept, kept.sum(1) * 0 + 1, scores, replace(evidence, readings=found, project=lambda features: features)
     )
     assert torch.equal(pruned.tokens[0, 0], found[ClassToken()][0].repeat(2))
 

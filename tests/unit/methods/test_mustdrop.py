@@ -9,7 +9,7 @@ import torch
 from support.models import SERVED, backbone
 from support.mustdrop import CLS, MEAN, MOST
 from vtcframe import Budget, adapter_for, compress
-from vtcframe.core.stages import planned
+from vtcframe.core.stages import plan_from_stages
 from vtcframe.methods.mustdrop import ClsKeySet, MustDrop, TextPeak, TextShare, Threshold, WindowMerge
 from vtcframe.testing import check_allocator, check_pruner, check_scorer, make_evidence
 from vtcframe.testing.laws.adapters import inputs_for
@@ -127,7 +127,7 @@ def test_attention_that_is_not_finite_is_an_error_that_names_the_sample(need):
 
 def test_no_attention_at_all_is_no_share():
     evidence = make_evidence((MEAN,))
-    evidence = replace(evidence, found={MEAN: torch.zeros_like(evidence[MEAN])})
+    evidence = replace(evidence, readings={MEAN: torch.zeros_like(evidence[MEAN])})
     assert TextShare()(evidence).eq(0).all()
 
 
@@ -162,7 +162,7 @@ def test_the_key_set_never_leaves_and_is_the_same_in_every_stage():
     whole = [144, 432, 0, 360]
     left, seen = evidence, set()
     for stage in stages:
-        left = left.after(stage.pruner(left))
+        left = left.restrict_to(stage.pruner(left))
         assert left.layout.total(left.layout.count).tolist() == [math.ceil(0.2 * n) for n in whole]
         seen.add(str(left.layout.column.tolist()))
     assert len(stages) == 4
@@ -187,7 +187,7 @@ def test_stages_are_those_published_and_follow_their_fields():
     assert (first.at, first.pruner, first.pruner.when) == ("encoder:0", WindowMerge(0.8, 3), "after")
     assert [(stage.at, stage.forget) for stage in inside] == [(f"llm:{k}", 2) for k in (3, 7, 11, 15)]
     assert {(stage.positions, stage.budget) for stage in (first, *inside)} == {("original", None)}
-    assert planned(MustDrop().stages(None)).needs == (CLS,)
+    assert plan_from_stages(MustDrop().stages(None)).needs == (CLS,)
     own = MustDrop(0.2, 0.3, [1, 4], 0.5, 0.1, False, True, "proxy", "compact").stages(None)
     assert [(stage.at, stage.forget, stage.positions) for stage in own] == [
         ("llm:1", 0, "compact"),

@@ -14,7 +14,7 @@ def test_sinks_rank_below_all_others_of_their_sample_and_keep_their_order():
     evidence = replace(evidence, tokens=evidence.tokens * 2 - 1)  # channels stand out on either side
     for shift in (0.0, -0.5, -7.0):  # scores need not be positive
         found = {LAST: evidence[LAST] + shift}
-        maps, plain = SINKLESS(replace(evidence, found=found))[0], found[LAST][0, :, 0]
+        maps, plain = SINKLESS(replace(evidence, readings=found))[0], found[LAST][0, :, 0]
         told = 0
         for p, views in enumerate([[0], [1, 2, 3], [], [4, 5]]):
             sinks, others = [], []
@@ -36,7 +36,7 @@ def test_sinks_rank_below_all_others_of_their_sample_and_keep_their_order():
 def test_sinks_of_zero_or_equal_scores_are_below_too():
     evidence = make_evidence((LAST,))
     for level in (0.0, 1e-8, 3.0, -2.0):
-        maps = SINKLESS(replace(evidence, found={LAST: torch.full_like(evidence[LAST], level)}))[0]
+        maps = SINKLESS(replace(evidence, readings={LAST: torch.full_like(evidence[LAST], level)}))[0]
         sinks = SINKLESS.sinks(evidence.tokens) & evidence.layout.valid
         assert sinks.any()
         assert (maps[sinks] < level).all()

@@ -10,7 +10,7 @@ from support.models import backbone
 from support.recorded_cases import layout_of
 from support.sparsevlm import RATED
 from vtcframe import Budget, compress
-from vtcframe.core.stages import planned
+from vtcframe.core.stages import plan_from_stages
 from vtcframe.methods.sparsevlm import Recycle, SparseVlm
 from vtcframe.testing import check_merger, check_pruner, make_evidence
 from vtcframe.testing.laws.adapters import inputs_for
@@ -76,7 +76,7 @@ def clustered(x, count):
 def test_recycle_equals_its_twin(share, tokens):
     pruner = SparseVlm(recycle=share).stages(Budget(64))[0].pruner
     evidence = make_evidence((RATED,), COUNTS)
-    pruned, joined = pruner(evidence, Budget(tokens)), evidence.joined()
+    pruned, joined = pruner(evidence, Budget(tokens)), evidence.join_views()
     for p, count in enumerate(joined.layout.count.tolist()):
         scores, x = joined[RATED][0, p, 0, :count].tolist(), joined.tokens[p, :count].tolist()
         rank = sorted(range(count), key=lambda i: (-scores[i], i))
@@ -99,12 +99,12 @@ def test_recycled_tokens_are_read_last_in_the_places_of_the_last_that_go():
     pruned = pruner(evidence, Budget(30))  # 58 go, of which 18 make 2
     tokens, columns = pruned.sequence(0)
     assert len(tokens) == 32
-    torch.testing.assert_close(tokens[:30], evidence.joined().tokens[0, pruned.place[0, :30]])
+    torch.testing.assert_close(tokens[:30], evidence.join_views().tokens[0, pruned.place[0, :30]])
     dropped = [n for n in range(88) if n not in pruned.place[0, :30].tolist()]
     assert columns.tolist() == [n + 5 for n in (*pruned.place[0, :30].tolist(), *dropped[-2:])]
     assert columns.tolist() != sorted(columns.tolist())
-    later = evidence.joined().after(pruned)
-    again = pruner(replace(later, found={RATED: -torch.arange(32.0)[None, None, None]}), Budget(31))
+    later = evidence.join_views().restrict_to(pruned)
+    again = pruner(replace(later, readings={RATED: -torch.arange(32.0)[None, None, None]}), Budget(31))
     assert again.place[0].tolist() == list(range(32))  # the last one goes, and one is made of it
     torch.testing.assert_close(again.tokens[0], tokens)
 
@@ -122,8 +122,8 @@ def test_in_a_pipeline_recycled_tokens_come_off_the_budget():
     pruned = replace(pipeline, merger=Recycle())(evidence, Budget(20))
     assert pruned.total.tolist() == [20, 20, 0, 1, 20]
     assert not torch.equal(pruned.tokens, pipeline(evidence, Budget(20)).tokens)
-    merger, count = Recycle(), evidence.joined().layout.count
-    slots = merger.slots(count.clamp(max=20), evidence.joined().layout)
+    merger, count = Recycle(), evidence.join_views().layout.count
+    slots = merger.slots(count.clamp(max=20), evidence.join_views().layout)
     assert slots.tolist() == [2, 2, 0, 0, 12]  # of 61, 32, 0, 0 and 380 that go
 
 
@@ -161,7 +161,7 @@ def test_versions_ask_differently():
     few = SparseVlm(version=2).stages(Budget(192))[0].pruner
     with pytest.raises(ValueError, match=r"heads=14.*has 4 heads only"):
         few(make_evidence(few.needs), Budget(20))
-    assert planned(first).llm == first
+    assert plan_from_stages(first).llm == first
     with pytest.raises(TypeError, match="acts at several stages"):
         SparseVlm().pipeline()
 

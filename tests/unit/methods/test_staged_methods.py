@@ -276,7 +276,7 @@ def test_holi_tom_merges_what_the_last_token_does_not_look_at(ratio):
         (lambda: MiniMonkeyScm(0).pipeline(), "ratio is the fraction of tokens kept"),
         (lambda: VScan().stages(None), "VScan shares out a budget"),
         (lambda: VScan(positions="new").stages(Budget(5)), "positions must be 'original' or 'compact'"),
-        (lambda: PruneVid(layer=0).stages(Budget(5)), "nothing of the language model is run before layer 0"),
+        (lambda: PruneVid(layer=0).stages(Budget(5)), "no layer of the language model runs before"),
     ],
 )
 def test_nonsense_is_told(make, told):

@@ -8,7 +8,7 @@ import torch
 from support.llm_methods import LAST, ONCE
 from support.models import backbone, exact_backbone, has_mrope
 from vtcframe import AttentionRows, Budget, adapter_for, compress
-from vtcframe.core.stages import planned
+from vtcframe.core.stages import plan_from_stages
 from vtcframe.methods.pyramiddrop import PyramidDrop
 from vtcframe.methods.visual_exit import DropAll, VisualExit
 from vtcframe.testing import check_restored, make_evidence
@@ -25,7 +25,7 @@ def test_all_visual_tokens_exit_at_a_fixed_layer():
     pruned = stage.pruner(make_evidence())
     assert pruned.tokens.shape == (6, 0, 8)
     assert pruned.total.tolist() == [0, 0, 0, 0]
-    left = make_evidence().after(pruned)
+    left = make_evidence().restrict_to(pruned)
     assert left.layout.count.tolist() == [0] * 6
     assert stage.pruner(left).total.tolist() == [0, 0, 0, 0]
 
@@ -42,21 +42,21 @@ def test_samples_exit_by_themselves_once_little_was_paid_for_long_enough():
             n = int(evidence.layout.count[v])
             paid[layer, v, 0, :n] = mass / n
     poisoned = paid.masked_fill(~evidence.layout.valid[None, :, None], torch.nan)
-    evidence = replace(evidence, found={need: poisoned})
+    evidence = replace(evidence, readings={need: poisoned})
     pruned = stage.pruner(evidence)
     assert pruned.total.tolist() == [0, 432, 0, 360]
     assert torch.equal(pruned.kept, evidence.layout.valid & (evidence.layout.sample > 0)[:, None])
     assert (pruned.scores[~evidence.layout.valid] == -torch.inf).all()
-    again = DropAll(0.3)(replace(make_evidence((LAST,)), found={LAST: poisoned[:1]}))
+    again = DropAll(0.3)(replace(make_evidence((LAST,)), readings={LAST: poisoned[:1]}))
     assert again.total.tolist() == [0, 432, 0, 0]
-    assert DropAll(0.5)(replace(make_evidence((LAST,)), found={LAST: poisoned[:1]})).total.tolist() == [0, 0, 0, 0]
+    assert DropAll(0.5)(replace(make_evidence((LAST,)), readings={LAST: poisoned[:1]})).total.tolist() == [0, 0, 0, 0]
 
 
 def test_attention_that_is_not_finite_lets_nobody_exit():
     paid = make_evidence((LAST,))[LAST].clone()
     paid[0, -1, 0, 3] = torch.nan
     with pytest.raises(ValueError, match=r"samples \[3\] is not finite"):
-        DropAll(0.3)(replace(make_evidence(), found={LAST: paid}))
+        DropAll(0.3)(replace(make_evidence(), readings={LAST: paid}))
 
 
 # On tiny models of four layers
@@ -95,7 +95,7 @@ def test_what_has_exited_is_hidden_from_later_layers(family):
     model, processor = backbone(family)
     inputs, options = inputs_for(model, processor, RAGGED), {"max_new_tokens": 3, "do_sample": False}
     options |= {"return_dict_in_generate": True, "output_logits": True}
-    adapter, plan = adapter_for(model, processor), planned(VisualExit((2,)).stages(None))
+    adapter, plan = adapter_for(model, processor), plan_from_stages(VisualExit((2,)).stages(None))
     passage = prepare(adapter, inputs, plan)
     with check_restored(model), passage:
         got = model.generate(**passage.generate_kwargs, **options)

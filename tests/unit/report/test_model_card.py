@@ -163,7 +163,10 @@ def _one(tmp_path, pruner, budget, stage):
 @pytest.mark.parametrize(
     ("method", "stage"),
     [
-        ("VtcCls(last=3)", Stage("projector", VtcCls(last=3), Budget(ratio=0.25), "compact")),  # not its own positions
+        (
+            "VtcCls(last=3)",
+            Stage("projector", VtcCls(last=3), Budget(ratio=0.25), positions="compact"),
+        ),  # not its own positions
         ("VtcCls(last=3) + VtcCls(last=1)", Stage("projector", VtcCls(last=3), Budget(ratio=0.25))),
         ("Stranger(last=3)", "Stage"),
         ("VtcCls(last=__import__('os'))", "Stage"),

@@ -7,7 +7,7 @@ import torch
 
 from support.predict_runs import predict, read, sample, taken
 from vtcframe import Budget, RandomPruner
-from vtcframe.core.stages import Stage, planned
+from vtcframe.core.stages import Stage, plan_from_stages
 from vtcframe.data.progress import RunProgress
 from vtcframe.drawing import sheet
 from vtcframe.errors import UsageError
@@ -98,7 +98,7 @@ def test_a_processor_of_another_model_fails_every_sample_and_says_so(monkeypatch
 
 def test_what_a_pruner_refuses_is_told(monkeypatch):
     predictor = predictor_of(monkeypatch, "qwen2_vl", RandomPruner())
-    plan = planned([Stage("projector", RandomPruner(), Budget(tokens=3), "compact")])
+    plan = plan_from_stages([Stage("projector", RandomPruner(), Budget(tokens=3), positions="compact")])
     predictor.sessions = [Session(predictor.adapter, plan)]
     with pytest.raises(UsageError, match=r"RandomPruner\(seed=0\) cannot prune some/checkpoint: .*use 'original'"):
         answered(predictor, sample("a", [draw(60, 90, 1)]))

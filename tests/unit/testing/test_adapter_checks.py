@@ -84,8 +84,8 @@ def test_check_adapter_fails_where_tokens_lie_elsewhere_in_their_view(monkeypatc
 def test_check_adapter_fails_where_a_sample_is_judged_by_its_batch(monkeypatch):
     def encode(original, adapter, inputs, arrangement, needs=()):
         evidence = original(adapter, inputs, arrangement, needs)
-        found = {need: x.roll(1, 1) if len(evidence.tokens) > 2 else x for need, x in evidence.found.items()}
-        return replace(evidence, found=found)
+        found = {need: x.roll(1, 1) if len(evidence.tokens) > 2 else x for need, x in evidence.readings.items()}
+        return replace(evidence, readings=found)
 
     with pytest.raises(AssertionError, match="keeps other tokens in a batch"):
         check_with(monkeypatch, "llava", ("encode", encode))

@@ -84,8 +84,8 @@ class Short(Scorer):
         (Fields, r"check an object that extends vtcframe.Scorer, not the class Fields itself"),
         (Mean(), r"check an object that extends vtcframe.Scorer, not a Mean"),
         (Fields(), r"Fields has fields but is no dataclass: write @dataclass\(frozen=True\)"),
-        (Short(), r"cannot be called as its kind is: .*: write def __call__\(self, evidence\)"),
-        (ByNeed(ClsAttention(1).needs[0]), "has a AttentionRows for its `needs`: return a tuple"),
+        (Short(), r"has a wrong signature: .*: write def __call__\(self, evidence\)"),
+        (ByNeed(ClsAttention(1).needs[0]), "has an AttentionRows for its `needs`: return a tuple"),
         (ByNeed((), lambda e: None), "returned None, not a tensor"),
         (
             ByNeed((), lambda e: e.tokens[..., 0]),
@@ -234,8 +234,8 @@ def test_check_pruner_fails_where_nan_passes():
         needs = ClsAttention(1).needs
 
         def __call__(self, evidence, budget=None):
-            found = {need: x.nan_to_num() for need, x in evidence.found.items()}
-            return VtcCls(last=1)(replace(evidence, found=found), budget)
+            found = {need: x.nan_to_num() for need, x in evidence.readings.items()}
+            return VtcCls(last=1)(replace(evidence, readings=found), budget)
 
     with pytest.raises(AssertionError, match="took NaN"):
         check_pruner(Swallows())

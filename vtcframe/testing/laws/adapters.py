@@ -57,7 +57,7 @@ def check_keep_all(
 ) -> None:
     """A budget that covers all gives the untouched answer; so does splicing everything, with bit-equal logits."""
     want = _ids(model.generate(**inputs, **options))
-    stage = Stage("projector", pruner, Budget(ratio=1.0), positions)
+    stage = Stage("projector", pruner, Budget(ratio=1.0), positions=positions)
     got = _ids(compress(model, stages=[stage]).generate(**inputs, **options))
     _hold(torch.equal(got, want), "keep all: compress answers otherwise than the untouched model")
     adapter = adapter_for(model)
@@ -102,7 +102,7 @@ def check_removed_is_masked(
     tolerance = relative_tolerance(model.dtype) if tolerance is None else tolerance
     distance = relative_distance(got[spliced["attention_mask"].bool()], want[kept])
     _hold(distance <= tolerance, f"removed = masked: logits are {distance:.1e} of the largest one apart")
-    stage = Stage("projector", pruner, budget, positions)
+    stage = Stage("projector", pruner, budget, positions=positions)
     answer = _ids(compress(model, stages=[stage]).generate(**inputs, **options))
     width = inputs["input_ids"].shape[1]
     want = _ids(model.generate(**reference, **options))[:, width:]
@@ -130,7 +130,7 @@ def check_alone(
     pruned = pruner(evidence, budget)
     spliced = adapter.splice(inputs, evidence, pruned, positions)
     logits = _logits(model, spliced)
-    stage = Stage("projector", pruner, budget, positions)
+    stage = Stage("projector", pruner, budget, positions=positions)
     compressed = compress(model, stages=[stage])
     answer = _ids(compressed.generate(**inputs, **options))[:, inputs["input_ids"].shape[1] :]
     for p, sample in enumerate(samples):

@@ -46,8 +46,8 @@ def check_scorer(scorer: Scorer) -> None:
 
     _check_alone_as_in_batch(scorer, needs, score)
     half = make_evidence(needs)
-    found = {need: x.bfloat16() if need.axes.endswith("C") else x for need, x in half.found.items()}
-    scores = _called(scorer, scorer, replace(half, tokens=half.tokens.bfloat16(), found=found))
+    found = {need: x.bfloat16() if need.axes.endswith("C") else x for need, x in half.readings.items()}
+    scores = _called(scorer, scorer, replace(half, tokens=half.tokens.bfloat16(), readings=found))
     _hold(scores.dtype == torch.float32, f"{scorer} gave {scores.dtype} of a bfloat16 model: end with .float()")
 
 
@@ -150,16 +150,16 @@ def check_pruner(pruner: Pruner, budgets: Iterable[Budget | None] = (Budget(20),
             _check_pruned(pruner, pruned, None if budget is None else budget.total(evidence.layout))
             _hold(len(pruned.place) in (len(evidence.layout.sample), len(evidence.layout.key)), f"{pruner} lost rows")
             return _scattered(
-                pruned, evidence if len(pruned.place) == len(evidence.layout.sample) else evidence.joined()
+                pruned, evidence if len(pruned.place) == len(evidence.layout.sample) else evidence.join_views()
             )
 
         _check_alone_as_in_batch(pruner, needs, prune, joined_too=False)
     evidence = make_evidence(needs)
     if needed := [need for need in needs if "N" in need.axes]:
-        found = {need: x.clone() for need, x in evidence.found.items()}
+        found = {need: x.clone() for need, x in evidence.readings.items()}
         found[needed[0]].movedim((needed[0].axes.index("V"), needed[0].axes.index("N")), (0, 1))[-1, 0] = torch.nan
         try:
-            pruner(replace(evidence, found=found), budgets[0])
+            pruner(replace(evidence, readings=found), budgets[0])
         except ValueError as error:
             _hold("3" in str(error), f"{pruner}: the error does not name sample 3: {error}")
         else:
@@ -198,15 +198,15 @@ def _check_alone_as_in_batch(
     needs = tuple(needs)
     for joined in (False, True) if joined_too else (False,):
         whole = make_evidence(needs)
-        whole = whole.joined() if joined else whole
+        whole = whole.join_views() if joined else whole
         layout = {field.name: getattr(whole.layout, field.name) for field in fields(whole.layout)}
-        with _unchanged(part, tokens=whole.tokens, **layout, **{str(need): x for need, x in whole.found.items()}):
+        with _unchanged(part, tokens=whole.tokens, **layout, **{str(need): x for need, x in whole.readings.items()}):
             together, again = call(whole), call(whole)
         valid = _rows_valid(together, whole)
         _hold(torch.equal(together[valid], again[valid]), f"{part} gave another result in a second call")
         for p, (key, grids) in enumerate(SAMPLES.items()):
             single = make_evidence(needs, {key: grids})
-            single = single.joined() if joined else single
+            single = single.join_views() if joined else single
             if not grids:
                 continue
             alone = call(single)
@@ -225,7 +225,7 @@ def _rows_of(out: Tensor, evidence: Evidence, sample: int) -> Tensor:
 
 
 def _rows_valid(out: Tensor, evidence: Evidence) -> Tensor:
-    return (evidence if len(out) == len(evidence.layout.sample) else evidence.joined()).layout.valid
+    return (evidence if len(out) == len(evidence.layout.sample) else evidence.join_views()).layout.valid
 
 
 def _scores(evidence: Evidence) -> Tensor:

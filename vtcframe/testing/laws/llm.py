@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vtcframe.adapters.base import Adapter, adapter_for
 from vtcframe.core.budget import Budget
-from vtcframe.core.stages import Plan, Stage, planned
+from vtcframe.core.stages import Plan, Stage, plan_from_stages
 from vtcframe.hooks.llm import LlmStages
 from vtcframe.inference.compressed import compress
 from vtcframe.inference.session import PrunedGeneration, Session
@@ -37,7 +37,7 @@ def check_llm_stages(
     """
     inputs = inputs_for(model, processor, samples, side)
     model.generate(**inputs, max_new_tokens=1)  # transformers installs hooks of its own in a first forward
-    adapter, plan = adapter_for(model, processor), planned(stages)
+    adapter, plan = adapter_for(model, processor), plan_from_stages(stages)
     with float64_throughout(model), check_restored(model):
         _check_keep_all(adapter, inputs, plan, options)
         _check_removed_is_masked(
@@ -57,8 +57,8 @@ def prepare(adapter: Adapter, inputs: Mapping[str, Any], plan: Plan) -> PrunedGe
 def _check_keep_all(adapter: Adapter, inputs: Mapping[str, Any], plan: Plan, options: Mapping[str, Any]) -> None:
     """Stages that act and drop nothing change no bit."""
     whole = [replace(stage, budget=Budget(ratio=1.0)) for stage in plan.stages]
-    passage = prepare(adapter, inputs, planned(whole))
-    plain = prepare(adapter, inputs, planned(whole)).generate_kwargs
+    passage = prepare(adapter, inputs, plan_from_stages(whole))
+    plain = prepare(adapter, inputs, plan_from_stages(whole)).generate_kwargs
     want, got = _answered(adapter, plain, options), _answered(adapter, passage.generate_kwargs, options, passage)
     _hold(torch.equal(got.sequences, want.sequences), "keep all: stages that drop nothing change the answer")
     _hold(all(map(torch.equal, got.logits, want.logits)), "keep all: logits are not bit-equal")

@@ -12,7 +12,13 @@ from vtcframe_consensus.scorers import Consensus
 class ConsensusPruner(Method):
     """`agreed` of the budget to what three blocks agree on, the rest to what stands for all other tokens."""
 
-    card = MethodCard("", "least [CLS] attention of three blocks", "top-k, then coverage", "gone", "ours")
+    card = MethodCard(
+        paper="",
+        signal="least [CLS] attention of three blocks",
+        selector="top-k, then coverage",
+        dropped="gone",
+        parity="ours",
+    )
     agreed: float = 0.75
 
     def pipeline(self) -> Pipeline:

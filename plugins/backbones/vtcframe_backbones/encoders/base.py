@@ -115,7 +115,7 @@ class Encoder(EncoderAdapter):
         with inside:
             self.vit.begin(pixels, self.site, inside.deepest)
         evidence = inside.evidence()
-        evidence = evidence.after(keep_all(evidence))
+        evidence = evidence.restrict_to(keep_all(evidence))
         if arrangement.structural is not None:
             prefix = inside.hidden[:, :k].flatten(0, 1)
             evidence = replace(evidence, structural=replace(arrangement.structural, tokens=prefix))
@@ -164,7 +164,10 @@ class Encoder(EncoderAdapter):
 
     def _readers(self, need: Need) -> list[tuple[int, Reader]]:
         """Return the blocks that serve a need, in the order of its layers, and readers; none for hidden states."""
-        kind, tokens = type(self.vit.module).__name__, EncoderTokens(self.vit.prefix, None, self.vit.has_class)
+        kind, tokens = (
+            type(self.vit.module).__name__,
+            EncoderTokens(self.vit.prefix, None, has_class=self.vit.has_class),
+        )
         if refusal := encoder_refusal(need, tokens):
             raise ValueError(f"{type(self).__name__} cannot gather {need} from {kind}: {refusal}")
         if not isinstance(need, AttentionNeed):
