@@ -31,7 +31,7 @@ def possible(case):
         return False
     if "compact" in case["layout"] and has_mrope(family):
         return False
-    if case["layout"] == "forgetting" and family == "gemma3":  # its sliding windows forget by themselves
+    if case["layout"] == "forgetting" and family == "gemma3":  # the KV cache of a sliding window evicts by itself
         return False
     # With beams transformers mixes the features of GLM-4.1V's samples up, untouched too: see test_more_families.
     return not (family == "glm4v" and case["options"] != GREEDY and case["samples"] != "one")

@@ -18,7 +18,7 @@ from vtcframe.core.need_bases import Need
 from vtcframe.core.pruned import Pruned
 from vtcframe.core.stages import Plan
 from vtcframe.hooks.llm import LlmStages
-from vtcframe.inference.checks import check_sites
+from vtcframe.inference.checks import check_language_model, check_sites
 from vtcframe.inference.kv_cache import kv_bytes
 from vtcframe.inference.outcome import Outcome
 from vtcframe.inference.stopwatch import Stopwatch
@@ -116,6 +116,7 @@ class Session:
     """
 
     def __init__(self, adapter: Adapter, plan: Plan | None = None) -> None:
+        check_language_model(adapter)
         if plan is not None:
             check_sites(adapter, plan)
         self.adapter, self.plan = adapter, plan

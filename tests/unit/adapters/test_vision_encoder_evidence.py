@@ -26,6 +26,8 @@ from vtcframe.components.ensemblers import Mean
 from vtcframe.components.scorers import ClsAttention
 from vtcframe.components.selectors import TopK
 from vtcframe.core.pipeline import Pipeline
+from vtcframe.core.stages import plan_for
+from vtcframe.inference.session import Session
 from vtcframe.testing import check_restored
 from vtcframe_backbones.encoders.extract import extract
 from vtcframe_backbones.encoders.open_clip import OpenClip
@@ -46,7 +48,7 @@ def eager(module, x):
 @pytest.mark.parametrize(
     ("library", "name"), [("timm", "class token and registers"), ("timm", "attention pooling"), ("open_clip", "tok")]
 )
-def test_evidence_equals_a_twin_from_the_blocks_own_inputs(library, name):
+def test_evidence_equals_a_reference_computed_from_the_inputs_of_each_block(library, name):
     model = timm_vit(name) if library == "timm" else clip(name)
     adapter, pixels = (Timm if library == "timm" else OpenClip)(model), pictures(2)
     k, inputs = adapter.vit.prefix, {}
@@ -71,14 +73,14 @@ def test_evidence_equals_a_twin_from_the_blocks_own_inputs(library, name):
     with torch.no_grad():
         for view in range(2):
             for at, block in enumerate((DEPTH - 2, 0)):  # the last block is behind the site: it does not feed
-                paid, key = eager(adapter.vit.blocks[block].attn, inputs[block][view])
-                assert torch.allclose(evidence[needs[0]][at, view], paid[:, k:, k:].mean(1), atol=1e-6)
+                weights, key = eager(adapter.vit.blocks[block].attn, inputs[block][view])
+                assert torch.allclose(evidence[needs[0]][at, view], weights[:, k:, k:].mean(1), atol=1e-6)
                 assert torch.allclose(evidence[needs[2]][at, view], key[:, k:], atol=1e-5)
                 if cls:
-                    assert torch.allclose(evidence[cls[0]][at, view], paid[:, 0, k:], atol=1e-6)
+                    assert torch.allclose(evidence[cls[0]][at, view], weights[:, 0, k:], atol=1e-6)
             if cls:
-                paid, _ = eager(adapter.vit.blocks[-1].attn, inputs[DEPTH - 1][view])
-                assert torch.allclose(evidence[cls[1]][0, view], paid[:, 0, k:], atol=1e-6)
+                weights, _ = eager(adapter.vit.blocks[-1].attn, inputs[DEPTH - 1][view])
+                assert torch.allclose(evidence[cls[1]][0, view], weights[:, 0, k:], atol=1e-6)
     assert evidence[needs[1]].shape == evidence[needs[0]].shape
     assert torch.equal(evidence[HiddenStates()], evidence.tokens)
 
@@ -98,7 +100,7 @@ def test_pictures_of_another_size_have_another_grid():
     assert torch.equal(got, untouched(adapter.model, pixels))
 
 
-def test_nothing_is_left_behind(adapter):
+def test_the_model_is_restored(adapter):
     model, pixels = adapter.model, pictures()
     before = untouched(model, pixels)
     pruner = VtcCls() if adapter.vit.has_class else RandomPruner()
@@ -107,14 +109,14 @@ def test_nothing_is_left_behind(adapter):
     assert torch.equal(untouched(model, pixels), before)
 
 
-def test_zero_shot_classification_with_all_patches_is_the_models_own():
+def test_zero_shot_classification_with_all_patches_equals_the_model():
     model, pixels = clip(), pictures(6)
     tokenizer = open_clip.SimpleTokenizer(context_length=12)
     words = model.encode_text(tokenizer(["a dog", "a cat", "two birds"]), normalize=True)
-    seen = F.normalize(extract(model, pixels, VtcCls(), ratio=1.0), dim=-1)
+    features = F.normalize(extract(model, pixels, VtcCls(), ratio=1.0), dim=-1)
     want = (model.encode_image(pixels, normalize=True) @ words.T).argmax(1)
-    assert torch.equal((seen @ words.T).argmax(1), want)
-    assert extract(model, pixels, VtcCls(), tokens=4).shape == seen.shape
+    assert torch.equal((features @ words.T).argmax(1), want)
+    assert extract(model, pixels, VtcCls(), tokens=4).shape == features.shape
 
 
 def test_extract_prunes_as_the_parts_do():
@@ -127,13 +129,13 @@ def test_extract_prunes_as_the_parts_do():
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "message"),
     [("test_convnext", "ConvNeXt"), ("test_resnet", "ResNet"), ("test_efficientnet", "EfficientNet")],
 )
-def test_models_of_timm_without_a_sequence_of_tokens_are_refused(name, said):
+def test_models_of_timm_without_a_sequence_of_tokens_are_refused(name, message):
     model = timm.create_model(name)
     assert Timm.matches(model)
-    with pytest.raises(ValueError, match=f"{said} cannot be pruned: only VisionTransformer"):
+    with pytest.raises(ValueError, match=f"{message} cannot be pruned: only VisionTransformer"):
         Timm(model)
 
 
@@ -158,17 +160,20 @@ def test_refusals_say_why():
             adapter.observe({"pixel_values": pixels}, [need])
     with pytest.raises(ValueError, match=r"beyond the 3 \(feeding\)"):
         adapter.observe({"pixel_values": pixels}, [AttentionKeys((3,))])
-    for wrong, said in ((None, "is a NoneType"), (pixels[0], "64, 64"), (pixels[:0], r"\[0, 3")):
-        with pytest.raises(ValueError, match=said):
+    for wrong, message in ((None, "is a NoneType"), (pixels[0], "64, 64"), (pixels[:0], r"\[0, 3")):
+        with pytest.raises(ValueError, match=message):
             adapter.observe({"pixel_values": wrong})
     with pytest.raises(ValueError, match="2 ids for 3 samples"):
         adapter.observe({"pixel_values": pixels}, ids=[1, 2])
-    with pytest.raises(ValueError, match="no language model"):
-        adapter.llm_layers()
+    for plan in (None, plan_for(RandomPruner(), Budget(tokens=2))):
+        with pytest.raises(ValueError, match="no language model and generates nothing: call features"):
+            Session(adapter, plan)
+    generating = timm_vit()
+    generating.generate = None
+    with pytest.raises(ValueError, match="no language model and generates nothing: call features"):
+        compress(generating, RandomPruner(), tokens=2)
     evidence = adapter.observe({"pixel_values": pixels})
     pruned = RandomPruner()(evidence, Budget(tokens=2))
-    with pytest.raises(ValueError, match="generates nothing"):
-        adapter.splice({"pixel_values": pixels}, evidence, pruned)
     with pytest.raises(ValueError, match="not of these"):
         adapter.features(adapter.observe({"pixel_values": pixels[:2]}), pruned)
     pruned.place[1] = -1
@@ -188,10 +193,10 @@ def test_a_bright_patch_lights_up_its_own_token():
 
 
 def test_the_registered_adapters_are_found_for_timm_and_open_clip_models():
-    seen = timm.create_model("vit_tiny_patch16_224", img_size=SIDE, depth=3).eval()
-    assert isinstance(adapter_for(seen), Timm)
+    model = timm.create_model("vit_tiny_patch16_224", img_size=SIDE, depth=3).eval()
+    assert isinstance(adapter_for(model), Timm)
     assert isinstance(adapter_for(CLIP(24, dict(VISION), dict(WORDS))), OpenClip)
     with pytest.raises(ValueError, match="VisionTransformer generates nothing: call features"):
-        compress(seen, VtcCls(), tokens=4)
+        compress(model, VtcCls(), tokens=4)
     with pytest.raises(ValueError, match="ResNet cannot be pruned: only VisionTransformer"):
         adapter_for(timm.create_model("resnet10t"))

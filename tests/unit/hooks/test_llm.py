@@ -98,7 +98,7 @@ def test_half_precision_would_make_one_score_of_many_and_float32_does_not():
         ("llava", at(2, TextAttention(3)), r"asks for layer 3: 0 to 2 can be read at 'llm:2'"),
         ("llava", at(2, TextAttention(-3)), "asks for layer -1: 0 to 2"),
         ("llava", Stage("projector", ranked(TextAttention(4)), Budget(2)), "0 to 3 can be read before"),
-        ("gemma3", at(2, Random(), forget=0), "sliding windows forget by themselves"),
+        ("gemma3", at(2, Random(), forget=0), "sliding windows, whose KV cache evicts by itself"),
     ],
 )
 def test_stages_that_a_model_has_no_place_for_are_refused(family, stage, says):
