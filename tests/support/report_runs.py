@@ -34,10 +34,11 @@ FACTS = {
 def rows(method, right, budget=None, seconds=0.1, **more):
     """Rows of questions q0, q1, ... answered as the signs of `right` say."""
     tokens = 144 if budget is None else round(144 * budget["ratio"])
+    fields = {"method": convert_row({"method": method})["method"]} | more
     return [
         Prediction(
             f"q{n}", "shape", "what ?", "yes", method, budget, "yes" if sign == "1" else "no", tokens, 144, 0,
-            [tokens, tokens], 1024 * tokens, seconds, 0.0, n // 4, **{"method": convert_row({"method": method})["method"]} | more,
+            [tokens, tokens], 1024 * tokens, seconds, 0.0, n // 4, **fields,
         )
         for n, sign in enumerate(right)
     ]  # fmt: skip

@@ -158,8 +158,8 @@ class Explainer:
                 raise UsageError(row.error)
             if row.views is None:
                 raise UsageError(
-                    f"a budget of {format_budget(row.budget)} drops nothing: {unpruned.visual_tokens} visual tokens are all "
-                    "there are"
+                    f"a budget of {format_budget(row.budget)} drops nothing: there are only "
+                    f"{unpruned.visual_tokens} visual tokens"
                 )
         given = [Given.of(predictor.processor, one, len(asked.pictures) == 1) for one in asked.pictures]
         given += [Given.of(predictor.processor, frames) for frames in asked.videos]

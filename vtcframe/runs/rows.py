@@ -42,6 +42,7 @@ def view_records(layout: Layout, pruned: Pruned, p: int) -> list[ViewRecord]:
 
 
 def make_row(sample: Sample, **outcome: Any) -> Prediction:
+    """Return the row of a sample: its question, answer, pictures and metadata, with the other fields from `outcome`."""
     images = [str(image) for image in (*sample.images, *(clip[0] for clip in sample.clips if clip))]
     return Prediction(
         sample.id, sample.type, sample.question, sample.answer, images=images, meta=sample.meta, **outcome

@@ -261,7 +261,7 @@ def test_a_pruner_is_given_as_the_configuration_gives_it(tmp_path, capsys, spec)
         (["--image", SCENE, "--ratio=1.5"], "must lie in (0, 1], got 1.5"),
         (["--image", SCENE], "give tokens or ratio, exactly one of them"),
         (["--image", SCENE, "--tokens=3", "--ratio=0.5"], "exactly one of them"),
-        (["--image", SCENE, "--tokens=144"], "drops nothing: 144 visual tokens are all there are"),
+        (["--image", SCENE, "--tokens=144"], "drops nothing: there are only 144 visual tokens"),
         (["--tokens=3"], "give --image or --video"),
         (["--image", "lost.png", "--tokens=3"], "cannot read the image lost.png: FileNotFoundError"),
         (["--video", "lost.gif", "--tokens=3"], "cannot read the video lost.gif: FileNotFoundError"),
