@@ -27,7 +27,7 @@ def test_baselines_come_first_and_once(tmp_path, capsys):
     ((_, told),) = planned(tmp_path, baselines=True, pruners=["UniformPruner", "VtcCls"], budgets=[{"tokens": 9}])
     names = "RandomPruner(seed=0), RandomPruner(seed=1), UniformPruner(), Pool(), VtcCls(last=3)"
     assert told == f"{names} at tokens 9"
-    assert "tiny: no Downsample at tokens 9 beside: LlavaProcessor makes 144 tokens" in capsys.readouterr().out
+    assert "tiny: Downsample at tokens 9 is left out: LlavaProcessor makes 144 tokens" in capsys.readouterr().out
 
 
 def test_models_of_flexible_resolution_are_shrunk_to_each_budget_in_runs_of_their_own(tmp_path, monkeypatch, pretended):
