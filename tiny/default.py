@@ -43,7 +43,7 @@ from vtcframe.data.sample import Sample
 from vtcframe.errors import UsageError
 from vtcframe.methods.cls_coverage import ClsCoverage
 from vtcframe.registry import entries
-from vtcframe.runs.predictor import Comparison
+from vtcframe.runs.comparison import Comparison
 
 DESIGN_SEED, REPORT_SEED = 20270911, 20270912
 RANDOM = f"random, {len(SEEDS)} seeds"

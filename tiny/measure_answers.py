@@ -39,7 +39,8 @@ from vtcframe.data.decode import load_sample
 from vtcframe.data.results import Prediction, accuracy, columns
 from vtcframe.data.sample import Sample
 from vtcframe.inference.checkpoint import Backbone
-from vtcframe.runs.predictor import Comparison, Predictor
+from vtcframe.runs.comparison import Comparison
+from vtcframe.runs.predictor import Predictor
 
 RATIOS = (0.5, 0.25, 0.125, 0.0625)
 SEEDS = (0, 1, 2)

@@ -92,7 +92,7 @@ def table(methods: dict[str, list[Answers]], unpruned: list[Answers]) -> list[st
 
 
 def _tokens(rows: Sequence[Prediction]) -> tuple[list[int | None], list[float | None]]:
-    return [row.visual_tokens for row in rows], [row.processed for row in rows]
+    return [row.visual_tokens for row in rows], [row.mean_tokens_per_layer for row in rows]
 
 
 def main(arguments: list[str] | None = None) -> None:

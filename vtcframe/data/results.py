@@ -53,7 +53,7 @@ class Prediction:
         return cls(**{**convert_row(row), "views": None})
 
     @property
-    def processed(self) -> float | None:
+    def mean_tokens_per_layer(self) -> float | None:
         """Visual tokens that a layer of the language model read, mean over the layers."""
         return fmean(self.layer_tokens) if self.layer_tokens else self.visual_tokens
 

@@ -22,6 +22,7 @@ from vtcframe.data.sample import Sample
 from vtcframe.drawing import Picture, cells, sheet
 from vtcframe.errors import UsageError
 from vtcframe.inference.checkpoint import Backbone, device_for
+from vtcframe.runs.crops import frames_per_view
 from vtcframe.runs.predictor import Predictor
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
@@ -164,7 +165,7 @@ class Explainer:
         given = [Given.of(predictor.processor, one, len(asked.pictures) == 1) for one in asked.pictures]
         given += [Given.of(predictor.processor, frames) for frames in asked.videos]
         placed = [replace(row, views=[given[v["image"]].placed(v) for v in row.views or ()]) for row in pruned]
-        return Answers(unpruned, placed, given, predictor.merged)
+        return Answers(unpruned, placed, given, frames_per_view(predictor.processor))
 
 
 def _answer(row: Prediction) -> dict[str, Any]:

@@ -61,8 +61,8 @@ ANSWERS = """<section class="vtc vtc-answers" aria-label="Answers">
 {% if one.reason %}<p class="vtc-alert" role="alert">{{ one.reason }}</p>{% else %}
 <p class="answer">{{ one.row.prediction or "(no words)" }}</p>
 <dl><dt>Visual tokens</dt><dd>{{ one.row.visual_tokens }} of {{ one.row.visual_tokens_before }}</dd>
-{% if one.row.processed != one.row.visual_tokens %}
-<dt>Mean over layers</dt><dd>{{ "%.4g" | format(one.row.processed) }}</dd>{% endif %}
+{% if one.row.mean_tokens_per_layer != one.row.visual_tokens %}
+<dt>Mean over layers</dt><dd>{{ "%.4g" | format(one.row.mean_tokens_per_layer) }}</dd>{% endif %}
 <dt>This one call</dt><dd>{{ "%.3g" | format(one.row.seconds + one.row.encode_seconds) }} s
 {%- if one.row.encode_seconds %} ({{ "%.3g" | format(one.row.encode_seconds) }} to encode){% endif %}</dd></dl>
 {% for caption, image in one.images %}

@@ -138,7 +138,7 @@ def _entry(key: tuple[str, ...], seeds: Mapping[str, tuple[Run, list[Prediction]
         before=fmean(row.visual_tokens_before or 0 for row in every),
         left=fmean(row.visual_tokens or 0 for row in every),
         structural=fmean(row.structural_tokens or 0 for row in every),
-        layer=fmean(row.processed or 0 for row in every),
+        layer=fmean(row.mean_tokens_per_layer or 0 for row in every),
         kv=mean(kv),
         seconds=mean(seconds(rows) for rows in drawn),
     )

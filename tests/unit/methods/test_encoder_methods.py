@@ -21,7 +21,8 @@ from vtcframe.methods.diffrate import DiffRate
 from vtcframe.methods.evit import EVit, KeepRate
 from vtcframe.methods.mctf import Mctf, MctfStep
 from vtcframe.methods.tome import ToMe, ToMeStep
-from vtcframe.runs.predictor import Comparison, Predictor
+from vtcframe.runs.comparison import Comparison
+from vtcframe.runs.predictor import Predictor
 from vtcframe.testing import check_pruner, make_evidence, make_inputs
 from vtcframe.testing.tiny_models.llava_families import SAMPLES, tiny_llava
 

@@ -12,7 +12,7 @@ from support.predict_runs import QUESTIONS, QUICKSTART, predict, read, taken
 from vtcframe.errors import UsageError
 from vtcframe.inference.checkpoint import Backbone
 from vtcframe.runs.predictor import Predictor
-from vtcframe.runs.table import table
+from vtcframe.runs.table import format_table
 
 
 def test_unreadable_images_fail_their_samples_and_no_others(tmp_path):
@@ -33,7 +33,7 @@ def test_unreadable_images_fail_their_samples_and_no_others(tmp_path):
     assert "corrupt.png: UnidentifiedImageError" in rows[1].error
     assert rows[0].method is rows[0].label is rows[0].prediction is rows[0].visual_tokens is None
     assert rows[3].prediction == "square"
-    assert out.startswith(table(rows))
+    assert out.startswith(format_table(rows))
     assert "unpruned" in out
 
 

@@ -4,7 +4,7 @@ import pytest
 
 from vtcframe.data.benchmarks.base import Benchmark
 from vtcframe.data.results import Prediction, Score, accuracy, mean_score, mean_scores, normalise, parts, runs, seconds
-from vtcframe.runs.table import table
+from vtcframe.runs.table import format_table
 
 
 def row(kind="color", answer="red", prediction="red", method="unpruned", budget=None, **more):
@@ -37,7 +37,7 @@ def test_the_table_has_a_line_for_each_method_and_budget_and_a_column_for_each_t
         Prediction("b", "color", "?", "red", error="cannot read the image"),
     ]
     groups = {"attributes": ["color", "shape"], "everything": ["color", "count"], "nothing": ["letter"]}
-    assert table(rows, groups=groups).splitlines() == [
+    assert format_table(rows, groups=groups).splitlines() == [
         "method                    budget  tokens  seconds  color  count  attributes    all",
         "questions                                              1      1           1      2",
         "unpruned                       -    36.0        -  1.000  1.000       1.000  1.000",
@@ -47,7 +47,7 @@ def test_the_table_has_a_line_for_each_method_and_budget_and_a_column_for_each_t
 
 
 def test_without_types_and_answers_the_table_still_tells_how_many_tokens_were_read():
-    assert table([row(None, None)]).splitlines() == [
+    assert format_table([row(None, None)]).splitlines() == [
         "method     budget  tokens  seconds  all",
         "questions                             1",
         "unpruned        -    36.0        -    -",
@@ -55,7 +55,7 @@ def test_without_types_and_answers_the_table_still_tells_how_many_tokens_were_re
 
 
 def test_where_every_sample_failed_there_is_no_table():
-    assert table([Prediction("b", "color", "?", "red", error="cannot read the image")]) == ""
+    assert format_table([Prediction("b", "color", "?", "red", error="cannot read the image")]) == ""
 
 
 def test_seconds_include_the_encoding_and_leave_the_first_batch_out_where_there_are_more():
@@ -64,7 +64,7 @@ def test_seconds_include_the_encoding_and_leave_the_first_batch_out_where_there_
     assert seconds([first, *later]) == 2.0
     assert seconds([first]) == 10.0
     assert seconds([row()]) is None
-    assert table([first, *later]).splitlines()[-1].split()[3] == "2.0000"
+    assert format_table([first, *later]).splitlines()[-1].split()[3] == "2.0000"
 
 
 def test_rows_are_split_in_the_order_in_which_they_come_and_what_has_no_key_is_in_no_part():
@@ -102,7 +102,7 @@ def test_the_scores_of_the_table_are_those_of_the_benchmark():
         row("word", prediction="a", method="VtcCls()", budget={"tokens": 9}, meta={"letters": 4}),
         row("secret", method="VtcCls()", budget={"tokens": 9}),
     ]
-    assert table(rows, Length()).splitlines() == [
+    assert format_table(rows, Length()).splitlines() == [
         "method       budget  tokens  seconds   word  secret    all",
         "questions                                 1       1      2",
         "unpruned          -    36.0        -  0.500       -  0.500",

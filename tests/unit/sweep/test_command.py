@@ -230,12 +230,12 @@ def test_a_run_that_a_killed_sweep_left_at_work_is_waited_for(tmp_path, pretende
     pretended[1].clear()
     parts.mkdir()
     lock = Lock(parts / "lock")
-    assert lock.take()
+    assert lock.acquire()
     released = []
 
     def release() -> None:
         released.append(True)
-        lock.give()
+        lock.release()
 
     threading.Timer(1, release).start()
     assert sweep.main([written(tmp_path)]) == 0
