@@ -259,7 +259,7 @@ class Predictor(LightningModule):
         ]
 
     def _encode(self, session: Session, batch: "PredictBatch") -> tuple[EncodedBatch, float]:
-        """Encode a batch once for all runs with the same stages inside the encoder; return it with seconds per sample."""
+        """Encode a batch once for all runs with the same encoder stages; return it with seconds per sample."""
         assert session.plan is not None
         stages = session.plan.encoder
         if stages not in batch.encoded:

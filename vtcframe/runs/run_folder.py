@@ -1,4 +1,4 @@
-"""The folder of a run: run.json describes it, parts/ has its rows while it runs, predictions.jsonl when it is finished."""
+"""The folder of a run: run.json describes it, parts/ has the rows until predictions.jsonl is written."""
 
 import json
 import time

@@ -49,7 +49,8 @@ def test_every_question_has_one_row_for_each_method_and_budget_in_the_order_of_t
 def test_the_table_is_printed_and_the_finished_file_stands_alone(quickstart):
     folder, out, rows = quickstart
     assert out == (
-        f"{format_table(rows, groups=GROUPS)}\n{NOTE}\nwritten to {folder}/predictions.jsonl, 4 sheets to {folder}/pictures\n"
+        f"{format_table(rows, groups=GROUPS)}\n{NOTE}\n"
+        f"written to {folder}/predictions.jsonl, 4 sheets to {folder}/pictures\n"
     )
     assert sorted(path.name for path in folder.iterdir()) == ["pictures", "predictions.jsonl", "run.json"]
 
