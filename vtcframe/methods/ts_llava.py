@@ -14,7 +14,7 @@ from vtcframe.core.layout import Layout
 from vtcframe.core.method import Method, MethodCard
 from vtcframe.core.pipeline import Pipeline
 from vtcframe.core.verbs import Allocator, Selector
-from vtcframe.data.transforms import spaced
+from vtcframe.data.transforms import even_positions
 from vtcframe.ops.gather import highest
 
 Whole = Literal["first", "last"] | None
@@ -97,7 +97,7 @@ def _linspace(count: int, wanted: int) -> Tensor:
     Where float32 is too coarse to tell neighbours apart, the later one moves on, so that none comes twice.
     """
     nth = torch.arange(wanted)
-    ahead = torch.tensor(spaced(count, wanted), dtype=torch.long) - nth
+    ahead = torch.tensor(even_positions(count, wanted), dtype=torch.long) - nth
     return nth + ahead.clamp(max=count - wanted).cummax(0).values
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import binomtest, bootstrap
 
-from vtcframe.data.results import Prediction, seconds
+from vtcframe.data.results import Prediction, mean_seconds
 from vtcframe.report.runs import UNPRUNED, Run
 from vtcframe.runs.baselines import BASELINES, CHANCE
 
@@ -140,7 +140,7 @@ def _entry(key: tuple[str, ...], seeds: Mapping[str, tuple[Run, list[Prediction]
         structural=fmean(row.structural_tokens or 0 for row in every),
         layer=fmean(row.mean_tokens_per_layer or 0 for row in every),
         kv=mean(kv),
-        seconds=mean(seconds(rows) for rows in drawn),
+        seconds=mean(mean_seconds(rows) for rows in drawn),
     )
 
 
@@ -158,7 +158,7 @@ def _beside_unpruned(
     whole = unpruned.value
     told = replace(one, percent=100 * one.value / whole if one.value is not None and whole else None)
     own = untouched.get((one.model, one.data, one.run or ""))
-    beside = unpruned.seconds if own is None else seconds(own)
+    beside = unpruned.seconds if own is None else mean_seconds(own)
     if one.seconds is not None and beside:
         told = replace(told, pace=one.seconds / beside, same_run=own is not None)
     if one.method == UNPRUNED:

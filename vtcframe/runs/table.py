@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING
 
-from vtcframe.data.results import Prediction, Score, columns, mean_scores, runs, seconds
+from vtcframe.data.results import Prediction, Score, columns, mean_scores, mean_seconds, runs
 
 if TYPE_CHECKING:
     from vtcframe.data.benchmarks.base import Benchmark
@@ -58,7 +58,7 @@ def _scores(
 
 def _costs(rows: Sequence[Prediction], has_costs: bool) -> list[str]:
     """Return the cells of mean tokens and seconds and, if rows have them, of tokens per layer and KV cache."""
-    mean = seconds(rows)
+    mean = mean_seconds(rows)
     cells = [f"{fmean(row.visual_tokens or 0 for row in rows):.1f}", "-" if mean is None else f"{mean:.4f}"]
     if has_costs:
         cells.append(f"{fmean(row.mean_tokens_per_layer or 0 for row in rows):.1f}")

@@ -9,7 +9,7 @@ from PIL import Image
 from transformers.image_utils import load_image
 from transformers.video_utils import load_video
 
-from vtcframe.data.decode import ENCODED, load_sample, spaced
+from vtcframe.data.decode import ENCODED, load_sample, part_middles
 from vtcframe.data.processor import FPS, batch_inputs
 from vtcframe.data.sample import Sample
 
@@ -39,7 +39,7 @@ class VideoClip:
                 raise ValueError(sample.error)
             frames = sample.videos[0]
         else:
-            frames = [load_image(source[index]) for index in spaced(len(source), wanted)]
+            frames = [load_image(source[index]) for index in part_middles(len(source), wanted)]
         return cls(frames, {"fps": FPS, "total_num_frames": len(frames), "frames_indices": list(range(len(frames)))})
 
     @classmethod
@@ -49,7 +49,7 @@ class VideoClip:
                 raise ValueError(f"{path} does not say how many frames it has: write it anew (ffmpeg -i ... it.mp4)")
             first = min(int((start or 0) * metadata.fps), count - 1)
             behind = count if end is None else min(int(end * metadata.fps), count)
-            return [first + index for index in spaced(max(behind - first, 1), wanted)]
+            return [first + index for index in part_middles(max(behind - first, 1), wanted)]
 
         frames, told = load_video(path, sample_indices_fn=indices)  # pyright: ignore[reportArgumentType] (a path is fine)
         known = "fps", "total_num_frames", "frames_indices"

@@ -141,7 +141,7 @@ def test_an_embedded_picture_that_cannot_be_read_fails_with_its_row_and_column(t
         (
             "q.csv",
             "id,question,image\na,?,a.png\na,?,b.png\n",
-            r"q.csv, row 2: the id 'a' is that of .*, row 1 already",
+            r"q.csv, row 2: the id 'a' is also that of .*, row 1",
         ),
         ("q.csv", "id,image\na,a.png\n", r"q.csv, row 1: there is no field 'question', only 'id', 'image'"),
         ("q.csv", "id,question\na,?\n", r"q.csv, row 1: give `image`"),
@@ -151,7 +151,11 @@ def test_an_embedded_picture_that_cannot_be_read_fails_with_its_row_and_column(t
         ("q.jsonl", "\n", r"q.jsonl holds no questions"),
         ("q.csv", b"\xff\xfe\x00", r"cannot read the questions .*q.csv: .*utf-8"),
         ("q.parquet", b"PAR2", r"cannot read the questions .*q.parquet: "),
-        ("q.json", "[]", r"q.json: questions are a .jsonl .csv .tsv .parquet file, unless data.benchmark .*: .*Pope"),
+        (
+            "q.json",
+            "[]",
+            r"q.json: give a .jsonl .csv .tsv .parquet file, or the benchmark .* as data.benchmark: .*Pope",
+        ),
         ("folder/a.png", picture(), r"folder.* has no questions.jsonl. One question about all .*ImageFolder"),
     ],
 )
@@ -168,7 +172,7 @@ def test_a_parquet_file_without_its_columns_is_refused(tmp_path):
         ([{"id": 1, "question": "?"}], r"q.parquet, row 1: give `image`"),
         ([{"id": 1, "question": "?", "image": b"", "answer": 3}], r"row 1: the field 'answer' must be .*, got 3"),
         ([{"id": 1, "question": None, "image": b""}], r"row 1: the field 'question' must be str, got None"),
-        ([{"id": 1, "question": "?", "image": b""}] * 2, r"row 2: the id '1' is that of .*q.parquet, row 1 already"),
+        ([{"id": 1, "question": "?", "image": b""}] * 2, r"row 2: the id '1' is also that of .*q.parquet, row 1"),
     ):
         with pytest.raises(UsageError, match=message):
             read_samples(parquet(tmp_path / "q.parquet", rows))

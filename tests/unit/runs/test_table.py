@@ -3,7 +3,17 @@ from dataclasses import dataclass
 import pytest
 
 from vtcframe.data.benchmarks.base import Benchmark
-from vtcframe.data.results import Prediction, Score, accuracy, mean_score, mean_scores, normalise, parts, runs, seconds
+from vtcframe.data.results import (
+    Prediction,
+    Score,
+    accuracy,
+    mean_score,
+    mean_scores,
+    mean_seconds,
+    normalise,
+    parts,
+    runs,
+)
 from vtcframe.runs.table import format_table
 
 
@@ -61,9 +71,9 @@ def test_where_every_sample_failed_there_is_no_table():
 def test_seconds_include_the_encoding_and_leave_the_first_batch_out_where_there_are_more():
     first = row(seconds=9.0, encode_seconds=1.0, batch=0)
     later = [row(seconds=s, encode_seconds=0.5, batch=n) for n, s in ((1, 1.0), (2, 2.0))]
-    assert seconds([first, *later]) == 2.0
-    assert seconds([first]) == 10.0
-    assert seconds([row()]) is None
+    assert mean_seconds([first, *later]) == 2.0
+    assert mean_seconds([first]) == 10.0
+    assert mean_seconds([row()]) is None
     assert format_table([first, *later]).splitlines()[-1].split()[3] == "2.0000"
 
 

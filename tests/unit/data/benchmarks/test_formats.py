@@ -222,7 +222,7 @@ BROKEN = [  # benchmark, what makes its files, what is said of them
     (
         Pope(),
         lambda f: pope(f, question_id=1),
-        r"_random.json, line 2: the id 'random/1' is that of .*, line 1 already",
+        r"_random.json, line 2: the id 'random/1' is also that of .*, line 1",
     ),
     (Pope(), lambda f: pope(f, image=3), r"line 1: the field 'image' must be str, got 3"),
     (Pope(), lambda f: pope(f, ways=()), r"holds no questions"),
@@ -272,7 +272,7 @@ BROKEN = [  # benchmark, what makes its files, what is said of them
     (
         MmBench(),
         lambda f: mmbench(f, MMBENCH, MMBENCH),
-        r"row 2: the id '7' is that of .*mmbench_dev.tsv, row 1 already",
+        r"row 2: the id '7' is also that of .*mmbench_dev.tsv, row 1",
     ),
     (MmBench(), lambda f: mmbench(f, MMBENCH | {"B": "nan"}), r"row 1: .* at least the options A and B, .*\['x'\]"),
     (MmBench(), lambda f: table(f / "q.tsv", {"index": 1, "A": "x", "B": "y"}), r"row 1: there is no field 'question'"),
