@@ -1,4 +1,4 @@
-"""TODO: vtcframe/methods/fastervlm.py."""
+"""FasterVLM (arXiv 2412.01818)."""
 
 from dataclasses import dataclass
 

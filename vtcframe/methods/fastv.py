@@ -30,4 +30,4 @@ class FastV(SingleLlmStage):
     layer: int = 2
 
     def pipeline(self) -> Pipeline:
-        return self.ranking(TextAttention(-1))
+        return self.rank_by(TextAttention(-1))

@@ -1,4 +1,4 @@
-"""TODO: vtcframe/methods/globalcom2.py."""
+"""GlobalCom2 (arXiv 2501.05179): budgets of crops follow the overview."""
 
 from dataclasses import dataclass
 

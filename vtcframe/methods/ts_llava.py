@@ -1,4 +1,4 @@
-"""Methods that start from pictures made for them (see vtcframe.data.transforms), and the even sampling that they use."""
+"""TS-LLaVA (arXiv 2411.11066): thumbnails (see vtcframe.data.transforms), and evenly sampled tokens."""
 
 from dataclasses import dataclass
 from typing import Literal

@@ -1,4 +1,8 @@
-"""TODO: vtcframe/methods/unverified.py."""
+"""UNVERIFIED: methods written from their papers alone, because their authors published no code.
+
+Their numbers were never compared with those of their authors. Choices that a paper leaves open are named in the
+docstrings.
+"""
 
 from dataclasses import dataclass
 from typing import Literal

@@ -1,4 +1,4 @@
-"""TODO: vtcframe/methods/vidcom2.py."""
+"""VidCom2 (arXiv 2505.14454): budgets of frames follow their uniqueness."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""TODO: vtcframe/methods/vispruner.py."""
+"""VisPruner (arXiv 2412.01818): [CLS] attention, then removal of duplicates."""
 
 from dataclasses import dataclass
 

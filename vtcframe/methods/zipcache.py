@@ -97,7 +97,7 @@ class ZipCacheSaliency(SingleLlmStage):
     layer: int = 2
 
     def pipeline(self) -> Pipeline:
-        return self.ranking(ProbeSaliency(-1))
+        return self.rank_by(ProbeSaliency(-1))
 
 
 @dataclass(frozen=True)
