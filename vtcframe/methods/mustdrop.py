@@ -179,7 +179,7 @@ class MustDrop(Method):
     Behind block 0 of the vision tower windows that are alike become one (see Windows). Before each of `layers` of the
     language model a token goes that all text together pays less than `share` of its attention to pictures in the layer
     before, and each text token less than `peak`; but never one of the `keys`, the part that [CLS] attends to most (see
-    ClsKeySet). After the prefill, dropped tokens also leave the KV caches from the layer before the first of `layers` on.
+    ClsKeySet). After the prefill, dropped tokens also leave the KV caches of layers from `layers[0]` - 1 on.
 
     How many stay depends on the picture and the question. The paper's budgets name thresholds, share and peak: tokens=
     192 is 0.001 and 0.001, 128 is 0.0012 and 0.001, 64 is 0.011 and 0.01 (0.005 and 0.001 on VizWiz). No budget takes
