@@ -1,4 +1,4 @@
-"""Methods that start from pictures made for them (see vtcframe.data.transforms), and the even sampling that they use."""
+"""TS-LLaVA (arXiv 2411.11066): thumbnails (see vtcframe.data.transforms), and evenly sampled tokens."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -116,7 +116,7 @@ class TsLlava(Method):
         paper="arXiv 2411.11066",
         signal="none",
         selector="a picture whole, the others' tokens evenly spaced",
-        dropped="gone",
+        dropped="discarded",
         parity="exact",
     )
     thumbnail: Literal["first", "last"] = "last"

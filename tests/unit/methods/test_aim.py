@@ -16,7 +16,7 @@ from vtcframe.methods.aim import (
     BipartiteMerge,
     LinearSchedule,
     TokenPageRank,
-    entering,
+    count_entry_tokens,
     page_rank,
 )
 from vtcframe.testing import check_pruner, check_scorer, make_evidence, make_layout
@@ -248,7 +248,9 @@ def test_stages_are_those_published_and_follow_their_fields():
         ("llm:2", "original", Budget(9)),
     ]
     assert [stage.pruner.needs for stage in stages] == [(), *[(AttentionPageRank((-1,), 0.5, 3),)] * 2]
-    with pytest.raises(ValueError, match="what 9 for each view were: give ratio, or tokens for each sample"):
+    with pytest.raises(
+        ValueError, match="cannot reconstruct a budget of 9 for each view: give ratio, or tokens for each sample"
+    ):
         Aim().stages(Budget(9, per="view"))
     with pytest.raises(ValueError, match="got first=0 and span=8"):
         Aim(first=0)
@@ -287,7 +289,11 @@ def test_what_merging_left_fades_out_and_who_keeps_all_keeps_all():
 def test_what_entered_is_known_whatever_has_gone_since():
     budget, whole = Budget(ratio=0.3), make_layout({1: [(6, 6), (8, 8)], 2: [(2, 4)], 3: []})
     some = replace(whole, column=whole.column.masked_fill(whole.column % 7 > 0, -1))
-    assert entering(budget, whole).tolist() == entering(budget, some).tolist() == budget.total(whole).tolist()
+    assert (
+        count_entry_tokens(budget, whole).tolist()
+        == count_entry_tokens(budget, some).tolist()
+        == budget.total(whole).tolist()
+    )
 
 
 def test_views_of_a_sample_fade_together():
