@@ -21,7 +21,9 @@ def clip_tower(module: Any, read: Sequence[int]) -> Tower:
     blocks = module.get_submodule("encoder.layers").children()
     classes = int(hasattr(module.embeddings, "class_embedding"))
     attention = [block.get_submodule("self_attn") for block in blocks]
-    return Tower(module, attention, read, classes, head=getattr(getattr(module, "head", None), "attention", None))
+    return Tower(
+        module, attention, read, classes=classes, head=getattr(getattr(module, "head", None), "attention", None)
+    )
 
 
 def hidden_states_read(layers: int | Sequence[int], depth: int) -> list[int]:

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from vtcframe.adapters.arrangement import WHOLE, Arrangement, Picture, checksums, owners, sample_keys
-from vtcframe.adapters.auxiliary_encoders import only_call
 from vtcframe.adapters.base import EncoderAdapter
 from vtcframe.adapters.prompt import Prompt
 from vtcframe.core.encoder_readers import EncoderTokens, Reader
@@ -20,7 +19,7 @@ from vtcframe.core.stages import Stage
 from vtcframe.core.token_merging import EncoderEvidence
 from vtcframe.hooks.encoder import EncoderStages, rows_of
 from vtcframe.hooks.encoder_reading import encoder_refusal, reader_of
-from vtcframe.hooks.tap import Tap
+from vtcframe.hooks.tap import Tap, only_call
 from vtcframe.ops.compose import keep_all
 from vtcframe.ops.gather import find_columns
 from vtcframe_backbones.encoders.vit import Vit
