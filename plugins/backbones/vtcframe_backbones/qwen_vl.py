@@ -42,7 +42,7 @@ class Qwen2Vl(TowerAdapter):
         config: Any = getattr(model, "config", None)
         if getattr(config, "model_type", None) == "qwen" and hasattr(config, "visual"):
             raise LookupError(
-                f"{type(model).__name__} is the first Qwen-VL, which runs code of its own and has no converted "
+                f"{type(model).__name__} is the first Qwen-VL, which needs custom code and has no converted "
                 "checkpoint: use Qwen2-VL, Qwen2.5-VL or Qwen3-VL as transformers has them"
             )
         return super().matches(model)

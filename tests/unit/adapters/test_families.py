@@ -181,8 +181,8 @@ def test_the_class_token_of_a_frame_stays_with_any_token_of_its_frame(place):
     pruned = gather(kept, kept.sum(1), kept.float(), evidence)
     spliced = adapter.splice(inputs, evidence, pruned)
     with torch.no_grad():
-        own = model.base_model.get_video_features(inputs["pixel_values_videos"]).pooler_output[1]
-    assert torch.equal(spliced["mm_encoder_outputs"]["video"].pooler_output[:, 0], own[[0, place + 1]])
+        features = model.base_model.get_video_features(inputs["pixel_values_videos"]).pooler_output[1]
+    assert torch.equal(spliced["mm_encoder_outputs"]["video"].pooler_output[:, 0], features[[0, place + 1]])
 
 
 def test_class_tokens_are_those_of_their_views_where_images_and_videos_mix():
@@ -228,16 +228,16 @@ def test_siglip_pooling_heads_are_read_where_the_checkpoint_has_one():
         vision_feature_select_strategy="full",
     )
     model = LlavaForConditionalGeneration(config).eval()
-    inputs, seen = inputs_for(model, processor, SAMPLES["several"]), []
+    inputs, calls = inputs_for(model, processor, SAMPLES["several"]), []
     head = model.base_model.vision_tower.head
-    hook = head.attention.register_forward_pre_hook(lambda module, given: seen.append(given))
+    hook = head.attention.register_forward_pre_hook(lambda module, args: calls.append(args))
     need = AttentionRows("head", (-1,))
     with torch.no_grad():
         model.base_model.vision_tower(inputs["pixel_values"])
     evidence = adapter_for(model).observe(inputs, (need,))
     hook.remove()
     with torch.no_grad():
-        _, want = head.attention(*seen[0], need_weights=True, average_attn_weights=False)
+        _, want = head.attention(*calls[0], need_weights=True, average_attn_weights=False)
     torch.testing.assert_close(evidence[need][0], want[:, :, 0], atol=1e-6, rtol=1e-5)
     clip, _ = backbone("llava")
     with pytest.raises(ValueError, match="no attention-pooling head"):

@@ -181,10 +181,10 @@ def test_the_first_qwen_vl_gets_an_error_that_names_the_converted_families():
 @pytest.mark.parametrize(
     ("family", "says"), [("qwen", "Qwen2-VL, Qwen2.5-VL or Qwen3-VL"), ("internvl_chat", "-hf"), ("other", "converted")]
 )
-def test_a_checkpoint_with_code_of_its_own_gets_an_error_that_names_converted_ones(family, says, tmp_path):
+def test_a_checkpoint_with_custom_code_is_an_error_that_names_converted_ones(family, says, tmp_path):
     config = {"model_type": family, "auto_map": {"AutoConfig": "configuration.Config"}}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UsageError, match=rf"runs code of its own \(model_type '{family}'\).*use .*{says}"):
+    with pytest.raises(UsageError, match=rf"needs custom code \(model_type '{family}'\).*use .*{says}"):
         Backbone(str(tmp_path)).load()
 
 
