@@ -198,7 +198,7 @@ def test_a_missing_output_of_the_processor_is_named(family, samples, missing, sa
 def test_glm_refuses_images_and_videos_in_one_batch():
     model, processor = built("glm4v")
     inputs = make_inputs(processor, SAMPLES["image and video"])
-    with pytest.raises(ValueError, match="images and videos in batches of their own"):
+    with pytest.raises(ValueError, match="images and videos in separate batches"):
         compress(model, RandomPruner(), tokens=2).generate(**inputs)
 
 
