@@ -23,7 +23,7 @@ class Mistral3(TowerAdapter):
     consumes = Llava.consumes
 
     def pixels_of(self, modality: Modality, inputs: Mapping[str, Any]) -> Any:
-        """Return the pixels of each picture, [images, values], padded with zeros in place of the padding of pictures."""
+        """Return the pixels of each picture, [images, values], with zeros at the end in place of padding."""
         if inputs.get("pixel_values") is None:
             return None
         return pad_sequence(
