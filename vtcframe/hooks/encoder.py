@@ -74,7 +74,6 @@ class EncoderStages:
         self.deepest = max([self.feeding, *(block + 1 for block in read_blocks)])
         self._first = min([*self.stages, *read_blocks])
         self._scores: list[tuple[Tensor, Tensor]] = []  # columns and scores, stage by stage
-        # `readings` by shared need
         self._now: EncoderEvidence = EncoderEvidence(torch.empty(0), layout, classes=classes)
         self._hidden = self._bias = None
 
