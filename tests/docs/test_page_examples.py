@@ -146,7 +146,7 @@ def test_what_is_right_passes(page, info, text):
         ("console", "$ sbatch job.sh", "there is no job.sh"),
         ("yaml", WHOLE.replace("stages", "stage"), "stage"),
         ("yaml", WHOLE.replace("tokens", "token"), "token"),
-        ("yaml", WHOLE.replace("last: 3", "last: 30"), "asks for a block beyond"),
+        ("yaml", WHOLE.replace("last: 3", "last: 30"), "needs a block beyond"),
         ("yaml", WHOLE.replace("images/", "pictures/"), "pictures"),
         ("yaml", WHOLE.replace("llava-1.5", "llava-1.6"), "cannot be loaded"),
         ("yaml", WHOLE.replace("data:", "date:"), "date"),

@@ -34,7 +34,7 @@ def vit(tensors, heads, **options):
 @torch.no_grad()
 def through(model, method, x, classes=1):
     """Hidden states behind each block, [CLS] in front; what each stage left, by its block; the sizes."""
-    blocks = [Timm(model, rest=None).vit.halves(block) for block in model.blocks]
+    blocks = [Timm(model, rest=None).vit.split(block) for block in model.blocks]
     inside = EncoderStages(blocks, classes, layout_of([(1, x.shape[1] - classes)] * len(x)), method.stages(None))
     behind, left, prune = [], {}, inside._prune
     inside._prune = lambda k, hidden: left.setdefault(k, prune(k, hidden))

@@ -1,1 +1,1 @@
-"""Adapters: what knows a family of models. They lay out prompts, encode pictures, and splice pruned features back."""
+"""Adapters: one class for each family of models. They lay out prompts, encode pictures and splice pruned features."""

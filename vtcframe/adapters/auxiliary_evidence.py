@@ -1,4 +1,4 @@
-"""What a witness shows of a batch: its [CLS] attention on the pictures, or how much they are like the questions."""
+"""Evidence of auxiliary encoders about a batch: [CLS] attention on its pictures, or their similarity to questions."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def auxiliary_refusal(need: Need) -> str:
-    """Say why no auxiliary encoder can serve a need, and the cure; "" where one can."""
+    """Return why no auxiliary encoder can serve a need, and the cure; "" if one can."""
     rows = isinstance(need, AttentionRows) and (need.query, need.blocks, need.reduce) == ("cls", "feeding", "mean")
     if rows or isinstance(need, Similarity):
         return ""
@@ -30,40 +30,43 @@ def gather_auxiliary(
     arrangement: Arrangement,
     features: Tensor | None = None,
 ) -> Tensor:
-    """Return `need` as its axes say; `features` [V, N, C] are those of the backbone's own CLIP.
+    """Return the readings of `need`, in the order of its axes.
 
-    ValueError where the processor is not known, by which pixels become a picture again and ids a question.
+    `features` [V, N, C] are those of the backbone's vision tower, if the need compares them instead of encoding the
+    pictures again. ValueError if the adapter has no processor, which is needed to restore pictures and questions.
     """
     layout = arrangement.layout
     if refusal := auxiliary_refusal(need):
         raise ValueError(f"{need}: {refusal}")
     if isinstance(need, AttentionRows):
-        pictures, of = _original_images(need, adapter, inputs, arrangement)
-        seen = auxiliary_encoder(need.tower, pictures[0].device)
-        maps = seen.rows(pictures, need.layers, need.pre_softmax, need.heads)  # [L, I, H, r, c]
-        read = resampled(maps.transpose(1, 2).contiguous(), of, layout.centre)  # [L, H, V, N]
-        return read.transpose(1, 2).masked_fill(~layout.valid.to(read.device)[:, None], 0).contiguous()
+        pictures, picture_of_view = _original_images(need, adapter, inputs, arrangement)
+        encoder = auxiliary_encoder(need.tower, pictures[0].device)
+        maps = encoder.rows(pictures, need.layers, need.pre_softmax, need.heads)  # [L, I, H, r, c]
+        rows = resampled(maps.transpose(1, 2).contiguous(), picture_of_view, layout.centre)  # [L, H, V, N]
+        return rows.transpose(1, 2).masked_fill(~layout.valid.to(rows.device)[:, None], 0).contiguous()
     assert isinstance(need, Similarity)
     if features is not None:
-        speaker = auxiliary_encoder(_own_clip(need, adapter), features.device)
-        space = speaker.embed(features)
+        encoder = auxiliary_encoder(_clip_of_backbone(need, adapter), features.device)
+        patches = encoder.embed(features)
     else:
-        pictures, of = _original_images(need, adapter, inputs, arrangement)
-        speaker = auxiliary_encoder(need.model, pictures[0].device)
-        space = resampled(speaker.dense(pictures).movedim(-1, 0), of, layout.centre).movedim(0, -1)  # [V, N, E]
-    said = speaker.text(_questions(need, adapter, inputs, arrangement))
-    like = torch.stack([speaker.similarity(space[v], said[p]) for v, p in enumerate(layout.sample.tolist())])
-    return like.masked_fill(~layout.valid.to(like.device), 0)
+        pictures, picture_of_view = _original_images(need, adapter, inputs, arrangement)
+        encoder = auxiliary_encoder(need.model, pictures[0].device)
+        dense = encoder.dense(pictures).movedim(-1, 0)
+        patches = resampled(dense, picture_of_view, layout.centre).movedim(0, -1)  # [V, N, E]
+    words = encoder.text(_questions(need, adapter, arrangement))
+    similarity = torch.stack([encoder.similarity(patches[v], words[p]) for v, p in enumerate(layout.sample.tolist())])
+    return similarity.masked_fill(~layout.valid.to(similarity.device), 0)
 
 
-# width, patch and input of OpenAI's towers that backbones were built on -> the checkpoint with their text tower
+# hidden size, patch size and image size of OpenAI's vision towers in backbones -> checkpoint with their text tower
 PUBLISHED: dict[tuple[int | None, ...], str] = {
     (1024, 14, 336): "clip:openai/clip-vit-large-patch14-336",
     (1024, 14, 224): "clip:openai/clip-vit-large-patch14",
 }
 
 
-def _own_clip(need: Similarity, adapter: "TowerAdapter") -> str:
+def _clip_of_backbone(need: Similarity, adapter: "TowerAdapter") -> str:
+    """Return the name of the CLIP that the vision tower of a backbone was taken from. ValueError if it is unknown."""
     if need.model != "clip":
         return need.model
     vision = adapter.model.config.vision_config
@@ -71,45 +74,43 @@ def _own_clip(need: Similarity, adapter: "TowerAdapter") -> str:
     if vision.model_type == "clip_vision_model" and shape in PUBLISHED:
         return PUBLISHED[shape]
     raise ValueError(
-        f"{type(adapter).__name__} cannot gather {need}: its tower is of no published CLIP's shape, {shape}. Name the "
-        "checkpoint it was taken from, 'clip:PATH', or an encoder that looks at the picture, 'open_clip:NAME/WEIGHTS'"
+        f"{type(adapter).__name__} cannot gather {need}: its tower has no published CLIP's shape, {shape}. Name the "
+        "checkpoint it was taken from, 'clip:PATH', or an encoder of the picture itself, 'open_clip:NAME/WEIGHTS'"
     )
 
 
 def _original_images(
     need: Need, adapter: "TowerAdapter", inputs: Mapping[str, Any], arrangement: Arrangement
 ) -> tuple[list[Tensor], Tensor]:
-    """Return the pictures, [3, h, w] in 0..1, one for each image or frame, and [V] which of them a view shows."""
+    """Return pictures [3, h, w] in 0..1, one for each image or frame, and [V] the index of the picture of each view."""
     processor = _processor(need, adapter)
     pictures: list[Tensor] = []
     by_modality = dict(zip(adapter.modalities, arrangement.pictures, strict=True))
     for modality in adapter.modalities_in(inputs):
-        made = processor.image_processor if modality == "image" else processor.video_processor
-        pictures += [
-            _undone(made, pixels) for pixels in adapter.original_images(modality, inputs, by_modality[modality])
-        ]
-    layout, back = arrangement.layout, arrangement.origin.argsort()
-    keys = torch.stack([layout.sample, layout.image, layout.frame], 1)[back]  # in the order of the towers
-    _, of = keys.unique_consecutive(dim=0, return_inverse=True)
-    return pictures, of[arrangement.origin]
+        preparation = processor.image_processor if modality == "image" else processor.video_processor
+        images = adapter.original_images(modality, inputs, by_modality[modality])
+        pictures += [_denormalise(preparation, pixels) for pixels in images]
+    layout = arrangement.layout
+    tower_order = arrangement.origin.argsort()
+    keys = torch.stack([layout.sample, layout.image, layout.frame], 1)[tower_order]
+    _, picture_of_view = keys.unique_consecutive(dim=0, return_inverse=True)
+    return pictures, picture_of_view[arrangement.origin]
 
 
-def _undone(made: Any, pixels: Tensor) -> Tensor:
-    """Undo an image processor's normalisation and rescaling: 0..1."""
+def _denormalise(preparation: Any, pixels: Tensor) -> Tensor:
+    """Undo the normalisation and rescaling of an image processor; return pixels in 0..1."""
     pixels = pixels.float()
-    if made.do_normalize:
+    if preparation.do_normalize:
         mean, std = (
             torch.tensor(x, device=pixels.device, dtype=torch.float32).view(3, 1, 1)
-            for x in (made.image_mean, made.image_std)
+            for x in (preparation.image_mean, preparation.image_std)
         )
         pixels = pixels * std + mean
-    return (pixels if made.do_rescale else pixels / 255).clamp(0, 1)
+    return (pixels if preparation.do_rescale else pixels / 255).clamp(0, 1)
 
 
-def _questions(
-    need: Need, adapter: "TowerAdapter", inputs: Mapping[str, Any], arrangement: Arrangement
-) -> Sequence[str]:
-    """Return the questions, or the prompts without placeholders and special tokens where the caller named none."""
+def _questions(need: Need, adapter: "TowerAdapter", arrangement: Arrangement) -> Sequence[str]:
+    """Return the questions of the caller, by default the prompts without placeholders and special tokens."""
     if arrangement.questions:
         return arrangement.questions
     prompt = arrangement.prompt
@@ -121,7 +122,7 @@ def _questions(
 def _processor(need: Need, adapter: "TowerAdapter") -> Any:
     if adapter.processor is None:
         raise ValueError(
-            f"{need} is about the pictures or questions themselves, which ids and pixels hold only for who knows the "
-            "processor: give compress(..., processor=processor) or adapter_for(model, processor)"
+            f"{need} needs the original pictures or questions, which only the processor can restore from pixels and "
+            "ids: give compress(..., processor=processor) or adapter_for(model, processor)"
         )
     return adapter.processor

@@ -1,4 +1,4 @@
-"""Evidence of the language model for tokens that it has not read yet, from a run of its first layers."""
+"""Evidence of the language model about tokens before they are pruned, from a run of its first layers."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -18,12 +18,15 @@ from vtcframe.ops.compose import keep_all
 def probe(
     adapter: Any, inputs: Mapping[str, Any], evidence: Evidence, needs: Iterable[Need], prompt: Prompt | None = None
 ) -> dict[Need, Tensor]:
-    """Gather needs of the language model for the tokens of `evidence`, from its first layers, run on all of them."""
+    """Return what the language model shows about the tokens of `evidence` for each need.
+
+    Its first layers run on all tokens, as far as the needs require. ValueError for a need that it cannot serve.
+    """
     needs = tuple(needs)
     check_needs(needs, len(adapter.llm_layers()))
     spliced, column = adapter.splice_with_columns(inputs, evidence, keep_all(evidence), prompt=prompt)
     blocks = adapter.blocks(spliced)
-    acted = LlmStages(adapter.decoder(), evidence, column, (), needs, blocks, stop_when_read=True)
-    with acted:
+    stages = LlmStages(adapter.decoder(), evidence, column, (), needs, blocks, stop_when_read=True)
+    with stages:
         adapter.model(**spliced, use_cache=False)
-    return {need: acted.found(need) for need in needs}
+    return {need: stages.found(need) for need in needs}

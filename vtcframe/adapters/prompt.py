@@ -1,4 +1,4 @@
-"""TODO: vtcframe/adapters/prompt.py."""
+"""Batches of prompts by column, padded on either side."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,15 +10,18 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Prompt:
-    """A batch of prompts by column: the place in a sample's own prompt, batch padding not counted. On the CPU."""
+    """A batch of P prompts by column: the position in the prompt of a sample, without batch padding. On the CPU."""
 
     ids: Tensor  # [P, C]
-    real: Tensor  # [P, C] bool, False behind a prompt's end
-    kind: Tensor  # [P, C] which of the placeholders stands there, -1 = text
+    real: Tensor  # [P, C] bool, False after the end of a prompt
+    kind: Tensor  # [P, C] index of the placeholder in each column, -1 = text
 
     @classmethod
     def of(cls, inputs: Mapping[str, Any], placeholders: Sequence[int]) -> "Prompt":
-        """Read `input_ids` and `attention_mask` (all ones where there is none), padded on either side."""
+        """Return the prompts of `input_ids` and `attention_mask`, padded on either side; no mask means no padding.
+
+        `placeholders` are token ids, one for each kind of visual. ValueError for a mask of another shape.
+        """
         ids = inputs["input_ids"].cpu()
         real = prompt_mask(inputs)
         if real.shape != ids.shape:
@@ -42,6 +45,6 @@ def prompt_mask(inputs: Mapping[str, Any]) -> Tensor:
 
 
 def align_columns(values: Tensor, real: Tensor) -> Tensor:
-    """[..., P, L] padded on either side, real [P, L] -> [..., P, C], padding at the end."""
+    """[..., P, L] padded on either side, real [P, L] -> [..., P, C], padded at the end."""
     order = (~real).long().argsort(dim=1, stable=True)[:, : int(real.sum(1).max())]
     return values.gather(-1, order.expand(*values.shape[:-2], *order.shape))

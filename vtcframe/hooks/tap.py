@@ -20,11 +20,12 @@ class Tap:
     """`with Tap({module: [reader, ...]}) as tap:` and, after the forward, `tap[module, reader]`.
 
     Modules are attention modules of transformers, timm and open_clip, or torch.nn.MultiheadAttention. Taps nest, also
-    over the same modules, and are removed after the `with` whatever happens in it. Another thread's forward is not
-    read. Entering raises TypeError for a module that is no attention module, ValueError for one that calls no kernel.
+    over the same modules, and are removed after the `with`, also after an exception. The forward of another thread is
+    ignored. Entering raises TypeError for a module that is no attention module, ValueError for one that calls no
+    kernel.
 
-    `packed` says how sequences are packed in calls where only a mask separates them; readers get each one without that
-    mask.
+    `packed` describes how sequences are packed in calls where only a mask separates them; readers get each sequence
+    without that mask.
     """
 
     def __init__(self, readers: Mapping[nn.Module, Sequence[Reader]], packed: PackedSequences | None = None) -> None:
@@ -33,12 +34,15 @@ class Tap:
         self._results: dict[tuple[nn.Module, Reader], list[Tensor]] = {}
 
     def __getitem__(self, at: tuple[nn.Module, Reader]) -> list[Tensor]:
-        """Return a reader's results for a module, one tensor for each call or packed sequence, in their order."""
+        """Return a reader's results for a module, one tensor for each call or packed sequence, in their order.
+
+        LookupError for a module and a reader without results.
+        """
         if at in self._results:
             return self._results[at]
         raise LookupError(
-            f"{type(at[0]).__name__} was not read by {at[1]}: it is not among `readers`, did not run inside the `with`, "
-            "or does not call its kernel through ALL_ATTENTION_FUNCTIONS or scaled_dot_product_attention"
+            f"{type(at[0]).__name__} has no readings of {at[1]}: it is not among `readers`, did not run inside the "
+            "`with`, or does not call its kernel through ALL_ATTENTION_FUNCTIONS or scaled_dot_product_attention"
         )
 
     def __enter__(self) -> "Tap":
@@ -58,3 +62,17 @@ class Tap:
             for call in calls_of(module, query, key, mask, options, self.packed):
                 for reader in self.readers[module]:
                     self._results.setdefault((module, reader), []).append(reader(call))
+
+
+def only_call(tap: Tap, module: nn.Module, reader: Reader) -> Tensor:
+    """Return the result of a reader for the only call of a module. ValueError if there were several calls.
+
+    Differential attention, for example, calls its kernel twice in one forward.
+    """
+    calls = tap[module, reader]
+    if len(calls) == 1:
+        return calls[0]
+    raise ValueError(
+        f"{type(module).__name__} calls its kernel {len(calls)} times in one forward, so it has no single attention "
+        "map: use a model whose attention calls it once"
+    )

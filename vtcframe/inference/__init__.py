@@ -1,1 +1,1 @@
-"""Loading checkpoints, and the one way to run a plan on a batch."""
+"""Loading of checkpoints, and running a plan on a batch."""

@@ -35,7 +35,7 @@ def check_plan(adapter: Adapter, plan: Plan) -> None:
         if not first <= stage.layer < depth:
             raise ValueError(
                 f"{type(adapter).__name__} can be pruned before layers {first} to {depth - 1} of its language model, "
-                f"not at {stage.at!r}: choose other layers for {type(stage.pruner).__name__} or the method that it belongs to"
+                f"not at {stage.at!r}: choose other layers for {type(stage.pruner).__name__} or its method"
             )
         if stage.positions == "compact" and adapter.has_mrope():
             raise ValueError(

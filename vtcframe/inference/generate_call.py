@@ -1,4 +1,4 @@
-"""TODO: vtcframe/inference/generate_call.py."""
+"""Translation of a call of `generate` between the original prompt of the caller and the pruned prompt."""
 
 import copy
 import inspect
@@ -13,7 +13,7 @@ from transformers.generation.streamers import BaseStreamer
 
 
 def bind_arguments(function: Callable, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments of a `generate` by name, `inputs` as the `input_ids` that it means."""
+    """Return the arguments of a `generate` by name, with `inputs` renamed to `input_ids`. ValueError for both."""
     options = dict(inspect.signature(function).bind(*args, **kwargs).arguments)
     options |= options.pop("kwargs", {})
     if (ids := options.pop("inputs", None)) is not None:
@@ -24,21 +24,25 @@ def bind_arguments(function: Callable, args: Sequence[Any], kwargs: Mapping[str,
 
 
 def refuse_options(options: Mapping[str, Any]) -> None:
+    """Raise ValueError for options of `generate` that do not work with pruned prompts."""
     for name, why in {
-        "inputs_embeds": "give input_ids: embeddings hide where the pictures are",
-        "mm_encoder_outputs": "give pixel_values: the pictures must be encoded under observation",
-        "assistant_model": "an assistant would read the unpruned prompt: generate without one",
+        "inputs_embeds": "give input_ids: embeddings have no placeholders",
+        "mm_encoder_outputs": "give pixel_values: evidence is gathered while they are encoded",
+        "assistant_model": "an assistant would process the unpruned prompt: generate without it",
     }.items():
         if options.get(name) is not None:
             raise ValueError(f"{name} cannot be used with a compressed model: {why}")
     cache = options.get("past_key_values")
     if cache is not None and cache.get_seq_length() > 0:
-        raise ValueError("past_key_values is filled: its columns are not those of the pruned prompt; give an empty one")
+        raise ValueError(
+            "past_key_values is filled, but its columns are not those of the pruned prompt: give an empty cache"
+        )
 
 
 def infer_mask(inputs: Mapping[str, Any], model: Any) -> Tensor | None:
-    """Tell padding from prompt as `generate` does without a mask: by a pad token that is no end token."""
-    ids, config = inputs.get("input_ids"), model.generation_config
+    """Return the attention mask that `generate` infers without one: from a pad token that is no end token."""
+    ids = inputs.get("input_ids")
+    config = model.generation_config
     if ids is None:
         return None
     ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
@@ -49,43 +53,46 @@ def infer_mask(inputs: Mapping[str, Any], model: Any) -> Tensor | None:
 
 @dataclass(frozen=True)
 class CallerPrompt:
-    """The caller's prompt [P, L], which `generate` knows only `width` columns of."""
+    """The original prompt of the caller, while `generate` runs a pruned prompt."""
 
-    ids: Tensor
-    width: int
+    ids: Tensor  # [P, L]
+    width: int  # number of columns of the pruned prompt
 
-    def whole(self, ids: Tensor) -> Tensor:
-        """[P x k, width + new] -> [P x k, L + new]."""
+    def restore_ids(self, ids: Tensor) -> Tensor:
+        """[P x k, width + new] -> [P x k, L + new], the original prompt in front of the new ids."""
         return torch.cat([self.ids.repeat_interleave(len(ids) // len(self.ids), 0).to(ids), ids[:, self.width :]], 1)
 
-    def restored(self, out: Any) -> Any:
-        """Put the caller's prompt in front of what `generate` returned, a tensor or a ModelOutput."""
+    def restore(self, out: Any) -> Any:
+        """Put the original prompt in front of the output of `generate`, a tensor or a ModelOutput."""
         if isinstance(out, Tensor):
-            return self.whole(out)
-        out.sequences = self.whole(out.sequences)
+            return self.restore_ids(out)
+        out.sequences = self.restore_ids(out.sequences)
         return out
 
-    def translated(self, options: Mapping[str, Any], default: Any) -> dict[str, Any]:
-        """Return options that mean in columns run what the caller meant in columns of the own prompt."""
-        options, shorter = dict(options), self.ids.shape[1] - self.width
+    def translate_options(self, options: Mapping[str, Any], default: Any) -> dict[str, Any]:
+        """Return options of `generate` for the pruned prompt that have the effect of `options` for the original prompt.
+
+        `default` is the generation config of the model.
+        """
+        options = dict(options)
+        dropped = self.ids.shape[1] - self.width
         config = options.get("generation_config")
         for name in ("max_length", "min_length"):
-            given = next(
-                (v for v in (options.get(name), getattr(config, name, None), getattr(default, name, None)) if v), 0
-            )
-            if not given:
+            candidates = (options.get(name), getattr(config, name, None), getattr(default, name, None))
+            length = next((candidate for candidate in candidates if candidate), 0)
+            if not length:
                 continue
             if config is None or options.get(name):
-                options[name] = max(given - shorter, 0)
+                options[name] = max(length - dropped, 0)
             else:
                 options["generation_config"] = config = copy.deepcopy(config)
-                setattr(config, name, max(given - shorter, 0))
-        for name, many, wrap in (
+                setattr(config, name, max(length - dropped, 0))
+        for name, list_class, wrapper in (
             ("logits_processor", LogitsProcessorList, _Processor),
             ("stopping_criteria", StoppingCriteriaList, _Criterion),
         ):
             if options.get(name):
-                options[name] = many([wrap(self, inner) for inner in options[name]])
+                options[name] = list_class([wrapper(self, inner) for inner in options[name]])
         if (allowed := options.get("prefix_allowed_tokens_fn")) is not None:
             options["prefix_allowed_tokens_fn"] = lambda row, ids: allowed(
                 row, torch.cat([self.ids[row].to(ids), ids[self.width :]])
@@ -100,7 +107,7 @@ class _Processor(LogitsProcessor):
         self.caller, self.inner = caller, inner
 
     def __call__(self, input_ids: Any, scores: Any) -> Any:
-        return self.inner(self.caller.whole(input_ids), scores)  # pyright: ignore[reportArgumentType]
+        return self.inner(self.caller.restore_ids(input_ids), scores)  # pyright: ignore[reportArgumentType]
 
 
 class _Criterion(StoppingCriteria):
@@ -108,18 +115,19 @@ class _Criterion(StoppingCriteria):
         self.caller, self.inner = caller, inner
 
     def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
-        return self.inner(self.caller.whole(input_ids), scores, **kwargs)  # pyright: ignore[reportArgumentType]
+        return self.inner(self.caller.restore_ids(input_ids), scores, **kwargs)  # pyright: ignore[reportArgumentType]
 
 
 class _Streamer(BaseStreamer):
-    """Hands the caller's prompt on in place of the one that was run, which `generate` puts first."""
+    """Streams the original prompt of the caller in place of the pruned prompt, which `generate` puts first."""
 
     def __init__(self, prompt: Tensor, inner: BaseStreamer) -> None:
         self.prompt: Tensor | None = prompt
         self.inner = inner
 
     def put(self, value: Tensor) -> None:
-        prompt, self.prompt = self.prompt, None
+        prompt = self.prompt
+        self.prompt = None
         self.inner.put(value if prompt is None else prompt.cpu())
 
     def end(self) -> None:

@@ -1,4 +1,4 @@
-"""The one way to run a plan on a batch: arrange, encode, prune, splice, generate, count, time.
+"""Session: runs a plan on a batch, in the steps arrange, encode, prune, splice and generate; counts and times them.
 
 `compress`, `vtcframe predict`, the lmms-eval model, `vtcframe bench` and the laws all run plans through `Session`.
 """
@@ -24,12 +24,12 @@ from vtcframe.inference.outcome import Outcome
 from vtcframe.inference.stopwatch import Stopwatch
 from vtcframe.ops.compose import compose_prunings, keep_all
 
-Inputs = Mapping[str, Any]  # what a processor returns
-Generate = Callable[[dict[str, Any]], Any]  # keyword arguments of the model's `generate` -> what it returns
+Inputs = Mapping[str, Any]  # the output of a processor
+Generate = Callable[[dict[str, Any]], Any]  # keyword arguments of `generate` of the model -> its return value
 
 
 class Meter(Protocol):
-    """What is told when a step of a run has ended."""
+    """Measures the steps of a run."""
 
     def lap(self, name: str) -> None:
         """End the step `name`."""
@@ -44,14 +44,14 @@ class Meter(Protocol):
 class EncodedBatch:
     """Evidence of a batch after a plan's stages inside the encoder."""
 
-    evidence: Evidence  # of the tokens that these stages left
-    pruned: Pruned | None  # the same expressed in the arrangement's layout; None where no stage acts in the encoder
+    evidence: Evidence  # evidence of the remaining tokens
+    pruned: Pruned | None  # the remaining tokens in the layout of the arrangement; None without stages in the encoder
 
 
 def encode_batch(
     adapter: EncoderAdapter, plan: Plan, inputs: Inputs, arrangement: Arrangement, needs: Sequence[Need]
 ) -> EncodedBatch:
-    """Encode the pictures of a batch with a plan's stages inside the encoder; gather `needs` of the tokens left."""
+    """Encode the pictures of a batch with the stages of a plan inside the encoder; gather `needs` of the rest."""
     if plan.encoder:
         return EncodedBatch(*adapter.encode_with_stages(inputs, arrangement, needs, plan.encoder))
     return EncodedBatch(adapter.encode(inputs, arrangement, needs), None)
@@ -60,24 +60,24 @@ def encode_batch(
 def prune_batch(plan: Plan, encoded: EncodedBatch) -> tuple[Pruned, Evidence]:
     """Prune a batch before the language model.
 
-    Return what the language model is to read, in the layout of the arrangement, and the evidence of that which stages
-    inside the language model can still use.
+    Return the tokens for the language model, in the layout of the arrangement, and the evidence about them that stages
+    inside the language model use.
     """
     evidence = encoded.evidence
     if plan.projector is None:
         return encoded.pruned or keep_all(evidence), evidence
     pruned = plan.projector.act(evidence)
     if not plan.llm:
-        evidence = replace(evidence, readings={}, deepstack=None)  # nothing reads it any more
+        evidence = replace(evidence, readings={}, deepstack=None)  # no later stage uses it
     remaining = evidence.restrict_to(pruned)
     return pruned if encoded.pruned is None else compose_prunings(encoded.pruned, pruned), remaining
 
 
 class PrunedGeneration:
-    """A pruned batch in front of the language model.
+    """A batch that is pruned and spliced, before the language model runs.
 
-    Call `generate(**generate_kwargs)` of the untouched model inside `with`, where the plan's stages inside the
-    language model act. Prepare a new one for every call: `generate` changes the arguments it is given.
+    Call `generate(**generate_kwargs)` of the untouched model inside `with`, where the stages of the plan inside the
+    language model act. Prepare a new object for every call: `generate` changes its arguments.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class PrunedGeneration:
         pruned: Pruned,
         remaining: Evidence,
     ) -> None:
-        """`spliced` is what `splice_with_columns` made of `pruned`, and `remaining` the evidence of that."""
+        """`spliced` is the result of `splice_with_columns` for `pruned`; `remaining` is the evidence of its tokens."""
         self._spliced = pruned
         self.generate_kwargs, column = spliced
         blocks = adapter.blocks(self.generate_kwargs)
@@ -103,23 +103,24 @@ class PrunedGeneration:
 
     @property
     def pruned(self) -> Pruned:
-        """What every stage together left, in the layout of the arrangement; complete after the `with`."""
+        """The tokens that remain after all stages, in the layout of the arrangement; complete after the `with`."""
         return compose_prunings(self._spliced, self.stages.pruned) if self.stages.stages else self._spliced
 
 
 class Session:
-    """Runs batches of one model under one plan; without a plan, with every visual token.
+    """Runs batches of a model under a plan, or with every visual token without a plan.
 
-    ValueError where the adapter cannot run the plan. `run` does everything; callers that share an encoding between
-    plans, or that handle the errors of each step in their own way, call the steps `arrange`, `encode`, `prepare` and
-    `generate`.
+    ValueError if the adapter has no language model or cannot run the plan. `run` does everything. Callers that share an
+    encoding between plans, or that handle the errors of each step separately, call the steps `arrange`, `encode`,
+    `prepare` and `generate`.
     """
 
     def __init__(self, adapter: Adapter, plan: Plan | None = None) -> None:
         check_language_model(adapter)
         if plan is not None:
             check_sites(adapter, plan)
-        self.adapter, self.plan = adapter, plan
+        self.adapter = adapter
+        self.plan = plan
 
     @torch.no_grad()
     def run(
@@ -131,10 +132,11 @@ class Session:
         questions: Sequence[str] = (),
         meter: Meter | None = None,
     ) -> Outcome:
-        """Run a batch. `generate` is called once, with the keyword arguments that the model's own `generate` takes.
+        """Run a batch. `generate` is called once, with keyword arguments for `generate` of the model.
 
-        `ids` name the samples for everything that is random, `questions` are what auxiliary encoders compare pictures
-        with (see `arrange`). A batch of text alone, and one whose budgets cover every token, run untouched.
+        `ids`, one for each sample, seed everything random. Auxiliary encoders compare pictures with `questions`, by
+        default with the prompts. `meter` measures the steps, by default a `Stopwatch`. A batch without pictures, and a
+        batch whose budget covers every token, run untouched.
         """
         prompt = self.adapter.prompt(inputs)
         meter = meter or self.stopwatch(inputs)
@@ -150,11 +152,11 @@ class Session:
         return self.generate(inputs, generate, arrangement, prepared, meter)
 
     def stopwatch(self, inputs: Inputs) -> Stopwatch:
-        """Return a stopwatch for the device that a batch lies on."""
+        """Return a stopwatch for the device of a batch."""
         return Stopwatch(inputs["input_ids"].device)
 
     def has_pictures(self, inputs: Inputs, prompt: Prompt) -> bool:
-        """Whether a batch has placeholders or pixels; one with only either is refused by `arrange`."""
+        """Whether a batch has placeholders or pixels; `arrange` raises ValueError if it has only one of them."""
         has_pixels = any(name.startswith("pixel_values") and inputs[name] is not None for name in inputs)
         return has_pixels or bool(prompt.visual.any())
 
@@ -170,15 +172,15 @@ class Session:
         return replace(arrangement, questions=tuple(questions)) if questions else arrangement
 
     def prunes(self, arrangement: Arrangement) -> bool:
-        """Whether the plan drops anything of a batch."""
+        """Whether the plan drops any token of a batch."""
         return self.plan is not None and not self.plan.covers(arrangement.layout)
 
     @torch.no_grad()
     def encode(self, inputs: Inputs, arrangement: Arrangement, needs: Iterable[Need] | None = None) -> EncodedBatch:
-        """Encode the pictures with the plan's stages inside the encoder.
+        """Encode the pictures with the stages of the plan inside the encoder.
 
-        `needs` are what is gathered of the tokens left; by default the plan's own. Plans with the same stages inside
-        the encoder can share an encoding that gathers the needs of all of them.
+        `needs` are gathered of the remaining tokens; by default those of the plan. Plans with the same stages inside
+        the encoder can share an encoding that gathers the needs of all of them. ValueError without a plan.
         """
         plan = self._plan()
         return encode_batch(self.adapter, plan, inputs, arrangement, plan.needs if needs is None else tuple(needs))
@@ -187,7 +189,7 @@ class Session:
     def prepare(
         self, inputs: Inputs, arrangement: Arrangement, encoded: EncodedBatch, meter: Meter | None = None
     ) -> PrunedGeneration:
-        """Prune before the language model and splice what is left into the prompts."""
+        """Prune before the language model and splice the remaining tokens into prompts. ValueError without a plan."""
         plan = self._plan()
         pruned, remaining = prune_batch(plan, encoded)
         if meter is not None:
@@ -208,9 +210,9 @@ class Session:
         prepared: PrunedGeneration | None,
         meter: Meter | None = None,
     ) -> Outcome:
-        """Generate, pruned as `prepared` says or untouched without it, and count what was read.
+        """Generate with the pruned prompts of `prepared`, or untouched if it is None, and count tokens.
 
-        Without an `arrangement` the batch is text alone.
+        `arrangement` is None for a batch without pictures.
         """
         meter = meter or self.stopwatch(inputs)
         if prepared is None:
@@ -230,7 +232,8 @@ class Session:
         meter: Meter,
     ) -> Outcome:
         prompt = self.adapter.prompt(inputs) if arrangement is None else arrangement.prompt
-        decoder, depth = self.adapter.decoder(), len(self.adapter.llm_layers())
+        decoder = self.adapter.decoder()
+        depth = len(self.adapter.llm_layers())
         lengths = prompt.real.sum(1)
         before = torch.zeros_like(lengths) if arrangement is None else arrangement.layout.untouched
         structural = prompt.visual.sum(1) - before if arrangement is not None else torch.zeros_like(lengths)
@@ -250,7 +253,8 @@ class Session:
         )
         if prepared is None:
             return outcome
-        pruned, stages = prepared.pruned, prepared.stages
+        pruned = prepared.pruned
+        stages = prepared.stages
         return replace(
             outcome,
             pruned=pruned,
@@ -262,10 +266,10 @@ class Session:
 
     def _plan(self) -> Plan:
         if self.plan is None:
-            raise ValueError("this session has no plan: every visual token is read, call `run`")
+            raise ValueError("this session has no plan, so there is nothing to prune: call `run`")
         return self.plan
 
 
 def _every_layer(counts: Tensor, depth: int) -> Tensor:
-    """[P] -> [P, layers]: the same number in each layer."""
+    """[P] -> [P, layers]: the same count in each layer."""
     return counts[:, None].expand(-1, depth)

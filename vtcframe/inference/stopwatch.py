@@ -1,4 +1,4 @@
-"""Wall time of the steps of a run, the device's work included."""
+"""Wall time of the steps of a run, including the work of the device."""
 
 import time
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ import torch
 
 
 class Stopwatch:
-    """Measures steps that follow one another: `lap(name)` ends a step.
+    """Measures consecutive steps: `lap(name)` ends a step.
 
     Work on an accelerator is asynchronous. On CUDA devices each lap records an event and `seconds` waits for the last
     one, so that measuring a run adds no synchronisation to it; other accelerators are synchronised at each lap.

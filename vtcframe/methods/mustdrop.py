@@ -195,7 +195,7 @@ class MustDrop(Method):
         paper="arXiv 2411.10803",
         signal="similarity in windows, attention of all text, [CLS] attention",
         selector="thresholds",
-        dropped="averaged in windows, then gone, from caches too",
+        dropped="averaged in windows, then discarded, from caches too",
         parity="exact; differs: every window alike merges, in any batch; the key set is a part of all tokens",
         site="encoder, llm",
         text=True,

@@ -1,11 +1,11 @@
-"""Adapters to families of multimodal language models, one family a file."""
+"""Adapters to families of multimodal language models, one file for each family."""
 
 from vtcframe.registry import hookimpl
 
 
 @hookimpl
 def vtcframe_components() -> dict[str, list[str]]:
-    """Return what this distribution brings."""
+    """Return the components of this distribution."""
     return {
         "adapter": [
             "vtcframe_backbones.llava:Llava",

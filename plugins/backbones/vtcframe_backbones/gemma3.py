@@ -1,4 +1,4 @@
-"""Gemma 3: a SigLIP tower, squares of patches averaged to tokens that see each other in both directions."""
+"""Gemma 3: a SigLIP tower, squares of patches averaged to tokens that attend to each other in both directions."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -16,11 +16,11 @@ from vtcframe_backbones.llava import clip_tower
 
 
 class Gemma3(TowerAdapter):
-    """Gemma 3: a view is a picture as the processor squared it; crops of pan-and-scan are pictures of their own.
+    """Gemma 3: a view is a picture resized to a square; each crop of pan-and-scan is a separate picture.
 
-    What is left of a picture still sees itself in both directions (under FlashAttention it never does). Windows of the
-    local layers count the tokens that are there, whatever their positions: in a prompt longer than a window they reach
-    further back over dropped tokens than they would over masked ones.
+    The remaining tokens of a picture still attend to each other in both directions (under FlashAttention they never
+    do). Windows of local layers count remaining tokens, not positions: in a prompt longer than a window they reach
+    further back over dropped tokens than over masked tokens.
     """
 
     family = "gemma3"
@@ -39,25 +39,25 @@ class Gemma3(TowerAdapter):
         return self.model.base_model.get_image_features(inputs["pixel_values"], return_dict=True)
 
     def hidden(self, encoded: Any, tower: Tower) -> Tensor:
-        """[images, patches, C] the last hidden state, normalised."""
+        """Return the last hidden state after its norm, [images, patches, C]."""
         return encoded.last_hidden_state
 
     def merged(self, hidden: Tensor, tower: Tower) -> Tensor:
-        """[images, patches, C] -> [images, T, C], the mean of a token's patches."""
+        """[images, patches, C] -> [images, T, C], the mean over the patches of a token."""
         return tower.pool(hidden) if tower.pool else hidden
 
     def project(self, features: Tensor) -> Tensor:
-        """[..., C] -> [..., D] by what the projector does behind its pooling."""
+        """[..., C] -> [..., D]: norm and projection, which the projector applies after pooling."""
         projector = self.model.base_model.multi_modal_projector
         return projector.mm_soft_emb_norm(features) @ projector.mm_input_projection_weight
 
     def pictures(self, modality: Modality, inputs: Mapping[str, Any], prompt: Prompt) -> list[Picture]:
-        """One view a picture."""
+        """Return one view for each picture."""
         side = self.model.base_model.multi_modal_projector.tokens_per_side
         return [Picture.grids((side, side))] * len(inputs["pixel_values"])
 
     def blocks(self, spliced: Mapping[str, Any]) -> Tensor | None:
-        """[P, L]: the pictures, numbered as they follow one another, where the prompts say which tokens are theirs."""
+        """Return the index of the picture of each slot, [P, L], from `token_type_ids`; None without them."""
         if (types := spliced.get("token_type_ids")) is None:
             return None
         picture = types.cpu() == 1
@@ -67,5 +67,5 @@ class Gemma3(TowerAdapter):
     def original_images(
         self, modality: Modality, inputs: Mapping[str, Any], pictures: Sequence[Picture]
     ) -> Sequence[Tensor]:
-        """Return the pictures as the tower sees them."""
+        """Return the pictures in the form that the tower gets."""
         return list(inputs["pixel_values"])

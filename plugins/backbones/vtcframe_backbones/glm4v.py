@@ -1,4 +1,4 @@
-"""GLM-4.1V: like Qwen2-VL, but frames of a video stand between timestamps, with the placeholder of images."""
+"""GLM-4.1V: like Qwen2-VL, but frames of a video are between timestamps and have the placeholder of images."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,10 +11,10 @@ from vtcframe_backbones.qwen_vl import Qwen2Vl
 
 
 class Glm4v(Qwen2Vl):
-    """GLM-4.1V: a batch holds images or videos; a view of a video is a temporal slice, two frames.
+    """GLM-4.1V: a batch holds images or videos; a view of a video is a temporal slice of two frames.
 
-    Both have one placeholder, so what is left of either is handed over as of images: transformers groups the features
-    of beams by placeholders, of which it finds none for videos.
+    Images and videos share a placeholder, so the remaining features of both are passed as those of images:
+    transformers groups features for beam search by placeholder and would find none of videos.
     """
 
     family = "glm4v"
@@ -29,18 +29,18 @@ class Glm4v(Qwen2Vl):
         return super().features(self._kind(inputs), inputs, tower)
 
     def merged(self, hidden: Tensor, tower: Tower) -> Tensor:
-        """[1, T, C] as it is: the tower convolves the patches of a token itself."""
+        """Return [1, T, C] unchanged: the tower itself convolves the patches of a token."""
         return hidden
 
     def project(self, features: Tensor) -> Tensor:
-        """[..., C] -> [..., D]."""
+        """[..., C] -> [..., D] by the merger."""
         return self.model.base_model.visual.merger(features)
 
     def _kind(self, inputs: Mapping[str, Any]) -> Modality:
         if all(inputs.get(name) is not None for name in self.pixels.values()):
             raise ValueError(
-                f"inputs hold {' and '.join(self.pixels.values())}, whose placeholders GLM-4.1V does not tell apart: "
-                "give images and videos in batches of their own"
+                f"inputs hold {' and '.join(self.pixels.values())}, which share a placeholder in GLM-4.1V: give "
+                "images and videos in separate batches"
             )
         return "image" if inputs.get("pixel_values_videos") is None else "video"
 

@@ -17,7 +17,8 @@ from vtcframe_backbones.llava import Llava, LlavaNext
 class LlavaNextVideo(LlavaNext):
     """LLaVA-NeXT-Video: a frame of a video is a view, whose tokens are squares of patches (2 x 2 as published).
 
-    Evidence of patches is averaged over a token's square, however the model itself pools (mean, max or convolution).
+    Evidence of patches is averaged over the square of a token, whatever the pooling of the model (mean, max or
+    convolution).
     """
 
     family = "llava_next_video"
@@ -26,7 +27,7 @@ class LlavaNextVideo(LlavaNext):
     consumes = (*Llava.consumes, "pixel_values_videos")
 
     def tower(self, modality: Modality, inputs: Mapping[str, Any]) -> Tower:
-        """Return the vision tower, the same for images and videos."""
+        """Return the vision tower, which images and videos share."""
         tower = super().tower(modality, inputs)
         pool = Squares(self.side, self.model.config.spatial_pool_stride)
         return replace(tower, pool=pool) if modality == "video" else tower
@@ -43,11 +44,11 @@ class LlavaNextVideo(LlavaNext):
         )
 
     def merged(self, hidden: Tensor, tower: Tower) -> Tensor:
-        """[rows, patches, C] -> [rows, T, C'], of frames by the model's own pooling."""
+        """[rows, patches, C] -> [rows, T, C']; frames are pooled by the model."""
         return self.model.base_model.vision_resampler(hidden) if tower.pool else hidden
 
     def pictures(self, modality: Modality, inputs: Mapping[str, Any], prompt: Prompt) -> list[Picture]:
-        """An overview and tiles of an image, a view for each frame of a video."""
+        """Return an overview and tiles of an image, and a view of each frame of a video."""
         if modality == "image":
             return super().pictures(modality, inputs, prompt)
         videos, frames = inputs["pixel_values_videos"].shape[:2]
@@ -63,5 +64,5 @@ class LlavaNextVideo(LlavaNext):
         return list(inputs["pixel_values_videos"].flatten(0, 1))
 
     def pack(self, modality: Modality, inputs: Mapping[str, Any], maps: Tensor) -> Tensor:
-        """Send the maps the way of the features: those of frames lie behind one another."""
+        """Pack maps in the same way as features: maps of frames are concatenated."""
         return super().pack(modality, inputs, maps) if modality == "image" else maps.flatten(0, 1)

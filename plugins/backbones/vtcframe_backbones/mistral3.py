@@ -1,4 +1,4 @@
-"""Mistral 3 and LLaVA on Pixtral: pictures of any shape, packed in one sequence whose mask keeps them apart."""
+"""Mistral 3 and LLaVA on Pixtral: pictures of any shape, packed in one sequence and separated by the mask."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,13 +17,13 @@ from vtcframe_backbones.llava import Llava
 
 
 class Mistral3(TowerAdapter):
-    """Mistral 3: a view is a picture, a token a square of patches. Breaks behind rows are text, and stay."""
+    """Mistral 3: a view is a picture, a token a square of patches. Breaks after rows are text and always stay."""
 
     family = "mistral3"
     consumes = Llava.consumes
 
     def pixels_of(self, modality: Modality, inputs: Mapping[str, Any]) -> Any:
-        """[images, values] the pixels of each, zeros behind them: the processor pads pictures to those of the batch."""
+        """Return the pixels of each picture, [images, values], with zeros at the end in place of padding."""
         if inputs.get("pixel_values") is None:
             return None
         return pad_sequence(
@@ -31,13 +31,15 @@ class Mistral3(TowerAdapter):
         )
 
     def tower(self, modality: Modality, inputs: Mapping[str, Any]) -> Tower:
-        """Return the vision tower: one packed sequence of patches."""
-        module, layer = self.model.base_model.vision_tower, inputs.get("vision_feature_layer")
+        """Return the vision tower, which runs on one packed sequence of patches."""
+        module = self.model.base_model.vision_tower
+        layer = inputs.get("vision_feature_layer")
         layer = self.model.config.vision_feature_layer if layer is None else layer
         if layer != -1:
-            raise ValueError(f"vision_feature_layer {layer!r} is not what {self.family} on Pixtral reads: use -1")
+            raise ValueError(f"{self.family} on Pixtral cannot read vision_feature_layer {layer!r}: use -1")
         attention = [block.get_submodule("attention") for block in module.transformer.layers]
-        pool, order = PatchGroups(self.merge**2), self._order(inputs)
+        pool = PatchGroups(self.merge**2)
+        order = self._order(inputs)
         lengths = (self._sizes(inputs) // module.patch_size).prod(1).tolist()
         return Tower(
             module, attention, [len(attention)], pool=pool, packed=True, segments=PackedSequences(lengths, order)
@@ -49,7 +51,7 @@ class Mistral3(TowerAdapter):
         return self.model.base_model.get_image_features(inputs["pixel_values"], image_sizes=sizes, return_dict=True)
 
     def pictures(self, modality: Modality, inputs: Mapping[str, Any], prompt: Prompt) -> list[Picture]:
-        """One view a picture."""
+        """Return one view for each picture."""
         sizes = self._sizes(inputs) // (self.model.base_model.vision_tower.patch_size * self.merge)
         return [Picture.grids((rows, columns)) for rows, columns in sizes.tolist()]
 
@@ -67,7 +69,7 @@ class Mistral3(TowerAdapter):
         return hidden.unflatten(1, (-1, self.merge**2)).flatten(2)
 
     def project(self, features: Tensor) -> Tensor:
-        """[..., C x patches of a token] -> [..., D]."""
+        """[..., C x patches of a token] -> [..., D] by the projector."""
         projector = self.model.base_model.multi_modal_projector
         patches = projector.norm(features.unflatten(-1, (self.merge**2, -1)))
         merged = projector.patch_merger.merging_layer(patches.transpose(-1, -2).flatten(-2))
@@ -75,11 +77,14 @@ class Mistral3(TowerAdapter):
 
     @property
     def merge(self) -> int:
-        """Patches along an edge of a token."""
+        """Number of patches along an edge of a token."""
         return self.model.config.spatial_merge_size
 
     def _order(self, inputs: Mapping[str, Any]) -> Tensor:
-        parts, start, m = [], 0, self.merge
+        """Return the order of patches in which those of a token are consecutive, [patches]."""
+        parts: list[Tensor] = []
+        start = 0
+        m = self.merge
         for rows, columns in (self._sizes(inputs) // self.model.base_model.vision_tower.patch_size).tolist():
             grid = torch.arange(start, start + rows * columns).view(rows // m, m, columns // m, m)
             parts.append(grid.transpose(1, 2).flatten())
@@ -89,7 +94,7 @@ class Mistral3(TowerAdapter):
     def _sizes(self, inputs: Mapping[str, Any]) -> Tensor:
         if inputs.get("image_sizes") is None:
             raise ValueError(
-                "inputs hold no image_sizes: Pixtral cuts padded pictures by them, and its processor returns them"
+                "inputs hold no image_sizes: Pixtral removes padding by them, and its processor returns them"
             )
         return torch.as_tensor(inputs["image_sizes"]).cpu()
 
@@ -101,15 +106,15 @@ class PixtralLlava(Mistral3):
 
     @classmethod
     def matches(cls, model: nn.Module) -> bool:
-        """Tell by the configuration."""
+        """Match by the configuration of model and tower."""
         config: Any = getattr(model, "config", None)
         return super().matches(model) and config.vision_config.model_type == "pixtral"
 
     @property
     def merge(self) -> int:
-        """Patches along an edge of a token."""
+        """Number of patches along an edge of a token."""
         return 1
 
     def project(self, features: Tensor) -> Tensor:
-        """[..., C] -> [..., D]."""
+        """[..., C] -> [..., D] by the projector."""
         return self.model.base_model.multi_modal_projector(features)

@@ -1,4 +1,4 @@
-"""Qwen2-VL, Qwen2.5-VL and Qwen3-VL: any resolution, 2 x 2 patches a token, M-RoPE, no class token."""
+"""Qwen2-VL, Qwen2.5-VL and Qwen3-VL: any resolution, a token for 2 x 2 patches, M-RoPE, no class token."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
@@ -15,10 +15,10 @@ from vtcframe.core.encoder_readers import PatchGroups
 
 
 class Qwen2Vl(TowerAdapter):
-    """Qwen2-VL: every block sees the whole picture; a view of a video is a temporal slice, two frames.
+    """Qwen2-VL: every block attends to the whole picture; a view of a video is a temporal slice of two frames.
 
-    Layers of `Rows` and `Keys` count the blocks that see whole pictures (blocks="feeding"); where some attend within
-    windows only (Qwen2.5-VL), those are not among them.
+    Layers of `AttentionRows` and `AttentionKeys` count the blocks that attend to whole pictures (blocks="feeding"),
+    without blocks that attend within windows only (Qwen2.5-VL).
     """
 
     family = "qwen2_vl"
@@ -38,25 +38,30 @@ class Qwen2Vl(TowerAdapter):
 
     @classmethod
     def matches(cls, model: nn.Module) -> bool:
-        """Tell by the configuration. LookupError, naming the converted families, for Qwen-VL's own remote code."""
+        """Match by the configuration. LookupError, naming the converted families, for the custom code of Qwen-VL."""
         config: Any = getattr(model, "config", None)
         if getattr(config, "model_type", None) == "qwen" and hasattr(config, "visual"):
             raise LookupError(
-                f"{type(model).__name__} is the first Qwen-VL, which runs code of its own and has no converted "
-                "checkpoint: use Qwen2-VL, Qwen2.5-VL or Qwen3-VL as transformers has them"
+                f"{type(model).__name__} is the first Qwen-VL, which needs custom code and has no converted "
+                "checkpoint: use Qwen2-VL, Qwen2.5-VL or Qwen3-VL of transformers"
             )
         return super().matches(model)
 
     def tower(self, modality: Modality, inputs: Mapping[str, Any]) -> Tower:
-        """Return the vision tower: one packed sequence of patches, the four of a token behind one another."""
+        """Return the vision tower: one packed sequence of patches, those of a token consecutive."""
         module = self.model.base_model.visual
         attention = [block.get_submodule("attn") for block in module.blocks]
         return Tower(
-            module, attention, [len(attention)], pool=PatchGroups(self._merge**2), packed=True, whole=self.whole()
+            module,
+            attention,
+            [len(attention)],
+            pool=PatchGroups(self._merge**2),
+            packed=True,
+            whole=self.full_attention_blocks(),
         )
 
-    def whole(self) -> list[int] | None:
-        """Return the blocks whose attention spans a whole picture, or None for all."""
+    def full_attention_blocks(self) -> list[int] | None:
+        """Return the blocks whose attention spans a whole picture; None for all."""
         return None
 
     def features(self, modality: Modality, inputs: Mapping[str, Any], tower: Tower) -> Any:
@@ -65,7 +70,7 @@ class Qwen2Vl(TowerAdapter):
         return encode(inputs[self.pixels[modality]], self._grids(modality, inputs), return_dict=True)
 
     def hidden(self, encoded: Any, tower: Tower) -> Tensor:
-        """[1, patches, C] what the merger reads."""
+        """Return the input of the merger, [1, patches, C]."""
         return encoded.last_hidden_state[None]
 
     def merged(self, hidden: Tensor, tower: Tower) -> Tensor:
@@ -73,37 +78,44 @@ class Qwen2Vl(TowerAdapter):
         return hidden.unflatten(1, (-1, self._merge**2)).flatten(2)
 
     def project(self, features: Tensor) -> Tensor:
-        """[..., 4 C] -> [..., D]."""
+        """[..., 4 C] -> [..., D] by the merger."""
         merger = self.model.base_model.visual.merger
         return merger(features.unflatten(-1, (self._merge**2, -1)).flatten(0, -2)).view(*features.shape[:-1], -1)
 
     def pictures(self, modality: Modality, inputs: Mapping[str, Any], prompt: Prompt) -> list[Picture]:
-        """A view for an image, or for each temporal slice of a video."""
+        """Return a view of each image, and of each temporal slice of a video."""
         return [
             Picture.grids((h // self._merge, w // self._merge), t, rows=t * h * w)
             for t, h, w in self._grids(modality, inputs).tolist()
         ]
 
     def positions(self, inputs: Mapping[str, Any], prompt: Prompt) -> Tensor:
-        """[4, P, C] place in the text, then time, height and width, as the model counts them."""
+        """Return the position in the text, then time, height and width as the model counts them, [4, P, C].
+
+        ValueError without `mm_token_type_ids`.
+        """
         types = inputs.get("mm_token_type_ids")
         if types is None:
             raise ValueError(
-                "inputs hold no mm_token_type_ids, by which M-RoPE is laid out: its processor returns them"
+                "inputs hold no mm_token_type_ids, from which M-RoPE is computed: its processor returns them"
             )
-        real, names = prompt_mask(inputs), ("image_grid_thw", "video_grid_thw", "second_per_grid_ts")
-        more = {name: torch.as_tensor(inputs[name]).cpu() for name in names if inputs.get(name) is not None}
+        real = prompt_mask(inputs)
+        names = ("image_grid_thw", "video_grid_thw", "second_per_grid_ts")
+        grids = {name: torch.as_tensor(inputs[name]).cpu() for name in names if inputs.get(name) is not None}
         axes, _ = self.model.base_model.get_rope_index(
-            inputs["input_ids"].cpu(), mm_token_type_ids=types.cpu(), attention_mask=real.long(), **more
+            inputs["input_ids"].cpu(), mm_token_type_ids=types.cpu(), attention_mask=real.long(), **grids
         )
         return torch.cat([super().positions(inputs, prompt), align_columns(axes, real)])
 
     def original_images(
         self, modality: Modality, inputs: Mapping[str, Any], pictures: Sequence[Picture]
     ) -> Sequence[Tensor]:
-        """Return the images, or the mean of the frames of each temporal slice, put together from their patches."""
-        vision, pixels, m = self.model.config.vision_config, self.pixels_of(modality, inputs), self._merge
-        edge, grids = vision.patch_size, self._grids(modality, inputs).tolist()
+        """Return the images, or the mean of the frames of each temporal slice, assembled from their patches."""
+        vision = self.model.config.vision_config
+        pixels = self.pixels_of(modality, inputs)
+        grids = self._grids(modality, inputs).tolist()
+        m = self._merge
+        edge = vision.patch_size
         slices = []
         for patches, (t, h, w) in zip(pixels.split([t * h * w for t, h, w in grids]), grids, strict=True):
             cut = patches.view(t, h // m, w // m, m, m, -1, vision.temporal_patch_size, edge, edge).mean(6)
@@ -122,16 +134,16 @@ class Qwen2Vl(TowerAdapter):
 
 
 class Qwen25Vl(Qwen2Vl):
-    """Qwen2.5-VL: most blocks attend within windows, in whose order the tower runs."""
+    """Qwen2.5-VL: most blocks attend within windows; the tower orders patches by window."""
 
     family = "qwen2_5_vl"
 
-    def whole(self) -> list[int]:
+    def full_attention_blocks(self) -> list[int]:
         """Return the blocks whose attention spans a whole picture."""
         return sorted(self.model.base_model.visual.fullatt_block_indexes)
 
     def pack(self, modality: Modality, inputs: Mapping[str, Any], maps: Tensor) -> Tensor:
-        """Undo the order of windows."""
+        """Restore the order of tokens, which the tower sorts by window."""
         tower = self.model.base_model.visual
         order, _ = get_vision_window_index(
             self._grids(modality, inputs).cpu(),
@@ -145,12 +157,12 @@ class Qwen25Vl(Qwen2Vl):
 class Qwen3Vl(Qwen2Vl):
     """Qwen3-VL: as Qwen2-VL, and features of inner blocks are added in the first layers of the language model.
 
-    A token that a merger made takes those of the token whose place it takes. Slices of a video stand between
-    timestamps in the prompt.
+    A merged token gets the added features of the token whose place it takes. Slices of a video are between timestamps
+    in the prompt.
     """
 
     family = "qwen3_vl"
 
     def llm_first(self) -> int:
-        """Return the layer behind those to which features are added."""
+        """Return the layer after those in which features are added."""
         return max(1, len(self.model.config.vision_config.deepstack_visual_indexes))

@@ -1,28 +1,28 @@
-"""The console script `lightning`: `lightning predict` is `vtcframe predict`, all else belongs to another distribution.
+"""The console script `lightning`: `lightning predict` is `vtcframe predict`, other commands are forwarded.
 
-lightning-sdk installs a script of this name too. Whichever was installed last owns the file, so this one hands on what
-is not its own; where it is not wanted, `vtcframe predict` is always there.
+lightning-sdk installs a script of the same name, and the distribution that was installed last replaces the file. So
+this script forwards all other commands to the other distribution. `vtcframe predict` is always available.
 """
 
 import sys
 from importlib.metadata import entry_points
 
-OURS = "vtcframe_lightning:main"
+ENTRY_POINT = "vtcframe_lightning:main"
 
 
 def main() -> int:
     """Run `sys.argv` and return the exit status."""
     arguments = sys.argv[1:]
     if arguments[:1] == ["predict"]:
-        from vtcframe.cli import main as vtcframe  # lazily: what is handed on need not wait for it
+        from vtcframe.cli import main as vtcframe  # lazy: forwarded commands do not need it
 
         return vtcframe(arguments)
     for point in entry_points(group="console_scripts", name="lightning"):
-        if point.value != OURS:
+        if point.value != ENTRY_POINT:
             return point.load()()
     print(
-        f"lightning: no installed distribution knows {' '.join(arguments) or 'what to do without a command'!r}; "
-        "vtcframe brings `lightning predict --config FILE`",
+        f"lightning: no installed distribution has the command {' '.join(arguments) or 'without arguments'!r}; "
+        "vtcframe provides `lightning predict --config FILE`",
         file=sys.stderr,
     )
     return 2

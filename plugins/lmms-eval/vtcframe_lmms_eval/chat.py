@@ -1,4 +1,4 @@
-"""Conversations as lmms-eval hands them over, and what a processor makes of them."""
+"""Conversations of lmms-eval, and their conversion to inputs by a processor."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,57 +18,62 @@ Metadata = dict[str, Any]
 
 @dataclass(frozen=True)
 class VideoClip:
-    """The frames of a video that are shown, and what processors want to know of the whole."""
+    """The sampled frames of a video, and the metadata of the video that processors need."""
 
     frames: Sequence[Image.Image]
     metadata: Metadata
 
     @classmethod
-    def of(cls, source: Any, wanted: int, start: float | None = None, end: float | None = None) -> "VideoClip":
-        """Show at most `wanted` frames, evenly spaced, of a file, a folder of frames, or frames in a list.
+    def of(cls, source: Any, max_frames: int, start: float | None = None, end: float | None = None) -> "VideoClip":
+        """Sample at most `max_frames` evenly spaced frames of a file, a folder of frames, or a list of frames.
 
-        `start` and `end` are seconds of a file. ValueError for what cannot be read.
+        `start` and `end` are seconds of an encoded file. ValueError for a source that cannot be read.
         """
         if isinstance(source, str) and Path(source).suffix.lower() in ENCODED:
-            return cls._decoded(source, wanted, start, end)
+            return cls._decode(source, max_frames, start, end)
         if start is not None or end is not None:
-            raise ValueError(f"seconds are told of an encoded video, not of {source!r}: leave start and end out")
+            raise ValueError(f"start and end are seconds of an encoded video, not of {source!r}: leave them out")
         if isinstance(source, str):
-            sample = load_sample(Sample(source, "", (), clips=((Path(source),),)), wanted)
+            sample = load_sample(Sample(source, "", (), clips=((Path(source),),)), max_frames)
             if sample.error is not None:
                 raise ValueError(sample.error)
             frames = sample.videos[0]
         else:
-            frames = [load_image(source[index]) for index in part_middles(len(source), wanted)]
+            frames = [load_image(source[index]) for index in part_middles(len(source), max_frames)]
         return cls(frames, {"fps": FPS, "total_num_frames": len(frames), "frames_indices": list(range(len(frames)))})
 
     @classmethod
-    def _decoded(cls, path: str, wanted: int, start: float | None, end: float | None) -> "VideoClip":
+    def _decode(cls, path: str, max_frames: int, start: float | None, end: float | None) -> "VideoClip":
         def indices(metadata: Any, **_: Any) -> list[int]:
             if not (count := metadata.total_num_frames):
-                raise ValueError(f"{path} does not say how many frames it has: write it anew (ffmpeg -i ... it.mp4)")
+                raise ValueError(f"{path} has no number of frames: convert it (ffmpeg -i {path} converted.mp4)")
             first = min(int((start or 0) * metadata.fps), count - 1)
-            behind = count if end is None else min(int(end * metadata.fps), count)
-            return [first + index for index in part_middles(max(behind - first, 1), wanted)]
+            stop = count if end is None else min(int(end * metadata.fps), count)
+            return [first + index for index in part_middles(max(stop - first, 1), max_frames)]
 
-        frames, told = load_video(path, sample_indices_fn=indices)  # pyright: ignore[reportArgumentType] (a path is fine)
-        known = "fps", "total_num_frames", "frames_indices"
-        return cls([Image.fromarray(frame) for frame in frames], {name: getattr(told, name) for name in known})
+        # load_video also takes a path
+        frames, metadata = load_video(path, sample_indices_fn=indices)  # pyright: ignore[reportArgumentType]
+        names = "fps", "total_num_frames", "frames_indices"
+        return cls([Image.fromarray(frame) for frame in frames], {name: getattr(metadata, name) for name in names})
 
 
 @dataclass(frozen=True)
 class Chat:
-    """A conversation: its turns with placeholders, and the pictures and videos that belong there, in their order."""
+    """A conversation: its turns with placeholders, and the pictures and videos of the placeholders, in order."""
 
     turns: Sequence[Mapping[str, Any]]
     pictures: Sequence[Image.Image]
-    films: Sequence[VideoClip]
+    videos: Sequence[VideoClip]
 
     @classmethod
     def of(cls, messages: Sequence[Any], frames: int, system: str | None = None) -> "Chat":
-        """Decode lmms-eval's messages; `system` takes the place of their own. ValueError for what cannot be shown."""
+        """Decode messages of lmms-eval; `system` replaces their system message.
+
+        `frames` is the maximum number of frames of a video. ValueError for content that is no text, image or video.
+        """
         turns: list[dict[str, Any]] = []
-        pictures, films = [], []
+        pictures: list[Image.Image] = []
+        videos: list[VideoClip] = []
         if system is not None:
             messages = [message for message in messages if message.role != "system"]
             turns.append({"role": "system", "content": [{"type": "text", "text": system}]})
@@ -82,23 +87,23 @@ class Chat:
                     case "image":
                         pictures.append(load_image(content.url))
                     case "video":
-                        films.append(_video_clip(content, frames))
+                        videos.append(_video_clip(content, frames))
                     case other:
-                        raise ValueError(f"{other} cannot be shown to a model of pictures and text")
-        return cls(turns, pictures, films)
+                        raise ValueError(f"content of type {other} is not supported: use text, image or video")
+        return cls(turns, pictures, videos)
 
     @property
     def visual(self) -> bool:
-        """Whether it shows anything."""
-        return bool(self.pictures or self.films)
+        """Whether the conversation has pictures or videos."""
+        return bool(self.pictures or self.videos)
 
     @property
     def question(self) -> str:
-        """What was said last: what pruners compare pictures with."""
+        """The text of the last turn, with which pruners compare pictures."""
         return "\n".join(part["text"] for part in self.turns[-1]["content"] if part["type"] == "text")
 
     def prompt(self, processor: Any) -> str:
-        """Write it in the checkpoint's own chat template, or bare where there is none."""
+        """Return the prompt in the chat template of the checkpoint, or without a template if it has none."""
         if getattr(processor, "chat_template", None) is not None:
             return processor.apply_chat_template(list(self.turns), add_generation_prompt=True)
         parts = [part for turn in self.turns for part in turn["content"]]
@@ -108,7 +113,7 @@ class Chat:
 
 
 def _video_clip(content: Any, frames: int) -> VideoClip:
-    """Decode what stands for a video: where it is, or that with its seconds."""
+    """Decode the video of a message: its location, or a mapping of location, start and end."""
     source, start, end = content.url, content.start_time, content.end_time
     if isinstance(source, Mapping):
         start, end = source.get("video_start", start), source.get("video_end", end)
@@ -117,10 +122,10 @@ def _video_clip(content: Any, frames: int) -> VideoClip:
 
 
 def chat_inputs(processor: Any, chats: Sequence[Chat]) -> Any:
-    """Return what the processor makes of conversations. ValueError for videos where it takes none."""
-    films = [film for chat in chats for film in chat.films]
+    """Return the inputs that a processor makes of conversations. ValueError for videos if it takes none."""
+    videos = [video for chat in chats for video in chat.videos]
     prompts = [chat.prompt(processor) for chat in chats]
     pictures = [chat.pictures for chat in chats]
     return batch_inputs(
-        processor, prompts, pictures, [film.frames for film in films], [film.metadata for film in films]
+        processor, prompts, pictures, [video.frames for video in videos], [video.metadata for video in videos]
     )

@@ -111,8 +111,8 @@ def entries_of(cache):
 
 
 def test_the_response_cache_serves_the_same_settings_again_and_no_others(folder, tmp_path, monkeypatch, log):
-    asked, batch = [], VtcFrame._batch
-    monkeypatch.setattr(VtcFrame, "_batch", lambda self, q: asked.extend(q) or batch(self, q))
+    asked, batch = [], VtcFrame._answer_batch
+    monkeypatch.setattr(VtcFrame, "_answer_batch", lambda self, q: asked.extend(q) or batch(self, q))
 
     def count(arguments, **options):
         asked.clear()

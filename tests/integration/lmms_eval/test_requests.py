@@ -114,7 +114,7 @@ def test_options_of_generate_are_greedy_unless_a_temperature_says_otherwise(log)
     assert (config.max_new_tokens, config.num_beams) == (3, 2)
     for _ in range(2):
         lm._config({"image_aspect_ratio": "pad", "num_return_sequences": 3})
-    passed = [line for line in log if "passed over" in line]
+    passed = [line for line in log if "is ignored" in line]
     assert len(passed) == 2
     assert lm._config({"num_return_sequences": 3}).num_return_sequences in (None, 1)
 
@@ -160,12 +160,12 @@ def test_a_question_that_fails_costs_no_other_its_answer_and_is_told(folder, tmp
     failed = [line for line in log if "has no answer" in line]
     assert [re.search(r"t test \d", line).group() for line in failed] == ["t test 1", "t test 2", "t test 3"]
     assert "KeyError: 'no such field'" in failed[1]
-    assert "audio cannot be shown" in failed[2]
+    assert "audio is not supported" in failed[2]
     assert (lm.sums["failed"], lm.sums["with pictures"]) == (3, 2)  # those of the batch that failed are counted once
 
 
 def test_a_device_that_is_broken_ends_the_run_and_one_out_of_memory_does_not(monkeypatch):
-    lm, generated = model(batch_size="2"), VtcFrame._generated
+    lm, generated = model(batch_size="2"), VtcFrame._generate
     said, expected = user(scene(0), "what shape is purple ?"), by_hand(ONE, [scene(0)], 18)
 
     def full(self, chats, *rest):
@@ -173,14 +173,14 @@ def test_a_device_that_is_broken_ends_the_run_and_one_out_of_memory_does_not(mon
             raise torch.OutOfMemoryError("no room for two")
         return generated(self, chats, *rest)
 
-    monkeypatch.setattr(VtcFrame, "_generated", full)
+    monkeypatch.setattr(VtcFrame, "_generate", full)
     assert answered(lm, said, said) == [expected, expected]
     if hasattr(torch, "AcceleratorError"):
 
         def broken(*given):
             raise torch.AcceleratorError("illegal memory access")
 
-        monkeypatch.setattr(VtcFrame, "_generated", broken)
+        monkeypatch.setattr(VtcFrame, "_generate", broken)
         with pytest.raises(torch.AcceleratorError):
             answered(lm, said, said)
 

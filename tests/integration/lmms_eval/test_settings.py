@@ -70,7 +70,7 @@ def test_positions_hold_for_every_stage_of_the_method():
         ("pruner=VtcCls", "required: pretrained"),
         (f"{TINY},token=3", "nothing is called 'token'. Did you mean 'tokens'?"),
         (f"{TINY},prune=VtcCls", "nothing is called 'prune'. Did you mean 'pruner'?"),
-        (f"{TINY},quatsch=3", "nothing is called 'quatsch'. There are pretrained, pruner"),
+        (f"{TINY},quatsch=3", "nothing is called 'quatsch'. Known: pretrained, pruner"),
         (f"{TINY},pruner=VtcCls,last=3", "Did you mean 'pruner.last'?"),
         (f"{TINY},max_new_tokens=3", "give it to --gen_kwargs"),
         (f"{TINY},pruner=VtcCl,tokens=3", "no pruner is called 'VtcCl'. Did you mean VtcCls?"),
@@ -80,9 +80,9 @@ def test_positions_hold_for_every_stage_of_the_method():
         (f"{TINY},pruner={{name: VtcCls, last: 3}},pruner.last=2", "pruner.last is given twice: 3 and 2"),
         (f"{TINY},pruner.last=3", "pruner.last belongs to a pruner"),
         (f"{TINY},pruner={{name: VtcCls", "pruner is no YAML"),
-        (f"{TINY},pruner=mine.yaml", "pruner=mine.yaml is a file, of which lmms-eval's cache sees but the name"),
+        (f"{TINY},pruner=mine.yaml", "pruner=mine.yaml is a file, whose content the cache of lmms-eval would not see"),
         (f"{TINY},stages=mine.json", "stages=mine.json is a file"),
-        (f"{TINY},system_prompt={__file__}", "is a file, of which lmms-eval's cache sees but the name"),
+        (f"{TINY},system_prompt={__file__}", "is a file, whose content the cache of lmms-eval would not see"),
         (f"{TINY},pruner=VtcCls,tokens=x", 'Parser key "tokens"'),
         (f"{TINY},pruner=VtcCls,tokens=0", "tokens must be at least 1, got 0"),
         (f"{TINY},pruner=VtcCls,ratio=1.5", "must lie in (0, 1], got 1.5"),
@@ -94,7 +94,7 @@ def test_positions_hold_for_every_stage_of_the_method():
         (f"{TINY},tokens=3", "tokens without a pruner"),
         (
             f"{TINY},stages=[{{at: projector, pruner: VtcCls, budget: {{tokens: 3}}}}],tokens=3",
-            "stages say pruner, tok",
+            "stages have their own pruner, tok",
         ),
         (f"{TINY},stages=[{{at: here, pruner: VtcCls, budget: {{tokens: 3}}}}]", "no site is called 'here'"),
         (f"{TINY},stages=[]", "the stages act at nowhere"),
@@ -116,8 +116,11 @@ def test_what_cannot_be_used_is_told_by_its_key_before_weights_are_loaded(said, 
         ("pretrained=vtcframe:large", "nothing bundled is called 'vtcframe:large'"),
         ("pretrained=/nowhere", "cannot be loaded as a checkpoint"),
         (f"{TINY},device=quantum", "there is no device 'quantum' here"),
-        (f"{TINY},pruner=VtcCls", "vtcframe:tiny cannot be asked under VtcCls(last=3)"),  # no budget, not adaptive
-        (f"{TINY},pruner=FastV,pruner.layer=99,tokens=9", "cannot be asked under FastV(layer=99)"),
+        (
+            f"{TINY},pruner=VtcCls",
+            "vtcframe:tiny cannot answer a test question under VtcCls(last=3)",
+        ),  # no budget, not adaptive
+        (f"{TINY},pruner=FastV,pruner.layer=99,tokens=9", "cannot answer a test question under FastV(layer=99)"),
     ],
 )
 def test_what_will_never_work_is_told_before_the_first_question(said, message):

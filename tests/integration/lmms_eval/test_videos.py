@@ -52,7 +52,7 @@ def test_frames_in_a_list_or_a_folder_are_shown_as_they_are(tmp_path):
     for source in (frames, [str(tmp_path / f"{number}.png") for number in range(6)], str(tmp_path)):
         assert shades(VideoClip.of(source, 3)) == [1, 3, 5]
         assert VideoClip.of(source, 3).metadata == {"fps": 2.0, "total_num_frames": 3, "frames_indices": [0, 1, 2]}
-    with pytest.raises(ValueError, match="seconds are told of an encoded video"):
+    with pytest.raises(ValueError, match="start and end are seconds of an encoded video"):
         VideoClip.of(frames, 3, start=1.0)
     with pytest.raises(ValueError, match="cannot read the video"):
         VideoClip.of(str(tmp_path / "gone.gif"), 3)

@@ -1,4 +1,4 @@
-"""Layouts of hand-made prompts against a walk through them, token by token."""
+"""Layouts of hand-made prompts equal a reference that reads the prompts token by token."""
 
 import pytest
 import torch
@@ -31,8 +31,8 @@ def overview_and_tile():
     return Picture(side, order, box, torch.zeros(2, dtype=torch.long), first, last)
 
 
-def film():
-    """Two frames of 1 x 3 tokens, a structural token in front that serves none."""
+def video():
+    """Two frames of 1 x 3 tokens behind a structural token with an empty span."""
     order = torch.tensor([-1, 0, 1, 2, 3, 4, 5])
     return Picture(
         torch.tensor([[1, 3]] * 2), order, torch.tensor([WHOLE] * 2), torch.arange(2), order * 0 + 1, order * 0
@@ -43,20 +43,20 @@ ROWS = ["tvvvtvvvvtiiitiiiii", "t", "tiiiiiiiittvvvvvvvt"]  # pictures broken by
 
 
 def arranged(side="left"):
-    given = prompt(ROWS, side)
-    pictures = [[overview_and_tile(), overview_and_tile()], [film(), film()]]
-    owner = [owners(given, kind, own) for kind, own in enumerate(pictures)]
-    return Arrangement.of(given, pictures, owner, torch.arange(3)), pictures, owner
+    prompts = prompt(ROWS, side)
+    pictures = [[overview_and_tile(), overview_and_tile()], [video(), video()]]
+    owner = [owners(prompts, kind, of_kind) for kind, of_kind in enumerate(pictures)]
+    return Arrangement.of(prompts, pictures, owner, torch.arange(3)), pictures, owner
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_views_tokens_and_spans_are_those_of_a_walk_through_the_prompts(side):
+def test_views_tokens_and_spans_equal_a_token_by_token_reference(side):
     arrangement, pictures, owner = arranged(side)
     layout, packed, structural = arrangement.layout, 0, {}
     want = {}  # (sample, image, view) -> {(row, column): (column in the prompt, packed feature)}
     order = {0: {1: 0, 0: 1}, 2: {0: 0, 1: 1}}  # sample -> kind -> which picture of the sample it is
-    for kind, own in enumerate(pictures):
-        for picture, p in zip(own, owner[kind].tolist(), strict=True):
+    for kind, of_kind in enumerate(pictures):
+        for picture, p in zip(of_kind, owner[kind].tolist(), strict=True):
             columns = [c for c, letter in enumerate(ROWS[p]) if letter == "iv"[kind]]
             for n, cell in enumerate(picture.order.tolist()):
                 if cell < 0:
@@ -75,24 +75,24 @@ def test_views_tokens_and_spans_are_those_of_a_walk_through_the_prompts(side):
     assert layout.image.tolist() == [0, 0, 1, 1] * 2
     assert layout.frame.tolist() == [0, 1, 0, 0, 0, 0, 0, 1]
     assert layout.untouched.tolist() == [12, 0, 12]
-    found = {}
+    positions = {}
     for v in range(8):
         nth = sum(int(layout.image[u] == layout.image[v] and layout.sample[u] == layout.sample[v]) for u in range(v))
         for n in layout.valid[v].nonzero()[:, 0].tolist():
             place = tuple(layout.grid[v, n].tolist())
             at = int(layout.column[v, n]), int(arrangement.source[v, n])
-            found.setdefault((int(layout.sample[v]), int(layout.image[v]), nth), {})[place] = at
-    assert found == want
+            positions.setdefault((int(layout.sample[v]), int(layout.image[v]), nth), {})[place] = at
+    assert positions == want
     assert (layout.grid[~layout.valid] == -1).all()
     extra = arrangement.structural
-    told = {
+    spans = {
         (int(extra.sample[u]), int(extra.column[u])): (
             int(arrangement.extra[u]),
             None if extra.first[u] > extra.last[u] else (int(extra.first[u]), int(extra.last[u])),
         )
         for u in range(len(extra.sample))
     }
-    assert told == structural
+    assert spans == structural
 
 
 def test_origin_is_the_order_in_which_the_towers_encode():
@@ -108,7 +108,7 @@ def test_packed_features_come_out_at_their_tokens_and_padding_is_zero():
     assert torch.equal(evidence.tokens[valid][:, 0], arrangement.source[valid] + 1.0)
     assert not evidence.tokens[~valid].any()
     assert torch.equal(evidence.structural.tokens[:, 0], arrangement.extra + 1.0)
-    with pytest.raises(ValueError, match="the model made 29 visual tokens of 24 laid out"):
+    with pytest.raises(ValueError, match="the model made 29 visual tokens, the layout has"):
         arrangement.evidence(packed[1:], {})
 
 
@@ -133,6 +133,6 @@ def test_checksums_tell_pictures_apart_and_do_not_depend_on_their_batch():
     assert checksums(pixels.flip(0)[4:], [2]) != together[:1]  # the same rows in another order
     padded = torch.cat([pixels[2:3], torch.zeros(1, 3, 4)], 1)
     assert checksums(padded.view(1, -1), [1]) == [checksums(pixels[2:3].view(1, -1), [1])[0]]
-    given = prompt(["ti", "ti"])
-    one, other = sample_keys(given, (), torch.tensor([0, 1]), [7, 8]).tolist()
-    assert one != other
+    same_prompts = prompt(["ti", "ti"])
+    first, second = sample_keys(same_prompts, (), torch.tensor([0, 1]), [7, 8]).tolist()
+    assert first != second

@@ -1,4 +1,4 @@
-"""Witnesses and questions through the adapters: shown is the picture, what they say lies on its tokens."""
+"""Auxiliary encoders and questions through adapters: they encode the original picture; values lie on its tokens."""
 
 import math
 
@@ -34,7 +34,7 @@ SIDES |= {"internvl": (112, 56), "qwen2_vl": (84, 112), "qwen2_5_vl": (84, 112),
 
 @pytest.fixture(scope="module")
 def named(tmp_path_factory):
-    root = tmp_path_factory.mktemp("witnesses")
+    root = tmp_path_factory.mktemp("encoders")
     return {
         "timm": saved_timm(root / "timm")[0],
         "open_clip": saved_open_clip(root / "open_clip")[0],
@@ -54,34 +54,34 @@ def small(picture, size):
 
 
 @pytest.mark.parametrize("family", SIDES)
-def test_a_witness_is_shown_the_picture_itself(family):
+def test_an_auxiliary_encoder_gets_the_original_picture(family):
     model, processor = backbone(family)
     pictures = [scene(*SIDES[family]), scene(*SIDES[family]).transpose(Image.Transpose.ROTATE_180)]
     inputs = inputs_for(model, processor, [("<image> ?", pictures[:1]), ("what ?", []), ("<image> ?", pictures[1:])])
     adapter = adapter_for(model, processor)
     arrangement = adapter.arrange(inputs)
-    shown, of = _original_images(AttentionRows("cls", (-1,), tower="timm:any"), adapter, inputs, arrangement)
+    images, of = _original_images(AttentionRows("cls", (-1,), tower="timm:any"), adapter, inputs, arrangement)
     assert of.tolist() == [0 if p == 0 else 1 for p in arrangement.layout.sample.tolist()]
-    for picture, portrait in zip(pictures, shown, strict=True):
-        apart = (portrait - small(picture, tuple(portrait.shape[1:]))).abs()
+    for picture, image in zip(pictures, images, strict=True):
+        apart = (image - small(picture, tuple(image.shape[1:]))).abs()
         assert apart.mean() < 0.02
 
 
 @pytest.mark.parametrize("family", ["video_llava", "llava_onevision", "internvl", "qwen2_5_vl"])
-def test_a_witness_is_shown_each_frame(family):
+def test_an_auxiliary_encoder_gets_each_frame(family):
     model, processor = backbone(family)
     frames = [Image.new("RGB", (56, 56), (60 * i, 20, 40)) for i in range(4)]
     inputs = inputs_for(model, processor, [("<video> ?", [frames])])
     adapter = adapter_for(model, processor)
     arrangement = adapter.arrange(inputs)
-    shown, of = _original_images(AttentionRows("cls", (-1,), tower="timm:any"), adapter, inputs, arrangement)
-    assert of.tolist() == arrangement.layout.frame.tolist() == list(range(len(shown)))
-    reds = [round(255 * float(portrait[0].mean())) for portrait in shown]
+    images, of = _original_images(AttentionRows("cls", (-1,), tower="timm:any"), adapter, inputs, arrangement)
+    assert of.tolist() == arrangement.layout.frame.tolist() == list(range(len(images)))
+    reds = [round(255 * float(image[0].mean())) for image in images]
     assert reds == pytest.approx([30, 150] if family == "qwen2_5_vl" else [0, 60, 120, 180], abs=2)
 
 
 @pytest.mark.parametrize("family", ["video_llava", "llava_onevision", "internvl", "qwen3_vl"])
-def test_a_witness_is_shown_pictures_and_videos_of_one_prompt_in_their_places(family):
+def test_an_auxiliary_encoder_gets_pictures_and_videos_of_one_prompt_in_their_places(family):
     """Towers encode all images of a batch, then all videos; views stand in the order of the prompts."""
     model, processor = backbone(family)
 
@@ -91,13 +91,13 @@ def test_a_witness_is_shown_pictures_and_videos_of_one_prompt_in_their_places(fa
     samples = [("<video> and <image> ?", [plain(30, 60, 90, 120), *plain(200)]), ("<image> ?", plain(250))]
     inputs, adapter = inputs_for(model, processor, samples), adapter_for(model, processor)
     arrangement = adapter.arrange(inputs)
-    shown, of = _original_images(AttentionRows("cls", (-1,), tower="timm:any"), adapter, inputs, arrangement)
-    reds = [round(255 * float(shown[i][0].mean())) for i in dict.fromkeys(of.tolist())]
+    images, of = _original_images(AttentionRows("cls", (-1,), tower="timm:any"), adapter, inputs, arrangement)
+    reds = [round(255 * float(images[i][0].mean())) for i in dict.fromkeys(of.tolist())]
     assert reds == pytest.approx([45, 105, 200, 250] if family == "qwen3_vl" else [30, 60, 90, 120, 200, 250], abs=2)
 
 
 @pytest.mark.parametrize("family", ["llava", "llava_next", "qwen2_5_vl", "llava_onevision"])
-def test_attention_of_a_witness_is_read_where_the_tokens_lie(family, named):
+def test_attention_of_an_auxiliary_encoder_is_sampled_at_the_tokens(family, named):
     model, processor = backbone(family)
     picture = scene(*SIDES[family])
     inputs = inputs_for(model, processor, [("<image> ?", [picture])])
@@ -106,8 +106,8 @@ def test_attention_of_a_witness_is_read_where_the_tokens_lie(family, named):
     evidence = adapter.observe(inputs, (need,))
     layout = evidence.layout
     assert evidence[need].shape == (2, len(layout.sample), 4, layout.column.shape[1])
-    portrait = _original_images(need, adapter, inputs, adapter.arrange(inputs))[0]
-    maps = auxiliary_encoder(named["timm"]).rows(portrait, (-2, -1))[:, 0]  # [L, H, 4, 4]
+    image = _original_images(need, adapter, inputs, adapter.arrange(inputs))[0]
+    maps = auxiliary_encoder(named["timm"]).rows(image, (-2, -1))[:, 0]  # [L, H, 4, 4]
     for v in range(len(layout.sample)):
         for n in layout.valid[v].nonzero()[:, 0].tolist():
             at = [min(max(float(c) * 4 - 0.5, 0), 3) for c in layout.centre[v, n]]
@@ -120,7 +120,7 @@ def test_attention_of_a_witness_is_read_where_the_tokens_lie(family, named):
             torch.testing.assert_close(evidence[need][:, v, :, n], want, atol=1e-6, rtol=1e-5)
 
 
-def test_pruners_with_witnesses_are_the_same_alone_and_in_a_batch(named):
+def test_pruners_with_auxiliary_encoders_are_the_same_alone_and_in_a_batch(named):
     pruner = Pipeline(
         (AuxiliaryClsAttention(named["timm"], last=2), QuestionSimilarity(named["open_clip"])), Mean(), Even(), TopK()
     )
@@ -143,15 +143,15 @@ def test_the_question_is_compared_with_each_token_sample_by_sample(named):
     need = Similarity(named["open_clip"])
     adapter = adapter_for(model, processor)
     evidence = adapter.observe(inputs, (need,))
-    seen = auxiliary_encoder(named["open_clip"])
+    encoder = auxiliary_encoder(named["open_clip"])
     pictures, of = _original_images(need, adapter, inputs, adapter.arrange(inputs))
-    dense = seen.dense(pictures)
+    dense = encoder.dense(pictures)
     questions = ["USER : and which of the two ? ASSISTANT :", "USER : what ? ASSISTANT :"]
     for v, p in enumerate(evidence.layout.sample.tolist()):
-        said = seen.text([questions[p]])[0]
+        words = encoder.text([questions[p]])[0]
         for n in range(16):  # both grids are 4 x 4
             patch = dense[int(of[v]), n // 4, n % 4]
-            want = torch.nn.functional.cosine_similarity(patch[None], said).mean()
+            want = torch.nn.functional.cosine_similarity(patch[None], words).mean()
             assert float(evidence[need][v, n]) == pytest.approx(float(want), abs=1e-5)
 
 
@@ -162,21 +162,23 @@ def test_questions_that_the_caller_names_replace_the_prompts(named):
     inputs, need = inputs_for(model, processor, SAMPLES["one"]), Similarity(named["open_clip"])
     adapter = adapter_for(model, processor)
     arrangement = adapter.arrange(inputs)
-    own = [adapter.encode(inputs, replace(arrangement, questions=(q,)), (need,))[need] for q in ("a dog", LONG, "")]
-    assert not torch.allclose(own[0], own[1])
-    assert all(x.isfinite().all() for x in own)
+    readings = [
+        adapter.encode(inputs, replace(arrangement, questions=(q,)), (need,))[need] for q in ("a dog", LONG, "")
+    ]
+    assert not torch.allclose(readings[0], readings[1])
+    assert all(x.isfinite().all() for x in readings)
 
 
-def test_the_backbones_own_clip_compares_the_backbones_own_features(named):
+def test_the_clip_of_the_backbone_compares_the_features_of_the_backbone(named):
     model, processor = backbone("llava")
     inputs, need = inputs_for(model, processor, SAMPLES["several"]), Similarity(named["clip"])
     evidence = adapter_for(model, processor).observe(inputs, (need,))
     assert list(evidence.readings) == [need]
-    seen = auxiliary_encoder(named["clip"])
+    encoder = auxiliary_encoder(named["clip"])
     with torch.no_grad():
         hidden = model.base_model.get_image_features(inputs["pixel_values"]).hidden_states[-2][:, 1:]
-    said = seen.text(["USER : and which of the two ? ASSISTANT :"])[0]
-    torch.testing.assert_close(evidence[need], seen.similarity(seen.embed(hidden), said))
+    words = encoder.text(["USER : and which of the two ? ASSISTANT :"])[0]
+    torch.testing.assert_close(evidence[need], encoder.similarity(encoder.embed(hidden), words))
     with pytest.raises(ValueError, match=r"cannot gather Similarity\(model='clip'\).*no published CLIP's shape"):
         adapter_for(model, processor).observe(inputs, (Similarity(),))
     wide, processor = backbone("internvl")
@@ -185,7 +187,7 @@ def test_the_backbones_own_clip_compares_the_backbones_own_features(named):
         adapter_for(wide, processor).observe(inputs, (need,))
 
 
-def test_what_needs_the_pictures_or_questions_asks_for_the_processor(named):
+def test_evidence_of_original_pictures_or_questions_requires_the_processor(named):
     model, processor = backbone("qwen2_5_vl")
     inputs = inputs_for(model, processor, SAMPLES["ragged several"])
     for scorer in (AuxiliaryClsAttention(named["timm"]), QuestionSimilarity(named["open_clip"])):

@@ -49,12 +49,12 @@ def test_a_bright_patch_lights_up_exactly_the_tokens_that_cover_it(family):
 @pytest.mark.parametrize(
     ("family", "wrong"), [("qwen2_5_vl", "columns"), ("llava_next", "columns"), ("internvl", "box")]
 )
-def test_alignment_fails_where_tokens_are_told_to_lie_elsewhere(family, wrong, monkeypatch):
+def test_alignment_fails_for_a_layout_with_wrong_places(family, wrong, monkeypatch):
     model, processor = backbone(family)
-    right = Arrangement.of.__func__
+    original_of = Arrangement.of.__func__
 
-    def turned(cls, *given):
-        arrangement = right(cls, *given)
+    def turned(cls, *arguments):
+        arrangement = original_of(cls, *arguments)
         layout = arrangement.layout
         if wrong == "box":
             moved = replace(layout, box=layout.box.roll(1, 0), centre=None)
@@ -102,7 +102,7 @@ def raster(grid, window):
 @pytest.mark.parametrize("attention", ["sdpa", "flash"])
 @pytest.mark.parametrize("samples", ["ragged several", "videos"])
 @pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
-def test_proxies_of_qwen_equal_a_twin_from_eager_weights(family, samples, attention):
+def test_proxies_of_qwen_equal_a_reference_from_eager_weights(family, samples, attention):
     adapter, inputs, calls = recorded(family, samples)
     modality = "video" if samples == "videos" else "image"
     tower = adapter.tower(modality, inputs)
@@ -181,8 +181,8 @@ def test_the_class_token_of_a_frame_stays_with_any_token_of_its_frame(place):
     pruned = gather(kept, kept.sum(1), kept.float(), evidence)
     spliced = adapter.splice(inputs, evidence, pruned)
     with torch.no_grad():
-        own = model.base_model.get_video_features(inputs["pixel_values_videos"]).pooler_output[1]
-    assert torch.equal(spliced["mm_encoder_outputs"]["video"].pooler_output[:, 0], own[[0, place + 1]])
+        features = model.base_model.get_video_features(inputs["pixel_values_videos"]).pooler_output[1]
+    assert torch.equal(spliced["mm_encoder_outputs"]["video"].pooler_output[:, 0], features[[0, place + 1]])
 
 
 def test_class_tokens_are_those_of_their_views_where_images_and_videos_mix():
@@ -228,16 +228,16 @@ def test_siglip_pooling_heads_are_read_where_the_checkpoint_has_one():
         vision_feature_select_strategy="full",
     )
     model = LlavaForConditionalGeneration(config).eval()
-    inputs, seen = inputs_for(model, processor, SAMPLES["several"]), []
+    inputs, calls = inputs_for(model, processor, SAMPLES["several"]), []
     head = model.base_model.vision_tower.head
-    hook = head.attention.register_forward_pre_hook(lambda module, given: seen.append(given))
+    hook = head.attention.register_forward_pre_hook(lambda module, args: calls.append(args))
     need = AttentionRows("head", (-1,))
     with torch.no_grad():
         model.base_model.vision_tower(inputs["pixel_values"])
     evidence = adapter_for(model).observe(inputs, (need,))
     hook.remove()
     with torch.no_grad():
-        _, want = head.attention(*seen[0], need_weights=True, average_attn_weights=False)
+        _, want = head.attention(*calls[0], need_weights=True, average_attn_weights=False)
     torch.testing.assert_close(evidence[need][0], want[:, :, 0], atol=1e-6, rtol=1e-5)
     clip, _ = backbone("llava")
     with pytest.raises(ValueError, match="no attention-pooling head"):
@@ -279,9 +279,11 @@ def test_qwen3_adds_to_each_kept_token_what_deepstack_adds_to_it():
     evidence = adapter.observe(inputs)
     assert evidence.deepstack.shape == (2, *evidence.tokens.shape)
     with torch.no_grad():
-        own = model.base_model.get_image_features(inputs["pixel_values"], inputs["image_grid_thw"]).deepstack_features
-    views = [v for v in range(len(evidence.layout.sample)) if evidence.layout.count[v] == len(own[0][0])]
-    assert any(torch.equal(evidence.deepstack[0, v][evidence.layout.valid[v]], own[0][0]) for v in views)
+        levels = model.base_model.get_image_features(
+            inputs["pixel_values"], inputs["image_grid_thw"]
+        ).deepstack_features
+    views = [v for v in range(len(evidence.layout.sample)) if evidence.layout.count[v] == len(levels[0][0])]
+    assert any(torch.equal(evidence.deepstack[0, v][evidence.layout.valid[v]], levels[0][0]) for v in views)
     joined = evidence.join_views()
     at = evidence.layout.column[0, 1]
     row = joined.layout.column[evidence.layout.sample[0]] == at

@@ -1,4 +1,4 @@
-"""Every family of backbones: published sizes, and inputs that are refused."""
+"""Every family of backbones: published sizes, and errors for wrong inputs."""
 
 import copy
 import json
@@ -28,7 +28,7 @@ def ids_of(*runs):
 PIXELS = torch.zeros
 
 
-PICTURED = {  # checkpoint -> inputs of one sample; blocks, blocks that feed; LLM layers; (rows, columns) of each view
+CASES = {  # checkpoint -> inputs of one sample; blocks, blocks that feed; LLM layers; (rows, columns) of each view
     "llava-hf/llava-1.5-7b-hf": (
         {"pixel_values": PIXELS(1, 3, 336, 336)},
         [("image", 576)],
@@ -84,13 +84,13 @@ PICTURED = {  # checkpoint -> inputs of one sample; blocks, blocks that feed; LL
 }
 
 
-def test_every_published_configuration_is_pictured():
-    assert set(PICTURED) == set(PUBLISHED)
+def test_every_published_configuration_has_a_case():
+    assert set(CASES) == set(PUBLISHED)
 
 
-@pytest.mark.parametrize("checkpoint", PICTURED)
+@pytest.mark.parametrize("checkpoint", CASES)
 def test_a_published_configuration_is_known_by_modules_layers_and_token_grid(checkpoint):
-    inputs, runs, (blocks, feeding, layers), grids = PICTURED[checkpoint]
+    inputs, runs, (blocks, feeding, layers), grids = CASES[checkpoint]
     model = on_meta(PUBLISHED[checkpoint]())
     adapter = adapter_for(model)
     placeholders = [(getattr(model.config, f"{kind}_token_id"), length) for kind, length in runs]
@@ -165,7 +165,7 @@ def test_a_processor_that_does_not_belong_to_the_model_is_an_error():
     other = copy.copy(processor)
     other.image_token_id = processor.image_token_id + 1
     with pytest.raises(
-        ValueError, match=r"LlavaProcessor puts tokens \[25\] where .* reads them at 24: give the processor"
+        ValueError, match=r"LlavaProcessor writes tokens \[25\] as placeholders .* expects 24: give the processor"
     ):
         compress(model, RandomPruner(), tokens=2, processor=other)
 
@@ -181,16 +181,16 @@ def test_the_first_qwen_vl_gets_an_error_that_names_the_converted_families():
 @pytest.mark.parametrize(
     ("family", "says"), [("qwen", "Qwen2-VL, Qwen2.5-VL or Qwen3-VL"), ("internvl_chat", "-hf"), ("other", "converted")]
 )
-def test_a_checkpoint_with_code_of_its_own_gets_an_error_that_names_converted_ones(family, says, tmp_path):
+def test_a_checkpoint_with_custom_code_is_an_error_that_names_converted_ones(family, says, tmp_path):
     config = {"model_type": family, "auto_map": {"AutoConfig": "configuration.Config"}}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UsageError, match=rf"runs code of its own \(model_type '{family}'\).*use .*{says}"):
+    with pytest.raises(UsageError, match=rf"needs custom code \(model_type '{family}'\).*use .*{says}"):
         Backbone(str(tmp_path)).load()
 
 
 @pytest.mark.parametrize("samples", ["ragged several", "image and video"])
 @pytest.mark.parametrize("family", sorted({"internvl", "video_llava", "qwen2_5_vl", "qwen3_vl", "llava_onevision"}))
-def test_views_are_told_sample_by_sample_in_the_order_of_the_prompt(family, samples):
+def test_views_are_ordered_by_sample_and_position_in_the_prompt(family, samples):
     model, processor = backbone(family)
     inputs = inputs_for(model, processor, SAMPLES[samples])
     layout = adapter_for(model).arrange(inputs).layout
@@ -218,7 +218,7 @@ def test_evidence_with_deepstack_and_ragged_views_is_saved_and_loaded(tmp_path):
 
 
 @pytest.mark.parametrize("family", SERVED)
-def test_observing_changes_nothing_and_gives_the_models_own_tokens(family):
+def test_observing_changes_nothing_and_gives_all_visual_tokens(family):
     model, processor = backbone(family)
     for samples in samples_of(family):
         inputs = inputs_for(model, processor, SAMPLES[samples])

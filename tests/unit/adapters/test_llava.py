@@ -12,14 +12,14 @@ from vtcframe.testing import make_inputs
 from vtcframe.testing.tiny_models.llava_families import PATCH, SAMPLES, SIDE, draw
 
 
-def test_the_layout_tells_whose_each_view_is_and_where_its_tokens_stand(family):
+def test_the_layout_has_sample_and_columns_of_each_view(family):
     evidence, inputs, model = observed(family)
     layout = evidence.layout
     views = {"llava": [0, 0, 1], "llava_next": [0] * 5 + [0] * 3 + [1] * 5}[family]
     assert layout.sample.tolist() == views
     assert layout.image.tolist() == {"llava": [0, 1, 0], "llava_next": [0] * 5 + [1] * 3 + [0] * 5}[family]
     for p in range(3):
-        own = layout.column[layout.sample == p]
+        columns = layout.column[layout.sample == p]
         begin = int((inputs["attention_mask"][p] == 0).sum())
         stands = (inputs["input_ids"][p] == model.config.image_token_id).nonzero()[:, 0] - begin
         structural = (
@@ -27,12 +27,12 @@ def test_the_layout_tells_whose_each_view_is_and_where_its_tokens_stand(family):
             if evidence.structural is None
             else set(evidence.structural.column[evidence.structural.sample == p].tolist())
         )
-        assert sorted([*own[own >= 0].tolist(), *structural]) == stands.tolist()
+        assert sorted([*columns[columns >= 0].tolist(), *structural]) == stands.tolist()
     assert layout.untouched.tolist() == layout.total(layout.count).tolist()
     assert layout.untouched[2] == 0
 
 
-def test_tokens_are_those_that_the_model_would_read(family):
+def test_tokens_equal_the_features_that_the_model_packs(family):
     evidence, inputs, model = observed(family)
     sizes = {"image_sizes": inputs["image_sizes"]} if family == "llava_next" else {}
     with torch.no_grad():
@@ -77,7 +77,7 @@ def patch_inputs(model, inputs):
         return model.base_model.vision_tower.embeddings.patch_embedding(inputs["pixel_values"][0]).flatten(2).mT
 
 
-def test_boxes_of_tiles_tell_where_they_lie_in_the_picture_and_padding_lies_outside():
+def test_boxes_of_tiles_are_their_places_in_the_picture_without_padding():
     model, processor = backbone("llava_next")
     wide = make_inputs(processor, [("<image> ?", [draw(56, 112)])])
     assert adapter_for(model).observe(wide).layout.box.tolist() == [[0, 0, 1, 1], [0, 0, 1, 0.5], [0, 0.5, 1, 1]]
@@ -96,26 +96,26 @@ def test_a_newline_stays_while_any_token_of_its_row_stays():
     pruned = RandomPruner()(evidence, Budget(tokens=6))
     spliced = adapter_for(model).splice(inputs, evidence, pruned)
     newline = model.base_model.image_newline
-    read = torch.cat(spliced["mm_encoder_outputs"]["image"].pooler_output)
+    features = torch.cat(spliced["mm_encoder_outputs"]["image"].pooler_output)
     want = 0
     for p in (0, 1):
         kept = set(pruned.sequence(p)[1].tolist())
-        mine = evidence.structural.sample == p
-        ends = evidence.structural.column[mine].tolist()
+        of_sample = evidence.structural.sample == p
+        ends = evidence.structural.column[of_sample].tolist()
         layout = evidence.layout
         base = layout.column[(layout.sample == p) & (layout.box == torch.tensor([0.0, 0, 1, 1])).all(1)]
         for end in ends:  # by hand: walk back from a newline to the one before, or to the overview
-            at, any_left = end - 1, False
+            at, any_kept = end - 1, False
             while at not in ends and not (base == at).any() and at >= 0:
-                any_left |= at in kept
+                any_kept |= at in kept
                 at -= 1
-            want += any_left
-    assert int((read == newline).all(1).sum()) == want
+            want += any_kept
+    assert int((features == newline).all(1).sum()) == want
     assert 0 < want < len(evidence.structural.sample)
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_evidence_equals_what_the_eager_tower_shows(family, attention):
+def test_evidence_equals_the_output_of_the_eager_tower(family, attention):
     needs = (
         CLS,
         AttentionRows("cls", (0,), pre_softmax=True),
@@ -152,7 +152,7 @@ def test_evidence_equals_what_the_eager_tower_shows(family, attention):
     torch.testing.assert_close(projected[valid], evidence.tokens[valid])
 
 
-def test_a_block_nobody_reads_is_not_run_and_the_tower_is_whole_again(family):
+def test_unneeded_blocks_do_not_run_and_the_tower_is_restored(family):
     model, processor = BUILDERS[family]()  # fresh: transformers has not hooked its blocks yet
     inputs, ran = make_inputs(processor, SAMPLES["one"]), []
     blocks = model.base_model.vision_tower.encoder.layers
@@ -172,13 +172,13 @@ def test_a_block_nobody_reads_is_not_run_and_the_tower_is_whole_again(family):
     assert len(out.hidden_states) == 5  # a hook that transformers missed on the hidden block would make it 4
 
 
-def test_only_what_is_asked_for_is_captured(family):
+def test_only_the_needs_are_captured(family):
     evidence, *_ = observed(family, needs=(AttentionRows("cls", (-1,)),))
     assert list(evidence.readings) == [AttentionRows("cls", (-1,))]
     assert evidence[AttentionRows("cls", (-1,))].shape[:3] == (1, len(evidence.layout.sample), 4)
 
 
-def test_one_observation_may_be_pruned_many_times(family):
+def test_an_observation_may_be_pruned_many_times(family):
     evidence, inputs, model = observed(family, needs=VtcCls(2).needs)
     before = {need: x.clone() for need, x in evidence.readings.items()}
     adapter = adapter_for(model)

@@ -1,4 +1,4 @@
-"""The LLaVA adapters: inputs and models that are refused, and precision."""
+"""The LLaVA adapters: errors for wrong inputs and models, and precision."""
 
 import pytest
 import torch

@@ -32,7 +32,7 @@ OPTIONS = {"greedy": GREEDY, "beams": BEAMS, "sequences": BEAMS | {"num_return_s
 
 
 @dataclass(frozen=True)
-class Asked(Scorer):
+class AttentionOfQuery(Scorer):
     query: str
 
     @property
@@ -44,15 +44,15 @@ class Asked(Scorer):
 
 
 def pruner(query):
-    return Pipeline((Asked(query),), Mean(), Even(), TopK())
+    return Pipeline((AttentionOfQuery(query),), Mean(), Even(), TopK())
 
 
 def right_expansion(self, input_ids, mm_encoder_output, expand_size=1, inputs_embeds=None):
-    """What transformers' expansion of GLM-4.1V is meant to do: the features of a sample, again for each beam."""
+    """Expand features of GLM-4.1V as transformers intends: the features of a sample, again for each beam."""
     for outputs in mm_encoder_output.values():
         counts = (input_ids == self.config.image_token_id).sum(1).tolist()
-        own = torch.cat(list(outputs.pooler_output)).split(counts)
-        outputs.pooler_output = [part for part in own for _ in range(expand_size)]
+        parts = torch.cat(list(outputs.pooler_output)).split(counts)
+        outputs.pooler_output = [part for part in parts for _ in range(expand_size)]
     return mm_encoder_output
 
 
@@ -76,7 +76,7 @@ CASES = [
 def test_laws_hold_for_every_pair_of_axis_values(
     family, attention, samples, side, positions, options, query, monkeypatch
 ):
-    if family == "glm4v":  # whose own beams the reference could not be: see the test of them
+    if family == "glm4v":  # its beam search in transformers is wrong: see the test of beams
         monkeypatch.setattr(Glm4vForConditionalGeneration, "_expand_multimodal_outputs", right_expansion)
     judge = RandomPruner() if query == "random" else pruner(query)
     model, processor = built(family, attention)
@@ -90,12 +90,12 @@ def test_laws_hold_for_every_pair_of_axis_values(
 def test_beams_of_glm_are_right_with_the_expansion_that_transformers_has(samples, options, monkeypatch):
     model, processor = built("glm4v")
     inputs, few = make_inputs(processor, SAMPLES[samples]), compress(model, RandomPruner(), ratio=0.4)
-    with_theirs = few.generate(**inputs, **OPTIONS[options])
+    with_library_expansion = few.generate(**inputs, **OPTIONS[options])
     monkeypatch.setattr(Glm4vForConditionalGeneration, "_expand_multimodal_outputs", right_expansion)
-    assert torch.equal(with_theirs, few.generate(**inputs, **OPTIONS[options]))
+    assert torch.equal(with_library_expansion, few.generate(**inputs, **OPTIONS[options]))
 
 
-def test_local_windows_of_gemma_count_the_tokens_that_are_there():
+def test_local_windows_of_gemma_count_the_remaining_tokens():
     model, processor = BACKBONES["gemma3"]()
     model.config.text_config.sliding_window = 20
     for samples, holds in (("one", True), ("several", False)):  # 16 and 22 tokens
@@ -140,37 +140,37 @@ def test_llm_layers_are_those_of_the_language_model(family):
         ("glm4v", "video"),
     ],
 )
-def test_proxies_are_those_of_a_twin_from_eager_weights(family, samples, query, monkeypatch):
+def test_proxies_equal_a_reference_from_eager_weights(family, samples, query, monkeypatch):
     model, processor = built(family)
     inputs = make_inputs(processor, SAMPLES[samples])
     need = AttentionRows(query, (0, -1))
-    found = adapter_for(model).observe(inputs, [need])
+    evidence = adapter_for(model).observe(inputs, [need])
     depth, classes = (3, 1) if family == "llava_next_video" else (4, 0)
     every = calls(family, inputs, monkeypatch)
     for at, block in enumerate((0, depth - 1)):
-        assert len(every[block]) == len(found.layout.sample)
+        assert len(every[block]) == len(evidence.layout.sample)
         for v, (q, k, weights) in enumerate(every[block]):
             tokens = members(family, 4, q.shape[1] - classes)
             want = twin(need, q, k, weights, tokens, classes)
-            assert torch.allclose(found[need][at, v, :, : len(tokens)], want, atol=1e-6)
+            assert torch.allclose(evidence[need][at, v, :, : len(tokens)], want, atol=1e-6)
 
 
 @pytest.mark.parametrize("query", ["mean", "received"])
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_padded_patches_neither_ask_nor_answer(attention, query, monkeypatch):
+def test_padded_patches_are_neither_queries_nor_keys(attention, query, monkeypatch):
     model, processor = built("idefics3", attention)
     inputs = make_inputs(processor, SAMPLES["one"])
     inputs["pixel_attention_mask"] = inputs["pixel_attention_mask"].clone()
     inputs["pixel_attention_mask"][0, 0, :, 14:] = 0  # one column of patches is left, half of two tokens
     inputs["pixel_values"][0, 0, :, :, 14:] = 1e4
     need = AttentionRows(query, (-1,))
-    found = adapter_for(model).observe(inputs, [need])
+    evidence = adapter_for(model).observe(inputs, [need])
     real = [p % 4 == 0 for p in range(16)]
     q, k, weights = calls("idefics3", inputs, monkeypatch)[-1][0]
     want = twin(need, q, k, weights, members("idefics3", 4, 16), 0, real)
-    assert torch.allclose(found[need][0, 0], want, atol=1e-6)
-    assert (found[need][0, 0][:, [1, 3]] == 0).all()
-    assert (found.layout.count == 4).all()
+    assert torch.allclose(evidence[need][0, 0], want, atol=1e-6)
+    assert (evidence[need][0, 0][:, [1, 3]] == 0).all()
+    assert (evidence.layout.count == 4).all()
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -1,4 +1,4 @@
-"""Further families of backbones: alignment, auxiliary encoders, inputs that are refused."""
+"""Further families of backbones: alignment, auxiliary encoders and errors for wrong inputs."""
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ def silent(module, query, key, value, *args, **kwargs):
     return torch.zeros_like(query).transpose(1, 2), None
 
 
-def one_bright(height, width, at=None):
+def bright_square(height, width, at=None):
     """A grey picture, with a bright square of 4 x 4 pixels around `at` (row, column)."""
     picture = Image.new("RGB", (width, height), (90, 90, 90))
     if at is not None:
@@ -28,11 +28,11 @@ def one_bright(height, width, at=None):
 
 
 def lit(family, samples, blank):
-    """The layout, and which of its tokens [V, N] differ from those of the blank samples."""
+    """Return the layout, and [V, N] whether its tokens differ from those of the blank samples."""
     model, processor = built(family)
-    found = [adapter_for(model).observe(make_inputs(processor, given)) for given in (samples, blank)]
-    assert torch.equal(found[0].layout.column, found[1].layout.column)
-    return found[0].layout, (found[0].tokens != found[1].tokens).any(-1)
+    evidence = [adapter_for(model).observe(make_inputs(processor, batch)) for batch in (samples, blank)]
+    assert torch.equal(evidence[0].layout.column, evidence[1].layout.column)
+    return evidence[0].layout, (evidence[0].tokens != evidence[1].tokens).any(-1)
 
 
 def covering(layout, image, at):
@@ -58,13 +58,13 @@ def covering(layout, image, at):
 )
 def test_a_bright_patch_lights_up_the_tokens_that_cover_it(family, height, width, views, monkeypatch):
     monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._local_mapping, "sdpa", silent)
-    other = one_bright(56, 56, (14, 42))
+    other = bright_square(56, 56, (14, 42))
     text = "USER : <image> and <image> ?"
-    blank = one_bright(height, width)
+    blank = bright_square(height, width)
     step = 14 if family == "llava_next_video" else 28  # pixels of a token, in a tile
     for row in range(step // 2, height, step):
         for column in range(step // 2, width, step):
-            picture = one_bright(height, width, (row, column))
+            picture = bright_square(height, width, (row, column))
             for nth in range(2):
                 order = [other, picture] if nth else [picture, other]
                 none = [other, blank] if nth else [blank, other]
@@ -79,11 +79,11 @@ def test_a_bright_patch_lights_up_the_tokens_that_cover_it(family, height, width
 def test_a_bright_patch_in_a_frame_lights_up_the_token_that_covers_it(family, frames, monkeypatch):
     monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._local_mapping, "sdpa", silent)
     size = 56 if family == "llava_next_video" else 84
-    blank, text = [one_bright(56, size)] * 4, "USER : <video> ?"
+    blank, text = [bright_square(56, size)] * 4, "USER : <video> ?"
     for at in range(4):
         for row in range(14, 56, 28):
             for column in range(14, size, 28):
-                video = [*blank[:at], one_bright(56, size, (row, column)), *blank[at + 1 :]]
+                video = [*blank[:at], bright_square(56, size, (row, column)), *blank[at + 1 :]]
                 samples = [(text, [blank]), (text, [video])]
                 layout, changed = lit(family, samples, [(text, [blank])] * 2)
                 want = covering(layout, 0, (row / 56, column / size))
@@ -112,18 +112,18 @@ def test_a_tile_of_idefics_lies_where_it_was_cut():
     assert layout.box.tolist() == [*square, [0, 0, 0.5, 1], [0.5, 0, 1, 1], whole, *square]
 
 
-def shown(family, samples):
-    """What a witness sees, [3, h, w] in 0..1 each, and which of them each view shows."""
+def auxiliary_inputs(family, samples):
+    """Return the input of auxiliary encoders, [3, h, w] in 0..1 each, and the index of the picture of each view."""
     model, processor = built(family)
     adapter, inputs = adapter_for(model, processor), make_inputs(processor, samples)
     return _original_images(AttentionRows("cls", (-1,), tower="timm:any"), adapter, inputs, adapter.arrange(inputs))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_witness_is_shown_each_picture(family):
+def test_auxiliary_encoders_get_each_picture(family):
     colours = [(200, 30, 90), (10, 240, 60), (120, 120, 250)]
     first, second, third = (Image.new("RGB", (112, 112), colour) for colour in colours)
-    original_images, of = shown(
+    original_images, of = auxiliary_inputs(
         family, [("<image> and <image> ?", [first, second]), ("what ?", []), ("<image> ?", [third])]
     )
     assert [round(255 * float(x)) for p in original_images for x in p.mean((1, 2))] == pytest.approx(
@@ -133,15 +133,15 @@ def test_a_witness_is_shown_each_picture(family):
     assert set(of.tolist()) == {0, 1, 2}
     half = Image.new("RGB", (112, 112))
     half.paste((255, 255, 255), (0, 0, 56, 112))
-    ((portrait,), _) = shown(family, [("<image> ?", [half])])
-    left, right = portrait.chunk(2, 2)
+    ((image,), _) = auxiliary_inputs(family, [("<image> ?", [half])])
+    left, right = image.chunk(2, 2)
     assert left.mean() > 0.9
     assert right.mean() < 0.1
 
 
 @pytest.mark.parametrize(("family", "reds"), [("llava_next_video", [0, 60, 120, 180]), ("glm4v", [30, 150])])
-def test_a_witness_is_shown_each_frame(family, reds):
-    original_images, of = shown(
+def test_auxiliary_encoders_get_each_frame(family, reds):
+    original_images, of = auxiliary_inputs(
         family, [("<video> ?", [[Image.new("RGB", (56, 56), (60 * i, 20, 40)) for i in range(4)]])]
     )
     assert of.tolist() == list(range(len(reds)))
@@ -149,7 +149,7 @@ def test_a_witness_is_shown_each_frame(family, reds):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_batch_without_pictures_is_answered_by_the_model_as_it_is(family):
+def test_a_batch_without_pictures_runs_untouched(family):
     model, processor = built(family)
     inputs = make_inputs(processor, [("USER : where are they ?", [])])
     with pytest.raises(ValueError, match="nothing to prune: call the model itself"):
@@ -162,7 +162,7 @@ def test_a_batch_without_pictures_is_answered_by_the_model_as_it_is(family):
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("cut", ["first", "half"])
-def test_truncated_placeholders_say_so(family, cut):
+def test_truncated_placeholders_are_an_error_that_names_the_cause(family, cut):
     model, processor = built(family)
     for samples in taken(family).values():
         inputs = inputs_for(model, processor, samples)
@@ -187,7 +187,7 @@ def test_truncated_placeholders_say_so(family, cut):
         ("glm4v", "one", "mm_token_type_ids", "inputs hold no mm_token_type_ids"),
     ],
 )
-def test_what_the_processor_returns_and_is_missing_is_named(family, samples, missing, says):
+def test_a_missing_output_of_the_processor_is_named(family, samples, missing, says):
     model, processor = built(family)
     inputs = make_inputs(processor, SAMPLES[samples])
     del inputs[missing]
@@ -198,7 +198,7 @@ def test_what_the_processor_returns_and_is_missing_is_named(family, samples, mis
 def test_glm_refuses_images_and_videos_in_one_batch():
     model, processor = built("glm4v")
     inputs = make_inputs(processor, SAMPLES["image and video"])
-    with pytest.raises(ValueError, match="images and videos in batches of their own"):
+    with pytest.raises(ValueError, match="images and videos in separate batches"):
         compress(model, RandomPruner(), tokens=2).generate(**inputs)
 
 
@@ -210,34 +210,34 @@ def test_a_tower_without_a_class_token_names_the_proxies(family):
 
 
 @pytest.mark.parametrize("query", ["mean", "received"])
-def test_pictures_packed_in_one_sequence_have_rows_of_their_own(query, monkeypatch):
+def test_pictures_packed_in_one_sequence_have_separate_rows(query, monkeypatch):
     model, processor = built("mistral3")
     inputs = make_inputs(processor, SAMPLES["ragged several"])
     need = AttentionRows(query, (0, -1))
-    found = adapter_for(model).observe(inputs, [need])
+    evidence = adapter_for(model).observe(inputs, [need])
     every = calls("mistral3", inputs, monkeypatch)
     sizes = (inputs["image_sizes"] // 14).tolist()
     for at, block in enumerate((0, 3)):
         ((q, k, weights),) = every[block]
         start = 0
         for v, (rows, columns) in enumerate(sizes):
-            own = slice(start, start + rows * columns)
+            span = slice(start, start + rows * columns)
             start += rows * columns
             tokens = members("mistral3", columns, rows * columns)
-            want = twin(need, q[:, own], k[:, own], weights[:, own, own], tokens, 0)
-            assert torch.allclose(found[need][at, v, :, : len(tokens)], want, atol=1e-6)
-            assert weights[:, own, : own.start].sum() == 0
+            want = twin(need, q[:, span], k[:, span], weights[:, span, span], tokens, 0)
+            assert torch.allclose(evidence[need][at, v, :, : len(tokens)], want, atol=1e-6)
+            assert weights[:, span, : span.start].sum() == 0
 
 
 @pytest.mark.parametrize(("height", "width"), [(56, 112), (84, 56), (112, 112)])
 def test_pixtral_lights(height, width, monkeypatch):
     monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._local_mapping, "sdpa", silent)
-    other = one_bright(56, 84, (14, 42))
+    other = bright_square(56, 84, (14, 42))
     text = "USER : <image> and <image> ?"
-    blank = one_bright(height, width)
+    blank = bright_square(height, width)
     for row in range(14, height, 28):
         for column in range(14, width, 28):
-            picture = one_bright(height, width, (row, column))
+            picture = bright_square(height, width, (row, column))
             for nth in range(2):
                 order = [other, picture] if nth else [picture, other]
                 none = [other, blank] if nth else [blank, other]

@@ -16,7 +16,7 @@ from vtcframe_backbones.encoders.timm import Timm
 
 
 class Ragged(Allocator):
-    """Each view another number of tokens: 3, 7, all, and again."""
+    """Give views 3, 7 and all tokens, in turn."""
 
     def __call__(self, scores, budget, evidence):
         count = evidence.layout.count
@@ -28,13 +28,13 @@ RAGGED = Pipeline((Random(),), Mean(), Ragged(), TopK())
 
 def ragged(adapter, pixels, ids=(0, 1, 2)):
     evidence = adapter.observe({"pixel_values": pixels}, ids=list(ids))
-    # keys are hashes: take ones that the allocator above tells apart
+    # keys are hashes: replace them by ones that give each picture another quota
     keys = torch.tensor([int(i) for i in ids])
     evidence.layout.key.copy_(keys)
     return evidence, RAGGED(evidence)
 
 
-def test_keeping_all_gives_the_models_own_output(adapter):
+def test_keeping_all_gives_the_output_of_the_model(adapter):
     pixels = pictures()
     evidence = adapter.observe({"pixel_values": pixels})
     got = adapter.features(evidence, RandomPruner()(evidence, Budget(ratio=1.0)))
@@ -95,8 +95,8 @@ def masked_reference(model, pixels, kept, rest):
 
 
 def attended(query, key, value, alive):
-    paid = (query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5).exp() * alive[:, None, None]
-    return (paid / paid.sum(-1, keepdim=True) @ value).transpose(1, 2).flatten(2)
+    weights = (query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5).exp() * alive[:, None, None]
+    return (weights / weights.sum(-1, keepdim=True) @ value).transpose(1, 2).flatten(2)
 
 
 @pytest.mark.parametrize("rest", [1, 2])
@@ -120,13 +120,13 @@ def test_a_picture_gives_the_same_alone_and_in_a_ragged_batch(adapter):
     evidence, pruned = ragged(adapter, pixels)
     together = adapter.features(evidence, pruned)
     for p in range(3):
-        own, left = ragged(adapter, pixels[p : p + 1], [p])
-        assert torch.equal(left.kept[0], pruned.kept[p])
-        assert (adapter.features(own, left)[0] - together[p]).abs().max() <= 1e-5
+        alone, pruned_alone = ragged(adapter, pixels[p : p + 1], [p])
+        assert torch.equal(pruned_alone.kept[0], pruned.kept[p])
+        assert (adapter.features(alone, pruned_alone)[0] - together[p]).abs().max() <= 1e-5
     assert (together[2] - untouched(adapter.model, pixels)[2]).abs().max() <= 1e-5  # it keeps all, in a ragged batch
 
 
-def test_what_lies_at_padding_is_not_seen(adapter):
+def test_values_at_padding_have_no_effect(adapter):
     evidence, pruned = ragged(adapter, pictures())
     want = adapter.features(evidence, pruned)
     pruned.tokens[pruned.place < 0] = torch.nan

@@ -1,3 +1,5 @@
+"""`compress`: generate with pruned prompts, as the caller uses it."""
+
 import pytest
 import torch
 from transformers import (
@@ -25,7 +27,7 @@ def ready(family):
 
 
 def by_splicing(compressed, inputs, **options):
-    """The new tokens, the explicit way."""
+    """Return the generated tokens of splice and generate, without `compress`."""
     adapter, stage = compressed.adapter, compressed.plan.projector
     evidence = adapter.observe(inputs, stage.pruner.needs)
     spliced = adapter.splice(inputs, evidence, stage.pruner(evidence, stage.budget), stage.positions)
@@ -98,29 +100,29 @@ def test_min_length_holds_off_the_end(ready):
 
 
 class Process(LogitsProcessor):
-    """Remembers the ids that it was shown."""
+    """Records the ids of each call."""
 
     def __init__(self):
-        self.shown = []
+        self.calls = []
 
     def __call__(self, input_ids, scores):
-        self.shown.append(input_ids.clone())
+        self.calls.append(input_ids.clone())
         return scores
 
 
 class Stop(StoppingCriteria):
-    """Remembers them too and never stops."""
+    """Records the ids of each call and never stops."""
 
     def __init__(self):
-        self.shown = []
+        self.calls = []
 
     def __call__(self, input_ids, scores, **kwargs):
-        self.shown.append(input_ids.clone())
+        self.calls.append(input_ids.clone())
         return torch.zeros(len(input_ids), dtype=torch.bool)
 
 
 @pytest.mark.parametrize("beams", [1, 3])
-def test_processors_criteria_and_allowed_tokens_see_the_callers_ids(ready, beams):
+def test_processors_criteria_and_allowed_tokens_get_the_callers_ids(ready, beams):
     compressed, inputs = ready
     processor, criterion, prefixes = Process(), Stop(), []
     ids = inputs["input_ids"]
@@ -137,9 +139,9 @@ def test_processors_criteria_and_allowed_tokens_see_the_callers_ids(ready, beams
         stopping_criteria=StoppingCriteriaList([criterion]),
         prefix_allowed_tokens_fn=allowed,
     )
-    assert torch.equal(processor.shown[0], ids.repeat_interleave(beams, 0))
-    for shown in (*processor.shown, *criterion.shown):  # generate judges more candidates than it has beams
-        assert torch.equal(shown[:, : ids.shape[1]], ids.repeat_interleave(len(shown) // len(ids), 0))
+    assert torch.equal(processor.calls[0], ids.repeat_interleave(beams, 0))
+    for call in (*processor.calls, *criterion.calls):  # generate scores more candidates than it has beams
+        assert torch.equal(call[:, : ids.shape[1]], ids.repeat_interleave(len(call) // len(ids), 0))
     assert all(torch.equal(prefix[: ids.shape[1]], ids[row]) for row, prefix in prefixes)
     assert torch.equal(out, compressed.generate(**inputs, **GREEDY, num_beams=beams))
 
@@ -164,7 +166,7 @@ def test_a_streamer_gets_the_callers_prompt_and_then_the_answer(family):
     assert stream.ended
 
 
-def test_the_last_result_tells_what_was_kept_and_what_it_cost(family):
+def test_the_last_outcome_has_kept_tokens_and_times(family):
     model, processor = backbone(family)
     inputs = make_inputs(processor, SAMPLES["ragged several"])
     compressed = compress(model, VtcCls(2), tokens=5)
@@ -197,7 +199,7 @@ def test_a_budget_that_covers_everything_calls_the_model_untouched(ready, monkey
         assert torch.equal(result.kept, result.layout.valid)
 
 
-def test_the_model_and_the_inputs_are_as_they_were(ready):
+def test_the_model_and_the_inputs_are_unchanged(ready):
     compressed, inputs = ready
     copies = {k: v.clone() for k, v in inputs.items()}
     want = compressed.model.generate(**inputs, **GREEDY)
@@ -222,7 +224,7 @@ def test_positions_come_with_a_stage(ready):
     [
         ({}, "a pruner or stages"),
         ({"pruner": VtcCls(), "stages": []}, "a pruner or stages"),
-        ({"stages": [Stage("projector", VtcCls(), Budget(3))], "tokens": 3}, "stages say their budgets"),
+        ({"stages": [Stage("projector", VtcCls(), Budget(3))], "tokens": 3}, "stages have their own budgets"),
         ({"pruner": VtcCls(), "tokens": 3, "ratio": 0.5}, "exactly one"),
         ({"pruner": VtcCls(), "tokens": 0}, "at least 1, got 0"),
         ({"pruner": VtcCls(), "tokens": -1}, "at least 1, got -1"),
@@ -231,7 +233,7 @@ def test_positions_come_with_a_stage(ready):
         ({"stages": [Stage("llm:4", VtcCls(), Budget(3))]}, "before layers 1 to 3 of its language model, not at"),
     ],
 )
-def test_what_compress_cannot_do_is_an_error(llava, options, says):
+def test_wrong_arguments_of_compress_are_errors(llava, options, says):
     with pytest.raises(ValueError, match=says):
         compress(llava[0], **options)
 
@@ -242,7 +244,7 @@ def test_a_pruner_without_a_budget_must_be_adaptive(llava):
         compress(model, VtcCls(2)).generate(**make_inputs(processor, SAMPLES["one"]), **GREEDY)
 
 
-def test_what_generate_cannot_take_with_pruning_is_refused_before_anything_runs(ready):
+def test_options_of_generate_that_do_not_work_with_pruning_are_errors_before_anything_runs(ready):
     compressed, inputs = ready
     filled = DynamicCache()
     filled.update(torch.zeros(1, 1, 3, 4), torch.zeros(1, 1, 3, 4), 0)

@@ -150,7 +150,7 @@ def test_the_lightning_command_predicts_and_hands_everything_else_on(tmp_path, m
             return lambda: 5
 
     class Ours(Point):
-        value = vtcframe_lightning.OURS
+        value = vtcframe_lightning.ENTRY_POINT
 
     monkeypatch.setattr(sys, "argv", ["lightning", "predict", "--config", QUICKSTART, *taken(tmp_path, 2)])
     assert vtcframe_lightning.main() == 0
@@ -160,7 +160,7 @@ def test_the_lightning_command_predicts_and_hands_everything_else_on(tmp_path, m
     assert vtcframe_lightning.main() == 5
     monkeypatch.setattr(vtcframe_lightning, "entry_points", lambda **_: [Ours()])
     assert vtcframe_lightning.main() == 2
-    assert "no installed distribution knows 'login'" in capsys.readouterr().err
+    assert "no installed distribution has the command 'login'" in capsys.readouterr().err
 
 
 def test_a_question_with_words_that_the_model_was_never_taught_fails_and_says_what_may_be_asked(tmp_path):

@@ -1,1 +1,1 @@
-"""Vision transformers of timm and open_clip as encoders of their own, without a language model."""
+"""Vision transformers of timm and open_clip as stand-alone encoders, without a language model."""

@@ -1,4 +1,4 @@
-"""ViTs of timm and open_clip as encoders of their own: pruned before their last blocks, for features, not for words."""
+"""Base class of adapters to stand-alone ViTs: patches are pruned before the last blocks, which compute the features."""
 
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from vtcframe.adapters.arrangement import WHOLE, Arrangement, Picture, checksums, owners, sample_keys
-from vtcframe.adapters.auxiliary_encoders import only_call
 from vtcframe.adapters.base import EncoderAdapter
 from vtcframe.adapters.prompt import Prompt
 from vtcframe.core.encoder_readers import EncoderTokens, Reader
@@ -20,58 +19,64 @@ from vtcframe.core.stages import Stage
 from vtcframe.core.token_merging import EncoderEvidence
 from vtcframe.hooks.encoder import EncoderStages, rows_of
 from vtcframe.hooks.encoder_reading import encoder_refusal, reader_of
-from vtcframe.hooks.tap import Tap
+from vtcframe.hooks.tap import Tap, only_call
 from vtcframe.ops.compose import keep_all
 from vtcframe.ops.gather import find_columns
 from vtcframe_backbones.encoders.vit import Vit
 
 
 class Encoder(EncoderAdapter):
-    """A ViT by itself: each picture is a sample of one view, each patch a token, no language model.
+    """Adapter to a stand-alone ViT: each picture is a sample of one view, each patch a token; no language model.
 
-    Tokens are the patches in front of the last `rest` blocks, which `features` runs on those that are left. Blocks
-    before them feed. Class token and registers are structural and always stay; a token's column is its place among the
-    patches.
+    Tokens are the patches before the last `rest` blocks, which `features` runs on the remaining tokens. Earlier blocks
+    count as "feeding". Class token and registers are structural and always stay. The column of a token is its index
+    among the patches.
     """
 
     no_encoder_stages_because = ""
 
     def __init__(self, model: nn.Module, processor: Any = None, rest: int | None = 1) -> None:
-        """With `rest=None` tokens are read behind the last block: for stages inside the encoder alone."""
+        """With `rest=None` tokens are the output of the last block, for stages inside the encoder only.
+
+        ValueError if `rest` is no number of blocks that leaves at least one before pruning.
+        """
         super().__init__(model, processor)
         self.vit = self.part(model)
         depth = len(self.vit.blocks)
         if rest is not None and not 1 <= rest < depth:
-            raise ValueError(f"rest={rest} of {depth} blocks cannot come after pruning: at least one before and after")
+            raise ValueError(
+                f"rest={rest} of {depth} blocks cannot run after pruning: leave at least one before and after"
+            )
         self.site = depth - (rest or 0)
 
     @staticmethod
     @abstractmethod
     def part(model: Any) -> Vit:
-        """Return the ViT of a model. ValueError, with the reason, for what cannot be pruned."""
+        """Return the ViT of a model. ValueError, with the reason, for a model that cannot be pruned."""
 
     @abstractmethod
     def untouched(self, pixels: Tensor) -> Tensor:
-        """[P, 3, h, w] -> [P, D], by the model itself."""
+        """[P, 3, h, w] -> [P, D]: features of the model without pruning."""
 
     def arrange(
         self, inputs: Mapping[str, Any], ids: Sequence[object] = (), *, prompt: Prompt | None = None
     ) -> Arrangement:
-        """Return where the patches of "pixel_values" [P, 3, h, w] sit (see EncoderAdapter.arrange)."""
+        """Return the positions of the patches of "pixel_values" [P, 3, h, w] (see `EncoderAdapter.arrange`)."""
         pixels = inputs.get("pixel_values")
         if not isinstance(pixels, Tensor) or pixels.ndim != 4 or not len(pixels):
-            found = f"is {list(pixels.shape)}" if isinstance(pixels, Tensor) else f"is a {type(pixels).__name__}"
+            kind = str(list(pixels.shape)) if isinstance(pixels, Tensor) else f"a {type(pixels).__name__}"
             raise ValueError(
-                f"pixel_values {found}: give pictures [P, 3, height, width] as the model itself takes them"
+                f"pixel_values is {kind}: give pictures [P, 3, height, width] in the form that the model takes"
             )
         rows, columns = self.vit.grid(pixels)
-        patches, count = rows * columns, len(pixels)
+        patches = rows * columns
+        count = len(pixels)
         order = torch.arange(patches + self.vit.prefix)
         structural = order >= patches
         picture = replace(
             Picture.grids((rows, columns), box=WHOLE),
             order=order.masked_fill(structural, -1),
-            first=structural.long(),  # behind the last, so that none of the prefix goes with a patch
+            first=structural.long(),  # after `last`: the spans are empty, so that the prefix always stays
             last=order * 0,
         )
         place = torch.zeros(count, len(order), dtype=torch.long)
@@ -82,35 +87,37 @@ class Encoder(EncoderAdapter):
 
     @torch.no_grad()
     def encode(self, inputs: Mapping[str, Any], arrangement: Arrangement, needs: Iterable[Need] = ()) -> Evidence:
-        """Run the blocks before the site and gather `needs`."""
-        asked = {need: self._readers(need) for need in needs}
+        """Run the blocks before pruning and gather `needs`."""
+        pairs_of_need = {need: self._readers(need) for need in needs}
         readers: dict[nn.Module, list[Reader]] = {}
         deepest = self.site
-        for pairs in asked.values():
+        for pairs in pairs_of_need.values():
             for layer, reader in pairs:
                 readers.setdefault(self.vit.blocks[layer].get_submodule("attn"), []).append(reader)
                 deepest = max(deepest, layer + 1)
         with Tap(readers) as tap:
             hidden = self.vit.begin(inputs["pixel_values"], self.site, deepest)
-        prefix, patches = hidden[:, : self.vit.prefix], hidden[:, self.vit.prefix :]
-        found = {}
-        for need, pairs in asked.items():
+        prefix = hidden[:, : self.vit.prefix]
+        patches = hidden[:, self.vit.prefix :]
+        readings = {}
+        for need, pairs in pairs_of_need.items():
             if isinstance(need, HiddenNeed):
-                found[need] = need.read_encoder(patches, hidden[:, 0] if self.vit.has_class else None)
+                readings[need] = need.read_encoder(patches, hidden[:, 0] if self.vit.has_class else None)
             else:
                 modules = [(self.vit.blocks[layer].get_submodule("attn"), reader) for layer, reader in pairs]
-                found[need] = torch.stack([only_call(tap, module, reader) for module, reader in modules])
-        evidence = arrangement.evidence(torch.cat([patches, prefix], 1).flatten(0, 1), found)
+                readings[need] = torch.stack([only_call(tap, module, reader) for module, reader in modules])
+        evidence = arrangement.evidence(torch.cat([patches, prefix], 1).flatten(0, 1), readings)
         return replace(evidence, project=nn.Identity())
 
     @torch.no_grad()
     def encode_with_stages(
         self, inputs: Mapping[str, Any], arrangement: Arrangement, needs: Iterable[Need], stages: Sequence[Stage]
     ) -> tuple[Evidence, Pruned]:
-        """Run the blocks before the site with `stages` inside them (see TowerAdapter.encode_with_stages)."""
-        pixels, k = inputs["pixel_values"], self.vit.prefix
+        """Run the blocks before pruning with `stages` inside them (see `EncoderAdapter.encode_with_stages`)."""
+        pixels = inputs["pixel_values"]
+        k = self.vit.prefix
         layout = rows_of(arrangement.layout, torch.arange(len(pixels)), pixels.device)
-        blocks = [self.vit.halves(block) for block in self.vit.blocks]
+        blocks = [self.vit.split(block) for block in self.vit.blocks]
         inside = EncoderStages(blocks, k, layout, stages, needs, feeding=self.site, has_class=self.vit.has_class)
         with inside:
             self.vit.begin(pixels, self.site, inside.deepest)
@@ -120,26 +127,31 @@ class Encoder(EncoderAdapter):
             prefix = inside.hidden[:, :k].flatten(0, 1)
             evidence = replace(evidence, structural=replace(arrangement.structural, tokens=prefix))
         place = find_columns(evidence.layout.column, layout)
-        left = Pruned(evidence.tokens, place, inside.scores(layout), layout)
-        return replace(evidence, project=nn.Identity()), left
+        pruned = Pruned(evidence.tokens, place, inside.scores(layout), layout)
+        return replace(evidence, project=nn.Identity()), pruned
 
     @torch.no_grad()
     def features(self, evidence: Evidence, pruned: Pruned) -> Tensor:
-        """[P, D] what the model makes of a picture when the last blocks, pooling and head see only what is left.
+        """Return the features of each picture, [P, D], from the last blocks, pooling and head on the remaining tokens.
 
-        With everything left it is the model's own output, bit for bit unless it averages patches that no class token
-        or register stands in front of: then they lie otherwise in memory and are summed in another order.
-        ValueError for a picture of which nothing is left.
+        If all tokens remain, they are bit-equal to the output of the model, with one exception: models that average
+        patches without a class token or register in front sum them in another order. ValueError for tokens of another
+        batch, and for a picture without remaining tokens.
         """
         count = (pruned.place >= 0).sum(1).cpu()
         if len(pruned.place) != len(evidence.layout.key) or not torch.equal(pruned.layout.key, evidence.layout.key):
-            raise ValueError(f"{len(pruned.place)} rows of tokens are not of these {len(evidence.layout.key)} pictures")
+            raise ValueError(
+                f"{len(pruned.place)} rows of tokens are not of these {len(evidence.layout.key)} pictures: give "
+                "the evidence that was pruned"
+            )
         if not count.all():
             raise ValueError(
-                f"nothing is left of samples {(count == 0).nonzero()[:, 0].tolist()}: keep at least a token"
+                f"nothing is left of samples {(count == 0).nonzero()[:, 0].tolist()}: keep at least one token of each"
             )
-        k, padding = self.vit.prefix, pruned.place < 0
-        hidden, size = pruned.tokens.masked_fill(padding[..., None], 0), None
+        k = self.vit.prefix
+        padding = pruned.place < 0
+        hidden = pruned.tokens.masked_fill(padding[..., None], 0)
+        size = None
         if isinstance(evidence, EncoderEvidence) and evidence.size is not None:
             size = evidence.size.gather(1, find_columns(pruned.column, evidence.layout).clamp(min=0))
         if evidence.structural is not None:
@@ -158,23 +170,24 @@ class Encoder(EncoderAdapter):
             return self.vit.pooled(hidden)
         parts = [(count == n, self.vit.pooled(hidden[count == n, : k + n])) for n in count.unique().tolist()]
         out = hidden.new_empty(len(hidden), *parts[0][1].shape[1:], dtype=parts[0][1].dtype)
-        for rows, part in parts:  # pooling takes no mask: samples of one length go together
+        for rows, part in parts:  # pooling takes no mask: pool samples of equal length together
             out[rows] = part
         return out
 
     def _readers(self, need: Need) -> list[tuple[int, Reader]]:
-        """Return the blocks that serve a need, in the order of its layers, and readers; none for hidden states."""
-        kind, tokens = (
-            type(self.vit.module).__name__,
-            EncoderTokens(self.vit.prefix, None, has_class=self.vit.has_class),
-        )
+        """Return the blocks that serve a need, in the order of its layers, and readers; none for hidden states.
+
+        ValueError for a need that the ViT cannot serve.
+        """
+        kind = type(self.vit.module).__name__
+        tokens = EncoderTokens(self.vit.prefix, None, has_class=self.vit.has_class)
         if refusal := encoder_refusal(need, tokens):
             raise ValueError(f"{type(self).__name__} cannot gather {need} from {kind}: {refusal}")
         if not isinstance(need, AttentionNeed):
             return []
         count = self.site if need.blocks == "feeding" else len(self.vit.blocks)
         if not all(-count <= layer < count for layer in need.layers):
-            raise ValueError(f"{need} asks for a block beyond the {count} ({need.blocks}) of {kind}")
+            raise ValueError(f"{need} needs a block beyond the {count} ({need.blocks}) of {kind}")
         if not all(hasattr(block, "attn") for block in self.vit.blocks):
-            raise ValueError(f"{need} cannot be gathered: blocks of {kind} have no attention module of their own")
+            raise ValueError(f"{need} cannot be gathered: blocks of {kind} have no separate attention module")
         return [(layer % count, reader_of(need, tokens)) for layer in need.layers]

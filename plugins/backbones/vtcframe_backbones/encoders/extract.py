@@ -1,4 +1,4 @@
-"""Features of a timm or open_clip model under a pruner."""
+"""Feature extraction by a timm or open_clip model under a pruner."""
 
 import torch
 from torch import Tensor, nn
@@ -14,21 +14,23 @@ from vtcframe_backbones.encoders.timm import Timm
 def extract(
     model: nn.Module, pixels: Tensor, pruner: Pruner, tokens: int | None = None, ratio: float | None = None
 ) -> Tensor:
-    """[P, 3, h, w] -> [P, D]: features of a timm or open_clip model, its last block seeing what `pruner` leaves.
+    """[P, 3, h, w] -> [P, D]: features of a timm or open_clip model whose last block gets only the tokens of `pruner`.
 
-    A method with stages inside the encoder acts there instead. `tokens` or `ratio` is the budget of each picture (see
-    Budget); without either an adaptive pruner decides. Zero-shot classification with half the patches:
+    A method with stages inside the encoder prunes there instead. `tokens` or `ratio` is the budget of each picture (see
+    `Budget`); without either the pruner must be adaptive. ValueError for other models, and for methods that need a
+    language model. Zero-shot classification with half of the patches:
 
         names = [f"a photo of a {name}" for name in classes]
         words = model.encode_text(open_clip.get_tokenizer("ViT-B-32")(names), normalize=True)
-        seen = torch.nn.functional.normalize(extract(model, pixels, VtcCls(), ratio=0.5), dim=-1)
-        answer = (seen @ words.T).argmax(1)
+        features = torch.nn.functional.normalize(extract(model, pixels, VtcCls(), ratio=0.5), dim=-1)
+        answer = (features @ words.T).argmax(1)
     """
     kind = next((kind for kind in (Timm, OpenClip) if kind.matches(model)), None)
     if kind is None:
-        raise ValueError(f"{type(model).__name__} is neither a model of timm nor of open_clip")
+        raise ValueError(f"{type(model).__name__} is neither a model of timm nor of open_clip: use one of them")
     budget = None if tokens is None and ratio is None else Budget(tokens, ratio)
-    plan, inputs = plan_for(pruner, budget), {"pixel_values": pixels}
+    plan = plan_for(pruner, budget)
+    inputs = {"pixel_values": pixels}
     adapter = kind(model, rest=1 if plan.projector else None)
     arrangement = adapter.arrange(inputs)
     if plan.covers(arrangement.layout):

@@ -1,4 +1,4 @@
-"""TODO: plugins/backbones/vtcframe_backbones/encoders/open_clip.py."""
+"""Adapter to the image towers of open_clip."""
 
 from typing import Any
 
@@ -20,14 +20,16 @@ class OpenClipVit(Vit):
                 f"open_clip's {type(module).__name__} cannot be pruned: only ViTs have a sequence of tokens"
             )
         if module.attn_pool is None and module.pool_type == "none":
-            raise ValueError("this VisionTransformer has pool_type='none' and makes no features of its tokens")
+            raise ValueError(
+                "this VisionTransformer has pool_type='none' and pools no features: create it with another pool_type"
+            )
         super().__init__(module, module.transformer.resblocks, 1, True)
 
     def grid(self, pixels: Tensor) -> tuple[int, int]:
         return tuple(self.module.grid_size)
 
     def begin(self, pixels: Tensor, site: int, deepest: int) -> Tensor:
-        seen = self.module.forward_intermediates(
+        output = self.module.forward_intermediates(
             pixels,
             indices=[site - 1, deepest - 1],
             stop_early=True,
@@ -35,27 +37,28 @@ class OpenClipVit(Vit):
             output_fmt="NLC",
             output_extra_tokens=True,
         )
-        return torch.cat([seen["image_intermediates_prefix"][0], seen["image_intermediates"][0]], 1)
+        return torch.cat([output["image_intermediates_prefix"][0], output["image_intermediates"][0]], 1)
 
-    def halves(self, block: Any) -> SplitBlock:
-        return _OpenClipHalves(self, block)
+    def split(self, block: Any) -> SplitBlock:
+        return _SplitOpenClipBlock(self, block)
 
     def mask(self, bias: Tensor, block: Any) -> Tensor:
-        width = bias.shape[1]  # torch's MultiheadAttention takes no mask by sample but one for each head and query
+        width = bias.shape[1]  # MultiheadAttention takes a mask for each sample only if it has heads and queries too
         return bias[:, None].expand(-1, width, -1).repeat_interleave(block.attn.num_heads, 0)
 
     def pooled(self, hidden: Tensor) -> Tensor:
-        pooled = self.module._pool(hidden)[0]  # it has no public name
+        pooled = self.module._pool(hidden)[0]  # there is no public function
         return pooled if self.module.proj is None else pooled @ self.module.proj
 
 
-class _OpenClipHalves(SplitBlock):
+class _SplitOpenClipBlock(SplitBlock):
     def __init__(self, vit: Vit, block: Any) -> None:
         super().__init__(block, block.attn)
         self.vit = vit
 
     def attention(self, hidden: Tensor, bias: Tensor | None) -> Tensor:
-        block, normed = self.block, self.block.ln_1(hidden)
+        block = self.block
+        normed = block.ln_1(hidden)
         mask = None if bias is None else self.vit.mask(bias.to(hidden.dtype), block)
         if isinstance(self.attention_module, nn.MultiheadAttention):
             return hidden + block.ls_1(block.attention(q_x=normed, attn_mask=mask))
@@ -65,8 +68,8 @@ class _OpenClipHalves(SplitBlock):
         attention = self.attention_module
         if not isinstance(attention, nn.MultiheadAttention):
             raise ValueError(
-                f"{type(attention).__name__} of {type(self.block).__name__} takes no attention that was merged: "
-                "let it be computed anew, when='before'"
+                f"{type(attention).__name__} of {type(self.block).__name__} takes no precomputed attention weights, "
+                "so they cannot be merged: let it compute them after merging, when='before'"
             )
         bias = None if attention.in_proj_bias is None else attention.in_proj_bias.chunk(3)[2]
         values = torch.nn.functional.linear(self.block.ln_1(hidden), attention.in_proj_weight.chunk(3)[2], bias)
@@ -92,16 +95,14 @@ class OpenClip(Encoder):
 
     @classmethod
     def matches(cls, model: nn.Module) -> bool:
-        """Take every model of open_clip: what cannot be pruned gets its reason."""
+        """Match every model of open_clip; `part` explains why a model cannot be pruned."""
         return is_instance(model, "open_clip") and hasattr(model, "visual")
 
     @staticmethod
     def part(model: Any) -> Vit:
         """Return the image tower."""
         if type(model).__name__ not in ("CLIP", "CustomTextCLIP"):
-            raise ValueError(
-                f"open_clip's {type(model).__name__} is served by no adapter: use a CLIP or CustomTextCLIP"
-            )
+            raise ValueError(f"open_clip's {type(model).__name__} has no adapter: use a CLIP or CustomTextCLIP")
         return OpenClipTrunk(model.visual) if hasattr(model.visual, "trunk") else OpenClipVit(model.visual)
 
     def untouched(self, pixels: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""TODO: plugins/backbones/vtcframe_backbones/encoders/timm.py."""
+"""Adapter to the VisionTransformer of timm."""
 
 from typing import Any
 
@@ -17,20 +17,18 @@ class TimmVit(Vit):
         kind = type(module).__name__
         if not is_instance(module, "timm.models.vision_transformer", "VisionTransformer"):
             raise ValueError(
-                f"timm's {kind} cannot be pruned: only VisionTransformer has one sequence of tokens, read block "
-                "by block with full attention, and no windows, convolutions or rotary positions"
+                f"timm's {kind} cannot be pruned: only VisionTransformer has a sequence of tokens with full "
+                "attention in each block, and no windows, convolutions or rotary positions"
             )
         if not module.global_pool:
-            raise ValueError(
-                f"{kind} has global_pool='' and makes no features of its tokens: reset_classifier(0, 'avg')"
-            )
+            raise ValueError(f"{kind} has global_pool='' and pools no features: call reset_classifier(0, 'avg')")
         super().__init__(module, module.blocks, module.num_prefix_tokens, module.cls_token is not None)
 
     def grid(self, pixels: Tensor) -> tuple[int, int]:
         return tuple(self.module.patch_embed.dynamic_feat_size(pixels.shape[-2:]))
 
     def begin(self, pixels: Tensor, site: int, deepest: int) -> Tensor:
-        seen = self.module.forward_intermediates(
+        output = self.module.forward_intermediates(
             pixels,
             indices=[site - 1, deepest - 1],
             return_prefix_tokens=True,
@@ -38,15 +36,15 @@ class TimmVit(Vit):
             output_fmt="NLC",
             intermediates_only=True,
         )[0]
-        return torch.cat([seen[1], seen[0]], 1) if self.prefix else seen
+        return torch.cat([output[1], output[0]], 1) if self.prefix else output
 
-    def halves(self, block: Any) -> SplitBlock:
+    def split(self, block: Any) -> SplitBlock:
         if not is_instance(block, "timm.models.vision_transformer", "Block") or not hasattr(block, "norm1"):
             raise ValueError(
-                f"a {type(block).__name__} cannot be pruned inside: only timm's Block has attention and MLP one after "
-                "the other, each behind its norm. Use stages at 'projector'"
+                f"a {type(block).__name__} cannot be pruned inside: only timm's Block has attention and MLP in "
+                "sequence, each after its norm. Use stages at 'projector'"
             )
-        return _TimmHalves(self, block)
+        return _SplitTimmBlock(self, block)
 
     def mask(self, bias: Tensor, block: Any) -> Tensor:
         return bias[:, None, None]
@@ -55,7 +53,7 @@ class TimmVit(Vit):
         return self.module.forward_head(self.module.norm(hidden))
 
 
-class _TimmHalves(SplitBlock):
+class _SplitTimmBlock(SplitBlock):
     def __init__(self, vit: Vit, block: Any) -> None:
         super().__init__(block, block.attn)
         self.vit = vit
@@ -67,11 +65,12 @@ class _TimmHalves(SplitBlock):
         )
 
     def apply_attention(self, hidden: Tensor, weights: Tensor) -> Tensor:
-        attention, normed = self.attention_module, self.block.norm1(hidden)
-        seen = attention.norm(by_heads(attention.qkv(normed).chunk(3, -1)[2], weights))
+        attention = self.attention_module
+        normed = self.block.norm1(hidden)
+        attended = attention.norm(by_heads(attention.qkv(normed).chunk(3, -1)[2], weights))
         if attention.gate is not None:
-            seen = seen * attention.gate(normed).sigmoid()
-        return hidden + self.block.drop_path1(self.block.ls1(attention.proj(seen)))
+            attended = attended * attention.gate(normed).sigmoid()
+        return hidden + self.block.drop_path1(self.block.ls1(attention.proj(attended)))
 
     def mlp(self, hidden: Tensor) -> Tensor:
         return hidden + self.block.drop_path2(self.block.ls2(self.block.mlp(self.block.norm2(hidden))))
@@ -82,7 +81,7 @@ class Timm(Encoder):
 
     @classmethod
     def matches(cls, model: nn.Module) -> bool:
-        """Take every model of timm: what cannot be pruned gets its reason."""
+        """Match every model of timm; `part` explains why a model cannot be pruned."""
         return is_instance(model, "timm.models")
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""TODO: plugins/backbones/vtcframe_backbones/encoders/vit.py."""
+"""Interface of a ViT whose blocks run separately, so that patches can be pruned between them."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
@@ -10,37 +10,37 @@ from vtcframe.hooks.encoder_blocks import SplitBlock
 
 
 class Vit(ABC):
-    """A ViT in the parts that pruning runs one by one. Hidden states [B, prefix + patches, C] have prefix in front."""
+    """A ViT in parts that run one by one. Hidden states are [B, prefix + patches, C], the prefix in front."""
 
     def __init__(self, module: nn.Module, blocks: Iterable[nn.Module], prefix: int, has_class: bool) -> None:
         self.module: Any = module
         self.blocks = list(blocks)
-        self.prefix = prefix  # class token, registers
+        self.prefix = prefix  # number of class tokens and registers
         self.has_class = has_class
 
     @abstractmethod
     def grid(self, pixels: Tensor) -> tuple[int, int]:
-        """Return rows and columns of patches that [B, 3, h, w] becomes."""
+        """Return the rows and columns of patches of pixels [B, 3, h, w]."""
 
     @abstractmethod
     def begin(self, pixels: Tensor, site: int, deepest: int) -> Tensor:
-        """[B, 3, h, w] -> hidden states behind `site` blocks; `deepest` >= site of them are run."""
+        """[B, 3, h, w] -> hidden states after `site` blocks; `deepest` >= site blocks run."""
 
     @abstractmethod
-    def halves(self, block: Any) -> SplitBlock:
-        """Return a block as stages inside it take it. ValueError where nothing lies between attention and MLP."""
+    def split(self, block: Any) -> SplitBlock:
+        """Return a block split into attention and MLP. ValueError if they do not run in sequence."""
 
     @abstractmethod
     def mask(self, bias: Tensor, block: Any) -> Tensor:
-        """[B, T] what is added to the logits of keys -> the mask by which a block does."""
+        """Convert a bias [B, T] on the attention logits of keys to the mask that a block takes."""
 
     @abstractmethod
     def pooled(self, hidden: Tensor) -> Tensor:
-        """Hidden states behind the last block -> [B, D], by the model's own norm, pooling and head."""
+        """Apply norm, pooling and head of the model to hidden states after the last block -> [B, D]."""
 
 
 def is_instance(model: nn.Module, package: str, name: str | None = None) -> bool:
-    """Tell whether a class of `package` made the model, without importing that package."""
+    """Return whether a class of `package` (called `name`, if given) is a base of the model, without importing it."""
     return any(
         (kind.__module__ + ".").startswith(package + ".") and name in (None, kind.__name__)
         for kind in type(model).__mro__
