@@ -7,8 +7,8 @@ from support.distributions import ROOT
 
 FOLDERS = "vtcframe", "plugins", "perf", "tiny"
 BANNED = set(
-    "asked found given held here known left made mine more one ours own paid read said seen shown some taken theirs there "
-    "told wanted whose".split()
+    "asked found given held here known left made mine more one ours own paid read said seen shown some taken theirs "
+    "there told wanted whose".split()
 )  # pronouns, participles and adverbs: none of them says what a value is
 ALLOWED: dict[str, int] = {}  # file -> how many banned names it still has; a number may only shrink
 MAY_RECUR = {"main"}  # the function of each command

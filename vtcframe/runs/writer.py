@@ -7,7 +7,6 @@ from typing import Any, Literal
 
 from lightning import Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
-from PIL import Image
 
 from vtcframe.atomic import atomic_path
 from vtcframe.core.contracts import call_component
@@ -15,7 +14,7 @@ from vtcframe.data.benchmarks.base import Benchmark
 from vtcframe.data.datamodule import Batch, Questions
 from vtcframe.data.progress import RunProgress
 from vtcframe.data.results import Prediction, runs
-from vtcframe.drawing import file_name, sheet
+from vtcframe.drawing import Picture, file_name, sheet
 from vtcframe.errors import UnfinishedError, UsageError
 from vtcframe.machine import describe_hardware
 from vtcframe.runs.crops import crop_pictures
@@ -115,7 +114,7 @@ class Writer(BasePredictionWriter):
         if trainer.global_rank and self._first.is_dead():
             raise UnfinishedError("the first process of this run has ended")
 
-    def _draw(self, pictures: Sequence[Image.Image], rows: Sequence[Prediction]) -> None:
+    def _draw(self, pictures: Sequence[Picture], rows: Sequence[Prediction]) -> None:
         path = self.folder.path / "pictures" / file_name(rows[0].id, ".png")
         path.parent.mkdir(exist_ok=True)
         with atomic_path(path) as part:
