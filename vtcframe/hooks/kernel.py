@@ -39,12 +39,18 @@ def intercept_attention(modules: Collection[nn.Module], listener: Listener) -> I
         for place in places:
             _install(place)
             stack.callback(_uninstall, place)
-        entry = frozenset(modules), listener
+        entry = frozenset(modules), _exclude_from_graphs(listener)
         _LISTENERS.set((*_LISTENERS.get(), entry))
         try:
             yield
         finally:  # no reset by token: it would also remove listeners that were added later and are still active
             _LISTENERS.set(tuple(other for other in _LISTENERS.get() if other is not entry))
+
+
+def _exclude_from_graphs(listener: Listener) -> Listener:
+    """Return a listener that torch.compile calls and does not trace: its results are read outside of the graph."""
+    dynamo = sys.modules.get("torch._dynamo")  # imported if any model is compiled
+    return listener if dynamo is None else dynamo.disable(listener)
 
 
 def _notify(module: nn.Module, query: Tensor, key: Tensor, mask: Tensor | None, options: dict[str, Any]) -> None:
