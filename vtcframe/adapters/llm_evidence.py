@@ -29,4 +29,4 @@ def probe(
     stages = LlmStages(adapter.decoder(), evidence, column, (), needs, blocks, stop_when_read=True)
     with stages:
         adapter.model(**spliced, use_cache=False)
-    return {need: stages.found(need) for need in needs}
+    return {need: stages.gather(need) for need in needs}

@@ -124,8 +124,8 @@ class EncoderStages:
     def _prune(self, k: int, hidden: Tensor) -> tuple[Tensor, Pruned]:
         """Return the hidden states that remain, class tokens in front, and what the stage returned."""
         stage, patches, now = self.stages[k], hidden[:, self.classes :], self._now
-        found = {need: self._found(need, k + 1, hidden) for need in stage.pruner.needs}
-        pruned = stage.act(replace(now, tokens=patches, readings=found))
+        readings = {need: self._gather(need, k + 1, hidden) for need in stage.pruner.needs}
+        pruned = stage.act(replace(now, tokens=patches, readings=readings))
         if len(pruned.place) != len(patches):
             raise ValueError(
                 f"{stage.pruner} joins a sample's views, which an encoder reads one by one: across='view' at {stage.at}"
@@ -159,7 +159,7 @@ class EncoderStages:
         reader = reader_of(need, self.keys)
         return [BlockReading(layer, reader, need.axes[1:]) for layer in layers]
 
-    def _found(self, need: Need, run: int, hidden: Tensor, feeding: int | None = None) -> Tensor:
+    def _gather(self, need: Need, run: int, hidden: Tensor, feeding: int | None = None) -> Tensor:
         if isinstance(need, HiddenNeed):
             return need.read_encoder(hidden[:, self.classes :], hidden[:, 0] if self.keys.has_class else None)
         readings: Mapping[Any, Tensor] = self._now.readings
@@ -174,8 +174,8 @@ class EncoderStages:
     def evidence(self, tokens: Tensor | None = None) -> Evidence:
         """Return `needs` of the tokens that remain; `tokens` [V, N, D] replace the patches' hidden states."""
         hidden = self.hidden
-        found = {need: self._found(need, len(self.blocks), hidden, self.feeding) for need in self.needs}
-        return replace(self._now, tokens=hidden[:, self.classes :] if tokens is None else tokens, readings=found)
+        readings = {need: self._gather(need, len(self.blocks), hidden, self.feeding) for need in self.needs}
+        return replace(self._now, tokens=hidden[:, self.classes :] if tokens is None else tokens, readings=readings)
 
     def scores(self, layout: Layout) -> Tensor:
         """[V, N] float32 by the whole `layout`: the last score that each token got."""
@@ -205,8 +205,8 @@ def stacked(parts: Sequence[Evidence], order: Tensor, layout: Layout) -> Evidenc
         column=stack([part.layout.column for part in parts], "VN", -1),
         centre=stack([part.layout.centre for part in parts], "VNC", torch.nan),
     )
-    found = {need: stack([part[need] for part in parts], need.axes) for need in parts[0].readings}
-    return Evidence(stack([part.tokens for part in parts], "VNC"), rows, found)
+    readings = {need: stack([part[need] for part in parts], need.axes) for need in parts[0].readings}
+    return Evidence(stack([part.tokens for part in parts], "VNC"), rows, readings)
 
 
 def rows_of(layout: Layout, views: Tensor, device: torch.device) -> Layout:

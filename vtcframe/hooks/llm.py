@@ -84,9 +84,9 @@ class LlmStages:
         self._stack.close()
         return self._stop_when_read and kind is _AllReadError
 
-    def found(self, need: Need) -> Tensor:
+    def gather(self, need: Need) -> Tensor:
         """Return one of `needs`, of the tokens that remain."""
-        return self._readings.found(need, len(self.layers))
+        return self._readings.gather(need, len(self.layers))
 
     @property
     def tokens_per_layer(self) -> Tensor:
@@ -268,8 +268,8 @@ class LlmStages:
         """Let a stage act, and return the hidden states that remain."""
         stage, before, evidence = self.stages[i], self.segments[-1], self._readings.evidence
         tokens = before.tokens_of(self._first_beams(hidden))
-        found = {need: self._readings.found(need, i) for need in stage.pruner.needs}
-        pruned = stage.act(_on(hidden.device, replace(evidence, tokens=tokens, readings=found)))
+        readings = {need: self._readings.gather(need, i) for need in stage.pruner.needs}
+        pruned = stage.act(_on(hidden.device, replace(evidence, tokens=tokens, readings=readings)))
         self.pruned = compose_prunings(self.pruned, pruned)
         self._readings.drop(i, tokens, pruned)
         segment = before.after(pruned.place.cpu(), pruned.layout.sample, stage.positions == "compact")

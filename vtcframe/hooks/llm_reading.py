@@ -112,7 +112,7 @@ class LlmReadings:
             results[need] = need.read_llm(call, replace(prompts, prepared=prepared))
         self._add({part: self._arranged(part, results[part.source], segment) for part in parts})
 
-    def found(self, need: Need, base: int) -> Tensor:
+    def gather(self, need: Need, base: int) -> Tensor:
         """Return the evidence of a need; its negative layers count back from `base`."""
         if need.site != "llm":
             return self.evidence[need]
@@ -121,12 +121,12 @@ class LlmReadings:
 
     def drop(self, layer: int, tokens: Tensor, pruned: Pruned) -> None:
         """Keep of the evidence what later stages need, of the tokens that remain after the stage at `layer`."""
-        found = self.evidence.readings.items()
-        later: Any = {need: x for need, x in found if self.last_use.get(cast(Any, need), self.depth) > layer}
+        readings = self.evidence.readings.items()
+        later: Any = {need: x for need, x in readings if self.last_use.get(cast(Any, need), self.depth) > layer}
         self.evidence = replace(self.evidence, tokens=tokens, readings=later).restrict_to(pruned)
 
-    def _add(self, found: Mapping[Any, Tensor]) -> None:
-        self.evidence = replace(self.evidence, readings={**self.evidence.readings, **found})
+    def _add(self, readings: Mapping[Any, Tensor]) -> None:
+        self.evidence = replace(self.evidence, readings={**self.evidence.readings, **readings})
 
     def _arranged(self, part: LayerNeed, result: Tensor, segment: Segment) -> Tensor:
         """[P, H, L], [P, G, L, d] or [P, L, C] as the axes of a part say."""

@@ -108,7 +108,8 @@ class TopAndSample(Selector):
         best = highest(scores, (quota * self.top).ceil().long()) & valid
         rest = valid & ~best
         quota = quota.to(scores.device)[:, None]
-        left, among = quota - best.sum(1, keepdim=True), rest.sum(1, keepdim=True).clamp(min=1)
+        draws = quota - best.sum(1, keepdim=True)
+        candidates = rest.sum(1, keepdim=True).clamp(min=1)
         nth = rest.cumsum(1)
-        sample = rest & (nth * left // among > (nth - 1) * left // among)
+        sample = rest & (nth * draws // candidates > (nth - 1) * draws // candidates)
         return torch.where(natural.sum(1, keepdim=True) == quota, natural, best | sample)

@@ -56,8 +56,8 @@ class Spaced(Selector):
         nth = layout.valid.cumsum(1) - 1
         at = (first[:, None] + nth).clamp(min=0, max=points.shape[1] - 1)
         filler = (nth * 0.6180339887) % 1  # multiples of the golden ratio spread evenly at every length
-        wanted = points[group[:, None], at] * 2 + filler
-        return highest(wanted.masked_fill(~layout.valid, -torch.inf), quota)
+        number = points[group[:, None], at] * 2 + filler
+        return highest(number.masked_fill(~layout.valid, -torch.inf), quota)
 
 
 def _verify(whole: object) -> None:
@@ -86,19 +86,19 @@ def _points(layout: Layout, budget: Tensor, whole: Whole) -> tuple[Tensor, Tenso
     first = torch.empty_like(group).index_copy_(0, order, behind - (count.cumsum(0) - count)[group[order]])
 
     points = torch.zeros(2 * samples, int(count.max()) + 1 if samples else 1, dtype=torch.bool)
-    for own, n, k in zip(points, count.tolist(), share.tolist(), strict=True):
-        own[_linspace(n, k)] = True
+    for row, n, k in zip(points, count.tolist(), share.tolist(), strict=True):
+        row[_linspace(n, k)] = True
     return points, group, first
 
 
-def _linspace(count: int, wanted: int) -> Tensor:
-    """round(linspace(0, count - 1, wanted)), half to even, in float32 as the authors have it.
+def _linspace(count: int, number: int) -> Tensor:
+    """round(linspace(0, count - 1, number)), half to even, in float32 as the authors have it.
 
     Where float32 is too coarse to tell neighbours apart, the later one moves on, so that none comes twice.
     """
-    nth = torch.arange(wanted)
-    ahead = torch.tensor(even_positions(count, wanted), dtype=torch.long) - nth
-    return nth + ahead.clamp(max=count - wanted).cummax(0).values
+    nth = torch.arange(number)
+    ahead = torch.tensor(even_positions(count, number), dtype=torch.long) - nth
+    return nth + ahead.clamp(max=count - number).cummax(0).values
 
 
 @dataclass(frozen=True)
