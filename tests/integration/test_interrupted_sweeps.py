@@ -10,6 +10,8 @@ from support import workers
 from support.sweeps import swept, written
 from vtcframe.assets import bundled
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("scipy", reason="the extra `report` is not installed")
 
 

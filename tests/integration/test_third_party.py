@@ -8,6 +8,8 @@ import yaml
 
 from support.distributions import ROOT, wheel
 
+pytestmark = pytest.mark.slow
+
 EXAMPLE = ROOT / "docs" / "examples" / "vtcframe-consensus"
 ENTROPY = ROOT / "docs" / "examples" / "vtcframe-entropy"
 SCORER = {

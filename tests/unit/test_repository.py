@@ -19,6 +19,7 @@ def python_files(folder):
     return [path for path in sorted((ROOT / folder).rglob("*.py")) if "__pycache__" not in path.parts]
 
 
+@pytest.mark.slow
 def test_wheels_install_into_a_fresh_environment_and_work(installed):
     code = (
         "import vtcframe, vtcframe.registry as r\n"

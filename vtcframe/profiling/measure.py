@@ -14,7 +14,7 @@ from vtcframe.core.method import Method
 from vtcframe.core.pipeline import Pipeline
 from vtcframe.core.stages import Plan
 from vtcframe.inference.compressed import Compressed
-from vtcframe.profiling.tables import Answer, BatchTimings, Series
+from vtcframe.profiling.tables import Answer, BatchTimings, RunTimings, Series
 from vtcframe.profiling.timing import read_clocks, run_rounds, time_rounds
 
 Value = TypeVar("Value")
