@@ -83,8 +83,8 @@ class Backbone:
         path = Path(bundled(self.path)) / "questions.json"
         if not path.is_file():
             return None
-        told = json.loads(path.read_text(encoding="utf-8"))
-        return Language(frozenset(told["vocabulary"]), tuple(told["forms"].values()))
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return Language(frozenset(content["vocabulary"]), tuple(content["forms"].values()))
 
 
 def _custom_code(path: str) -> str | None:
