@@ -1,11 +1,12 @@
-"""What stages inside the language model cost and save: one reading of a prompt by a random Llama.
+"""Benchmark pruning stages inside the language model: prefill of one prompt by a Llama with random weights.
 
     python perf/inside.py [--batch 1 4] [--layers 8] [--width 1024] [--rounds 15] [--threads 2] [--device cuda]
 
-576 visual tokens between 35 and 64 of text; at layer 2, 64 stay. Prints one Markdown row for each variant: median CPU
-and wall seconds, and the median over rounds of the ratio to the plain model in the same round. "Oracle" is what a stage
-cannot beat: the first two layers on the whole prompt, the others natively on one of the shortened length. "Nothing
-leaves" is the price of the hooks alone, "ahead" reads the attention of the layer behind the stage (PyramidDrop).
+The prompt has 35 text tokens, 576 visual tokens and 64 text tokens; 64 visual tokens are kept from layer 2 on. Prints
+one Markdown row for each variant: median CPU and wall seconds, and the median over rounds of the ratio to the plain
+model in the same round. "Oracle" is the lower limit: the first two layers run on the complete prompt, the others
+natively on a prompt of the pruned length. "FastV, keep all" measures the cost of the hooks alone. "Look-ahead" uses the
+attention of the layer after the stage (PyramidDrop).
 """
 
 import argparse
@@ -23,14 +24,16 @@ from vtcframe.components.selectors import TopK
 from vtcframe.core.stages import Stage
 from vtcframe.hooks.llm import LlmStages
 from vtcframe.machine import describe_machine
-from vtcframe.profiling.timing import coverage, head, line, ratio, rounds
+from vtcframe.profiling.timing import describe_rounds, format_head, format_row, ratio, time_rounds
 
-SYSTEM, VISUAL, QUESTION, KEPT, AT = 35, 576, 64, 64, 2
+SYSTEM, VISUAL, QUESTION = 35, 576, 64  # prompt tokens before, of and after the picture
+KEPT = 64  # visual tokens kept by the stage
+LAYER = 2  # layer before which the stage prunes
 HEAD = ("batch", "variant", "CPU s", "CPU / plain", "wall s", "wall / plain")
 
 
 def decoder(layers: int, width: int, attention: str, dtype: torch.dtype, device: str) -> LlamaModel:
-    """Return a random Llama without its head."""
+    """Return a Llama with random weights and without its head."""
     torch.manual_seed(0)
     config = LlamaConfig(
         hidden_size=width,
@@ -43,37 +46,42 @@ def decoder(layers: int, width: int, attention: str, dtype: torch.dtype, device:
 
 
 def evidence_of(embeds: torch.Tensor) -> Evidence:
-    """Tell where the picture lies in each prompt."""
-    batch, at, side = len(embeds), torch.arange(VISUAL), int(VISUAL**0.5)
-    samples, none = torch.arange(batch), torch.zeros(batch, dtype=torch.long)
+    """Return evidence with the layout of one picture in each prompt; `embeds` is [batch, length, width]."""
+    batch = len(embeds)
+    token = torch.arange(VISUAL)
+    side = int(VISUAL**0.5)
+    samples = torch.arange(batch)
+    zeros = torch.zeros(batch, dtype=torch.long)
     layout = Layout(
         sample=samples,
         key=samples,
-        image=none,
-        frame=none,
+        image=zeros,
+        frame=zeros,
         box=torch.tensor([[0.0, 0.0, 1.0, 1.0]]).expand(batch, 4),
-        grid=torch.stack([at // side, at % side], 1).expand(batch, -1, 2).to(embeds.device),
-        column=(at + SYSTEM).expand(batch, -1).to(embeds.device),
+        grid=torch.stack([token // side, token % side], 1).expand(batch, -1, 2).to(embeds.device),
+        column=(token + SYSTEM).expand(batch, -1).to(embeds.device),
         untouched=torch.full((batch,), VISUAL),
     )
     return Evidence(embeds[:, SYSTEM : SYSTEM + VISUAL], layout)
 
 
 def variants(options: argparse.Namespace, batch: int) -> dict[str, Callable[[], object]]:
-    """Name -> one reading; the first is what all others are compared to."""
+    """Return one prefill call for each variant name. The first is the baseline of all others."""
     dtype = getattr(torch, options.dtype)
     model = decoder(options.layers, options.width, "sdpa", dtype, options.device)
     length = SYSTEM + VISUAL + QUESTION
     embeds = torch.randn(batch, length, options.width, dtype=dtype, device=options.device)
-    evidence, column = evidence_of(embeds), torch.arange(length).expand(batch, -1)
-    first, rest = (decoder(n, options.width, "sdpa", dtype, options.device) for n in (AT, options.layers - AT))
+    evidence = evidence_of(embeds)
+    column = torch.arange(length).expand(batch, -1)
+    first = decoder(LAYER, options.width, "sdpa", dtype, options.device)
+    rest = decoder(options.layers - LAYER, options.width, "sdpa", dtype, options.device)
 
     def plain() -> object:
         return model(inputs_embeds=embeds, past_key_values=DynamicCache()).last_hidden_state
 
-    def staged(scorer: TextAttention | Random, kept: int) -> object:
+    def pruned(scorer: TextAttention | Random, kept: int) -> object:
         pruner = Pipeline((scorer,), Mean(), Even(), TopK(), across="sample")
-        with LlmStages(model, evidence, column, [Stage(f"llm:{AT}", pruner, Budget(kept))]):
+        with LlmStages(model, evidence, column, [Stage(f"llm:{LAYER}", pruner, Budget(kept))]):
             return plain()
 
     def oracle() -> object:
@@ -82,18 +90,18 @@ def variants(options: argparse.Namespace, batch: int) -> dict[str, Callable[[], 
 
     return {
         "plain": plain,
-        f"FastV, {KEPT} stay": lambda: staged(TextAttention(-1), KEPT),
-        f"all text asks, {KEPT} stay": lambda: staged(TextAttention(-1, "text"), KEPT),
-        f"ahead, {KEPT} stay": lambda: staged(TextAttention(AT), KEPT),
-        f"at random, {KEPT} stay": lambda: staged(Random(), KEPT),
-        "FastV, nothing leaves": lambda: staged(TextAttention(-1), VISUAL),
+        f"FastV, keep {KEPT}": lambda: pruned(TextAttention(-1), KEPT),
+        f"all text queries, keep {KEPT}": lambda: pruned(TextAttention(-1, queries="text"), KEPT),
+        f"look-ahead, keep {KEPT}": lambda: pruned(TextAttention(LAYER), KEPT),
+        f"random, keep {KEPT}": lambda: pruned(Random(), KEPT),
+        "FastV, keep all": lambda: pruned(TextAttention(-1), VISUAL),
         "oracle": oracle,
     }
 
 
 @torch.no_grad()
 def main(arguments: list[str] | None = None) -> None:
-    """Print the table."""
+    """Run the benchmark and print its table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 4])
     parser.add_argument("--layers", type=int, default=8)
@@ -105,16 +113,16 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     print(f"{options.layers} layers of width {options.width}, {options.dtype}; {describe_machine(options.device)}.")
-    print(coverage(options.rounds), *head(HEAD), sep="\n")
+    print(describe_rounds(options.rounds), *format_head(HEAD), sep="\n")
     for batch in options.batch:
-        taken = rounds(variants(options, batch), options.rounds, options.device)
-        plain = taken["plain"]
-        for name, times in taken.items():
+        times_of = time_rounds(variants(options, batch), options.rounds, options.device)
+        plain = times_of["plain"]
+        for name, times in times_of.items():
             cells = [str(batch), name]
             for unit in (0, 1):
-                own, other = ([t[unit] for t in one] for one in (times, plain))
-                cells += [f"{median(own):.3f}", ratio(own, other)]
-            print(line(cells))
+                seconds = [pair[unit] for pair in times]
+                cells += [f"{median(seconds):.3f}", ratio(seconds, [pair[unit] for pair in plain])]
+            print(format_row(cells))
 
 
 if __name__ == "__main__":

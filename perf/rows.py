@@ -1,14 +1,14 @@
-"""What attention rows cost beside a plain encode, on a random tower of the shape of CLIP-ViT-L/14-336.
+"""Benchmark attention rows against a plain encode, on a random tower with the shape of CLIP-ViT-L/14-336.
 
     python perf/rows.py [--batch 1 4] [--dtype bfloat16 float32] [--rounds 15] [--threads 2] [--device cuda]
 
 Prints one Markdown row for each variant: median CPU and wall seconds of one call, and the median over rounds of the
-ratio to the plain call of the same round. Each round runs every variant once, in a shuffled order. Intervals are order
-statistics of the median: the narrowest that covers it with at least 95 %, or min to max where the rounds are too few.
-CPU seconds count all threads, also those that spin while they wait for another: on a busy machine take --threads 1.
+ratio to the plain call of the same round. Each round runs every variant once, in shuffled order. Intervals are order
+statistics of the median: the narrowest with a coverage of at least 95 %, or min to max with too few rounds. CPU seconds
+count all threads, including those that busy-wait for another thread: on a busy machine use --threads 1.
 
-Peak memory is what one call adds to the loaded model. On the CPU it is resident memory of a process of its own (Linux),
-whose allocator hands every tensor back at once: what is reported is the tensors, not the habits of malloc.
+Peak memory is the memory that one call adds to the loaded model. On the CPU it is the resident memory of a separate
+process (Linux), whose allocator returns every tensor to the system at once, so that allocator caches do not count.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from vtcframe.core.encoder_readers import QueryRow
 from vtcframe.core.needs import AttentionRows
 from vtcframe.hooks.tap import Tap
 from vtcframe.machine import describe_machine
-from vtcframe.profiling.timing import coverage, head, line, ratio, rounds
+from vtcframe.profiling.timing import describe_rounds, format_head, format_row, ratio, time_rounds
 
 Variant = Callable[[], tuple[Sequence[Tensor], Tensor | None]]  # -> visual tokens, rows [L, V, H, N]
 
@@ -41,7 +41,7 @@ HEAD = ("batch", "dtype", "variant", "CPU s", "CPU / plain", "wall s", "wall / p
 
 
 def llava(small: bool, dtype: str, device: str):
-    """LLaVA with a random tower and hardly any language model."""
+    """Return a LLaVA with a random tower and a minimal language model."""
     torch.manual_seed(0)
     side = 56 if small else 336
     vision = CLIPVisionConfig(**(SMALL if small else TOWER), image_size=side, patch_size=14)
@@ -52,7 +52,7 @@ def llava(small: bool, dtype: str, device: str):
 
 
 def variants(model, batch: int) -> dict[str, Variant]:
-    """Name -> one call; the first is what all others are compared to."""
+    """Return one call for each variant name. The first is the baseline of all others."""
     vision = model.config.vision_config
     tokens = (vision.image_size // vision.patch_size) ** 2
     pixels = torch.randn(batch, 3, vision.image_size, vision.image_size).to(model.device, model.dtype)
@@ -61,8 +61,8 @@ def variants(model, batch: int) -> dict[str, Variant]:
     adapter = adapter_for(model)
     arrangement = adapter.arrange(inputs)
     blocks = list(model.model.vision_tower.get_submodule("encoder.layers").children())
-    feeding = [block.self_attn for block in blocks[: model.config.vision_feature_layer + 1]]
-    # A second model over the same weights: memo makes deepcopy hand them on.
+    used = [block.self_attn for block in blocks[: model.config.vision_feature_layer + 1]]
+    # A second model that shares the weights: the memo of deepcopy maps each tensor to itself.
     eager = copy.deepcopy(model, {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())})
     eager.set_attn_implementation("eager")
 
@@ -71,9 +71,9 @@ def variants(model, batch: int) -> dict[str, Variant]:
 
     def tapped(last: int):
         row = QueryRow()
-        with Tap({module: [row] for module in feeding[-last:]}) as tap:
+        with Tap({module: [row] for module in used[-last:]}) as tap:
             features, _ = plain()
-        return features, torch.stack([tap[module, row][0][..., 1:] for module in feeding[-last:]])
+        return features, torch.stack([tap[module, row][0][..., 1:] for module in used[-last:]])
 
     def encoded(last: int):
         need = AttentionRows("cls", tuple(range(-last, 0)))
@@ -81,9 +81,9 @@ def variants(model, batch: int) -> dict[str, Variant]:
         return evidence.tokens, evidence[need]
 
     def attentions(last: int):
-        found = eager.model.get_image_features(pixel_values=pixels, output_attentions=True)
-        matrices = found.attentions[: len(feeding)][-last:]
-        return found.pooler_output, torch.stack([matrix[:, :, 0, 1:] for matrix in matrices]).float()
+        output = eager.model.get_image_features(pixel_values=pixels, output_attentions=True)
+        matrices = output.attentions[: len(used)][-last:]
+        return output.pooler_output, torch.stack([matrix[:, :, 0, 1:] for matrix in matrices]).float()
 
     return {
         "plain": plain,
@@ -95,79 +95,88 @@ def variants(model, batch: int) -> dict[str, Variant]:
     }
 
 
-def peak(call: Variant, device: str) -> float:
-    """MiB that a call adds at its peak. On the CPU only the first call of a process tells."""
+def measure_peak(call: Variant, device: str) -> float:
+    """Return the peak memory in MiB that a call adds. On the CPU only the first call of a process is valid."""
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         call()
         return (torch.cuda.max_memory_allocated() - before) / 2**20
-    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark forgets how the model was built
+    Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark, which includes building the model
     before = _resident("VmRSS")
     call()
     return _resident("VmHWM") - before
 
 
 def _resident(field: str) -> float:
-    # Not ru_maxrss: a process begins with that of its parent.
-    found = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    assert found
-    return int(found[1]) / 2**10
+    # Not ru_maxrss: a process inherits the value of its parent.
+    match = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert match
+    return int(match[1]) / 2**10
 
 
-def peak_apart(name: str, batch: int, dtype: str, options: argparse.Namespace) -> float:
-    """Peak of a variant's first call in a process of its own."""
+def peak_in_new_process(name: str, batch: int, dtype: str, options: argparse.Namespace) -> float:
+    """Return the peak memory in MiB of a variant's first call in a new process."""
     command = [sys.executable, __file__, "--peak", name, "--batch", str(batch), "--dtype", dtype]
     command += ["--threads", str(torch.get_num_threads()), *(["--small"] if options.small else [])]
-    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(2**17)}  # a threshold that does not grow with use
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(2**17)}  # fixed: the default threshold grows
     return float(subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True).stdout)
 
 
-def setting(batch: int, dtype: str, options: argparse.Namespace) -> list[tuple[str, ...]]:
-    """The rows of the table for one batch size and dtype."""
+def measure_rows(batch: int, dtype: str, options: argparse.Namespace) -> list[tuple[str, ...]]:
+    """Return the table rows for one batch size and dtype."""
     calls = variants(llava(options.small, dtype, options.device), batch)
-    taken = {
-        name: list(zip(*pairs, strict=True)) for name, pairs in rounds(calls, options.rounds, options.device).items()
+    times_of = {
+        name: list(zip(*pairs, strict=True))
+        for name, pairs in time_rounds(calls, options.rounds, options.device).items()
     }
-    base_cpu, base_wall = taken[next(iter(calls))]
+    base_cpu, base_wall = times_of[next(iter(calls))]
     rows = []
-    for name, (cpu, wall) in taken.items():
-        mebibytes = peak(calls[name], "cuda") if options.device == "cuda" else peak_apart(name, batch, dtype, options)
+    for name, (cpu, wall) in times_of.items():
+        mebibytes = (
+            measure_peak(calls[name], "cuda")
+            if options.device == "cuda"
+            else peak_in_new_process(name, batch, dtype, options)
+        )
         times = (f"{median(cpu):.3f}", ratio(cpu, base_cpu), f"{median(wall):.3f}", ratio(wall, base_wall))
         rows.append((str(batch), dtype, name, *times, f"{mebibytes:.0f}"))
     return rows
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the benchmark and print its table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batch", type=int, nargs="+", default=[1, 4], help="pictures a call")
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 4], help="pictures per call")
     parser.add_argument(
         "--dtype", nargs="+", default=["bfloat16", "float32"], choices=["bfloat16", "float16", "float32"]
     )
-    parser.add_argument("--rounds", type=int, default=15, help="6 or more give intervals of at least 95 %%")
+    parser.add_argument(
+        "--rounds", type=int, default=15, help="number of rounds; 6 or more give intervals of at least 95 %%"
+    )
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--threads", type=int, help="of torch on the CPU (default: its own choice)")
-    parser.add_argument("--small", action="store_true", help="a tiny tower, to see whether the script runs")
-    parser.add_argument("--peak", metavar="VARIANT", help=argparse.SUPPRESS)  # how the script calls itself
+    parser.add_argument("--threads", type=int, help="number of CPU threads of torch (default: torch's choice)")
+    parser.add_argument("--small", action="store_true", help="use a tiny tower, to check that the script runs")
+    parser.add_argument("--peak", metavar="VARIANT", help=argparse.SUPPRESS)  # for calls in a new process
     options = parser.parse_args(arguments)
     if options.threads:
         torch.set_num_threads(options.threads)
     with torch.no_grad():
         if options.peak:
-            variants(llava(True, options.dtype[0], "cpu"), 1)[options.peak]()  # libraries load their code once
+            warm_up = variants(llava(True, options.dtype[0], "cpu"), 1)[options.peak]
+            warm_up()  # loads library code before the measurement
             calls = variants(llava(options.small, options.dtype[0], "cpu"), options.batch[0])
-            print(peak(calls[options.peak], "cpu"))
+            print(measure_peak(calls[options.peak], "cpu"))
             return
         tower = "a small tower for a smoke run" if options.small else "24 blocks of width 1024, 336 px, patch 14"
         print(
-            f"{describe_machine(options.device)}; {tower}; {coverage(options.rounds)}",
+            f"{describe_machine(options.device)}; {tower}; {describe_rounds(options.rounds)}",
             "",
-            *head(HEAD),
+            *format_head(HEAD),
             sep="\n",
             flush=True,
         )
         for dtype, batch in itertools.product(options.dtype, options.batch):
-            print(*map(line, setting(batch, dtype, options)), sep="\n", flush=True)
+            print(*map(format_row, measure_rows(batch, dtype, options)), sep="\n", flush=True)
 
 
 if __name__ == "__main__":

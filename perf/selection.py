@@ -1,11 +1,11 @@
-"""What each selector costs beside top-k, on random tokens.
+"""Benchmark each selector against top-k, on random tokens.
 
     python perf/selection.py [--views 1 8 32] [--tokens 576 2880] [--width 1024] [--keep 64] [--rounds 5]
         [--threads 1] [--device cuda]
 
 Prints a Markdown row for each selector, N and V: median CPU and wall milliseconds over the rounds, the ratio to top-k,
-and what V views cost beside V times one view: 1 where nothing is gained by taking them together. Every view keeps
-`--keep` tokens.
+and the ratio of V views to V times one view, which is 1 if batching the views gains nothing. Every view keeps `--keep`
+tokens.
 """
 
 import argparse
@@ -16,7 +16,7 @@ import torch
 
 from vtcframe import Coverage, Deduplicate, Dpp, Grid, MaxMin, Mixed, Selector, TopK
 from vtcframe.core.needs import HiddenStates
-from vtcframe.profiling.timing import rounds
+from vtcframe.profiling.timing import time_rounds
 from vtcframe.testing import make_evidence
 
 SELECTORS: tuple[Selector, ...] = (TopK(), Grid(), MaxMin(), Dpp(), Coverage(), Deduplicate(), Mixed(MaxMin()))
@@ -24,49 +24,49 @@ ON_DEVICE = "grid", "column", "centre"
 HEAD = ("N", "V", "selector", "CPU ms", "wall ms", "wall / top-k", "wall / (V x one view)")
 
 
-def given(views: int, tokens: int, width: int, keep: int, device: str):
-    """Return scores, quota and evidence of a sample with so many views."""
+def make_inputs(views: int, tokens: int, width: int, keep: int, device: str):
+    """Return scores [V, N], quota [V] and evidence of one sample with V = `views` views of N = `tokens` tokens."""
     torch.manual_seed(0)
     rows = next(r for r in range(int(tokens**0.5), 0, -1) if tokens % r == 0)
-    made = make_evidence([HiddenStates()], {7: [(rows, tokens // rows)] * views}, width)
-    layout = replace(made.layout, **{part: getattr(made.layout, part).to(device) for part in ON_DEVICE})
-    found = {need: x.to(device) for need, x in made.readings.items()}
-    evidence = replace(made, tokens=made.tokens.to(device), layout=layout, readings=found)
+    cpu = make_evidence([HiddenStates()], {7: [(rows, tokens // rows)] * views}, width)
+    layout = replace(cpu.layout, **{part: getattr(cpu.layout, part).to(device) for part in ON_DEVICE})
+    readings = {need: x.to(device) for need, x in cpu.readings.items()}
+    evidence = replace(cpu, tokens=cpu.tokens.to(device), layout=layout, readings=readings)
     return torch.rand(views, tokens, device=device), torch.full((views,), keep), evidence
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Print the table."""
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--views", type=int, nargs="+", default=[1, 8, 32])
-    options.add_argument("--tokens", type=int, nargs="+", default=[576, 2880])
-    options.add_argument("--width", type=int, default=1024)
-    options.add_argument("--keep", type=int, default=64)
-    options.add_argument("--rounds", type=int, default=5)
-    options.add_argument("--threads", type=int, default=1)
-    options.add_argument("--device", default="cpu")
-    told = options.parse_args(arguments)
-    torch.set_num_threads(told.threads)
+    """Run the benchmark and print its table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--views", type=int, nargs="+", default=[1, 8, 32])
+    parser.add_argument("--tokens", type=int, nargs="+", default=[576, 2880])
+    parser.add_argument("--width", type=int, default=1024)
+    parser.add_argument("--keep", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(options.threads)
     print("| " + " | ".join(HEAD) + " |")
     print("|" + " --- |" * len(HEAD))
-    for tokens in told.tokens:
-        one: dict[str, float] = {}
-        for views in told.views:
-            scores, quota, evidence = given(views, tokens, told.width, told.keep, told.device)
+    for tokens in options.tokens:
+        per_view: dict[str, float] = {}
+        for views in options.views:
+            scores, quota, evidence = make_inputs(views, tokens, options.width, options.keep, options.device)
             calls = {
                 str(selector): (lambda s=selector, x=scores, q=quota, e=evidence: s(x, q, e)) for selector in SELECTORS
             }
-            taken = rounds(calls, told.rounds, told.device)
-            wall = {name: 1000 * median(w for _, w in times) for name, times in taken.items()}
+            times_of = time_rounds(calls, options.rounds, options.device)
+            wall = {name: 1000 * median(w for _, w in times) for name, times in times_of.items()}
             top = wall[str(TopK())]
-            for name, times in taken.items():
-                one.setdefault(name, wall[name] / views)
+            for name, times in times_of.items():
+                per_view.setdefault(name, wall[name] / views)
                 cells = (
                     *(tokens, views, name),
                     f"{1000 * median(c for c, _ in times):.2f}",
                     f"{wall[name]:.2f}",
                     f"{wall[name] / top:.1f}",
-                    f"{wall[name] / (views * one[name]):.2f}",
+                    f"{wall[name] / (views * per_view[name]):.2f}",
                 )
                 print("| " + " | ".join(map(str, cells)) + " |", flush=True)
 

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from measure_answers import RATIOS, SEEDS, rows
 from PIL import Image
-from scenes import ask, draw
+from scenes import COUNT, ask, draw
 from transformers.utils.logging import disable_progress_bar
 from video import difference
 
@@ -39,12 +39,11 @@ from vtcframe import (
 from vtcframe.assets import bundled
 from vtcframe.components.diverse_selectors import Coverage, Deduplicate, Dpp, MaxMin, Mixed
 from vtcframe.components.selectors import Grid, LocalGlobal, TopK
-from vtcframe.data.results import COUNT
 from vtcframe.data.sample import Sample
 from vtcframe.errors import UsageError
 from vtcframe.methods.cls_coverage import ClsCoverage
 from vtcframe.registry import entries
-from vtcframe.runs.predictor import Comparison
+from vtcframe.runs.comparison import Comparison
 
 DESIGN_SEED, REPORT_SEED = 20270911, 20270912
 RANDOM = f"random, {len(SEEDS)} seeds"

@@ -39,7 +39,8 @@ from vtcframe.data.decode import load_sample
 from vtcframe.data.results import Prediction, accuracy, columns
 from vtcframe.data.sample import Sample
 from vtcframe.inference.checkpoint import Backbone
-from vtcframe.runs.predictor import Comparison, Predictor
+from vtcframe.runs.comparison import Comparison
+from vtcframe.runs.predictor import Predictor
 
 RATIOS = (0.5, 0.25, 0.125, 0.0625)
 SEEDS = (0, 1, 2)
@@ -100,12 +101,14 @@ def blind(model: Path, samples: list[Sample]) -> list[Prediction]:
     return answered
 
 
-def scores(answered: list[Prediction]) -> dict[str, dict[str, float]]:
+def scores(answered: list[Prediction], groups: dict[str, list[str]]) -> dict[str, dict[str, float]]:
     """Return accuracy by "method @ fraction" and type."""
     runs: dict[str, list[Prediction]] = {}
     for row in answered:
         runs.setdefault(str(row.label) + ("" if row.budget is None else f" @ {_budget(row.budget)}"), []).append(row)
-    return {name: {kind: accuracy(own) or 0.0 for kind, own in columns(part).items()} for name, part in runs.items()}
+    return {
+        name: {kind: accuracy(own) or 0.0 for kind, own in columns(part, groups).items()} for name, part in runs.items()
+    }
 
 
 def _budget(budget: dict[str, Any]) -> str:
@@ -132,10 +135,10 @@ def measure(model: Path, folder: Path) -> dict[str, dict[str, float]]:
     answered = rows(model, samples, Comparison([VtcCls(3), VtcCls(1), *randoms, UniformPruner()], ratios))
     deletion = rows(model, samples, Comparison([DropAttended(), RandomPruner(0)], [Budget(tokens=144 - DROPPED)]))
     compact = rows(model, samples, Comparison([VtcCls(3)], ratios[1:]), "compact")
-    measured = averaged(scores(answered)) | scores(blind(model, samples))
-    measured |= {f"{name} (deletion)": part for name, part in scores(deletion).items() if "@" in name}
-    measured |= {f"{name} (compact)": part for name, part in scores(compact).items() if "@" in name}
-    untouched = columns([row for row in answered if row.label == "unpruned"])
+    measured = averaged(scores(answered, data.groups)) | scores(blind(model, samples), data.groups)
+    measured |= {f"{name} (deletion)": part for name, part in scores(deletion, data.groups).items() if "@" in name}
+    measured |= {f"{name} (compact)": part for name, part in scores(compact, data.groups).items() if "@" in name}
+    untouched = columns([row for row in answered if row.label == "unpruned"], data.groups)
     counts = {kind: float(len(part)) for kind, part in untouched.items()}
     return {"questions": counts} | measured
 

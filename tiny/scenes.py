@@ -25,10 +25,11 @@ COLORS = {
 NAMES = list(COLORS)
 LETTERS = ["a", "c", "e", "h", "k", "s", "t", "x"]
 NUMBERS = "one two three four".split()
+COUNT = "count"  # the type whose answers are read off the background: the group "attributes" leaves it out
 FORMS = {
     "color": "what color is the {shape} ?",
     "shape": "what shape is {color} ?",
-    "count": "how many shapes are there ?",
+    COUNT: "how many shapes are there ?",
     "exist": "is there a {color} {shape} ?",
     "letter": "which letter is shown ?",
 }
@@ -170,7 +171,7 @@ def ask(rng: np.random.Generator, scene: Scene) -> list[Question]:
     others share colour or shape with something in the scene.
     """
     shapes, kinds, colors = scene.shapes, [s for _, s in scene.shapes], [c for c, _ in scene.shapes]
-    found = [Question("count", FORMS["count"], NUMBERS[len(shapes) - 1])]
+    found = [Question(COUNT, FORMS[COUNT], NUMBERS[len(shapes) - 1])]
     if single := [pair for pair in shapes if kinds.count(pair[1]) == 1]:
         color, shape = single[rng.integers(len(single))]
         found.append(Question("color", FORMS["color"].format(shape=shape), color))

@@ -17,12 +17,12 @@ from typing import Literal, get_args
 
 import numpy as np
 from PIL import Image
-from scenes import SIZE, ask, background, draw
+from scenes import COUNT, SIZE, ask, background, draw
 from transformers.utils.logging import disable_progress_bar
 
 from vtcframe import Budget, ClsAttention, Even, Mean, Pipeline, Pruner, RandomPruner, Stage, TopK, VtcCls, compress
 from vtcframe.data.processor import processor_inputs
-from vtcframe.data.results import COUNT, normalise
+from vtcframe.data.results import normalise
 from vtcframe.data.sample import Sample
 from vtcframe.inference.checkpoint import Backbone
 

@@ -18,8 +18,9 @@ from pathlib import Path
 from statistics import fmean
 
 import numpy as np
+from scenes import COUNT
 
-from vtcframe.data.results import COUNT, Prediction, format_budget
+from vtcframe.data.results import Prediction, format_budget
 
 UNPRUNED, OURS, DRAWS = "unpruned", "VtcCls(last=3)", 2000
 Answers = dict[str, Prediction]  # by the question's id
@@ -91,7 +92,7 @@ def table(methods: dict[str, list[Answers]], unpruned: list[Answers]) -> list[st
 
 
 def _tokens(rows: Sequence[Prediction]) -> tuple[list[int | None], list[float | None]]:
-    return [row.visual_tokens for row in rows], [row.processed for row in rows]
+    return [row.visual_tokens for row in rows], [row.mean_tokens_per_layer for row in rows]
 
 
 def main(arguments: list[str] | None = None) -> None:

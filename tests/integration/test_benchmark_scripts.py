@@ -1,4 +1,4 @@
-"""Benchmarks run and measure what they say; how long anything takes is not tested."""
+"""The benchmark scripts in perf/ run and print their tables; no test depends on speed."""
 
 import importlib
 from pathlib import Path
@@ -9,7 +9,7 @@ import torch
 
 @pytest.fixture
 def script(monkeypatch):
-    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "perf")
     return importlib.import_module
 
 
@@ -19,14 +19,14 @@ def rows(script):
 
 
 def table_of(out):
-    """Cells of the lines of a Markdown table, its head and rule among them."""
+    """Return the cells of all lines of a Markdown table, including its head and rule."""
     table = [line.strip("| ").split(" | ") for line in out.splitlines() if line.startswith("|")]
     assert len({len(cells) for cells in table}) == 1
     return table
 
 
 def test_every_variant_has_its_row_in_the_table(rows, monkeypatch, capsys):
-    monkeypatch.setattr(rows, "peak_apart", lambda *_: 1.0)
+    monkeypatch.setattr(rows, "peak_in_new_process", lambda *_: 1.0)
     rows.main(["--small", "--rounds", "2", "--batch", "2", "--dtype", "float32"])
     table = table_of(capsys.readouterr().out)
     names = rows.variants(rows.llava(True, "float32", "cpu"), 2)
@@ -35,11 +35,11 @@ def test_every_variant_has_its_row_in_the_table(rows, monkeypatch, capsys):
 
 def test_all_variants_do_the_same_work(rows):
     with torch.no_grad():
-        found = {name: call() for name, call in rows.variants(rows.llava(True, "float32", "cpu"), 2).items()}
-    features = [torch.stack(list(tokens)) for tokens, _ in found.values()]
+        outputs = {name: call() for name, call in rows.variants(rows.llava(True, "float32", "cpu"), 2).items()}
+    features = [torch.stack(list(tokens)) for tokens, _ in outputs.values()]
     for other in features[1:]:
         torch.testing.assert_close(other, features[0], rtol=0, atol=1e-5)
-    maps = [x for _, x in found.values() if x is not None]
+    maps = [x for _, x in outputs.values() if x is not None]
     assert [len(x) for x in maps] == [3, 8, 3, 8, 3]
     for other in maps:
         torch.testing.assert_close(other[-3:], maps[0], rtol=0, atol=1e-6)
@@ -52,16 +52,16 @@ def test_every_reader_has_its_row_for_every_length_and_its_growth(script, capsys
     assert [tuple(cells[:2]) for cells in table[2:]] == [(n, name) for n in ("8", "16") for name in names]
     growth = table[0].index("CPU / 8 tokens")
     assert [cells[growth] for cells in table[2:6]] == ["1.000 [1.000, 1.000]"] * 4
-    beside = table[0].index("CPU / SDPA")
-    assert [cells[beside] for cells in table[5::4]] == ["1.000 [1.000, 1.000]"] * 2
+    column = table[0].index("CPU / SDPA")
+    assert [cells[column] for cells in table[5::4]] == ["1.000 [1.000, 1.000]"] * 2
 
 
 def test_readers_are_timed_on_one_and_the_same_call(script):
     calls = script("reducers").variants(8, torch.float32, "cpu")
     with torch.no_grad():
-        found = {name: call() for name, call in calls.items()}
-    assert found["class row"].shape == found["mean query"].shape == found["received"].shape == (1, 16, 8)
-    assert found["SDPA"].shape == (1, 16, 8, 64)
+        outputs = {name: call() for name, call in calls.items()}
+    assert outputs["class row"].shape == outputs["mean query"].shape == outputs["received"].shape == (1, 16, 8)
+    assert outputs["SDPA"].shape == (1, 16, 8, 64)
 
 
 def test_every_selector_has_its_row_for_every_number_of_views(script, capsys):
@@ -75,5 +75,5 @@ def test_every_selector_has_its_row_for_every_number_of_views(script, capsys):
 def test_stages_inside_are_beside_the_oracle(script, capsys):
     script("inside").main(["--batch", "2", "--layers", "3", "--width", "128", "--rounds", "2"])
     table = table_of(capsys.readouterr().out)
-    assert [cells[1] for cells in table[2:]][:2] == ["plain", "FastV, 64 stay"]
+    assert [cells[1] for cells in table[2:]][:2] == ["plain", "FastV, keep 64"]
     assert table[-1][1] == "oracle"

@@ -171,7 +171,7 @@ def test_a_process_that_is_gone_while_the_first_waits_for_it_fails_the_run(conte
     run.kill(1)
     assert run.end()[0] == 3
     assert "process 1 (pid " in run.said()
-    assert "is gone. Finished answers are kept: rerun the same command to resume" in run.said()
+    assert "has ended. Finished answers are kept: rerun the same command to resume" in run.said()
     assert Run(context, tmp_path, 1, options).end() == [0]
     assert answers(tmp_path) == reference[0]
 
@@ -200,7 +200,7 @@ def test_a_run_that_is_asked_to_stop_stops_behind_its_batch(context, reference, 
         time.sleep(0.05)
     run.processes[0].terminate()
     assert run.end() == [3]
-    assert "it was asked to stop. Finished answers are kept" in run.said()
+    assert "the run received SIGTERM. Finished answers are kept" in run.said()
     assert 4 <= lines(tmp_path) < 40
     assert Run(context, tmp_path, 1, options).end() == [0]
     assert answers(tmp_path) == reference[0]
@@ -214,7 +214,7 @@ def test_a_second_run_in_the_folder_is_locked_out_and_the_first_one_never_notice
     (tmp_path / "second").mkdir()
     second = Run(context, tmp_path / "second", 2, options)
     assert second.end() == [2, 2]
-    assert "another run is at work in" in second.said()
+    assert "another run uses" in second.said()
     assert run.end() == [0], run.said()
     assert answers(tmp_path) == reference[0]
 

@@ -59,7 +59,7 @@ def test_a_sweep_that_was_killed_in_the_middle_and_started_again_gives_the_same_
     process, out = started(context, killed)
     process.join()
     assert process.exitcode == 0, out.read_text()
-    assert "tiny/more/01: goes on with VtcCls(last=3)" in out.read_text()
+    assert "tiny/more/01: resumes VtcCls(last=3)" in out.read_text()
     assert "samples were answered earlier" in out.read_text()
     assert figures(killed) == figures(whole)
     text = figures(whole)

@@ -24,14 +24,14 @@ def test_dart(path):
     evidence = Evidence(states[None, image], layout_of([(1, n)]), found)
     selector, quota = PivotDissimilarity(params["pivot_image"], params["pivot_text"]), torch.tensor([params["n_kept"]])
     scores = KeyNorm(tower="llm")(evidence)[0]
-    kept, pivots, there = selector.pivots(scores, quota, evidence)
+    kept, pivots, there = selector.find_pivots(scores, quota, evidence)
     assert there.all()
     assert (kept[0].nonzero()[:, 0] + start).tolist() == sorted(i for i in order if i < start + n)
     # the recorded order is that of a Python set: bring ours, by falling length, into it
     ours = [(pivot == states).all(1).nonzero().item() for pivot in pivots[0]]
     assert sorted(ours) == sorted(order)
     pivots = pivots[:, [ours.index(i) for i in order]]
-    chosen = selector.around(kept, pivots, there, quota, evidence)
+    chosen = selector.select_around(kept, pivots, there, quota, evidence)
     assert (chosen[0].nonzero()[:, 0] + start).tolist() == tensors["kept_indices"].tolist()
     assert params["n_kept"] == params["pivot_image"] + len(order) * params["per_pivot"]
     whole = Dart(2, params["pivot_image"], params["pivot_text"])(evidence, Budget(params["n_kept"]))

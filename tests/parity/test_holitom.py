@@ -16,7 +16,7 @@ def test_holi_tom_finds_the_recorded_still_places(path):
     frames, n, x = params["T"], params["L"], tensors["x"]
     where = replace(layout_of([(6, n // 6)] * frames, [0] * frames), frame=torch.arange(frames))
     outer = HoliTom(tau=params["tau"], beta=params["Beta"]).stages(Budget(1))[0].pruner
-    begins, still = outer.still(x, where)
+    begins, still = outer.find_static(x, where)
     first, last = tensors["windows"][0].tolist()
     assert begins[first : last + 2].tolist() == [True, *[False] * (last - first), True]
     like = tensors["frame_similarity"][first:last] > params["tau"]
@@ -31,7 +31,7 @@ def test_holi_tom_outer(path):
     frames, n = params["T"], params["L"]
     method = HoliTomOuter(params["tau"], params["Beta"])
     evidence = Evidence(tensors["x"], video(frames, (6, n // 6)), {method.needs[0]: tensors["attn"][None, :, None]})
-    begins, still = method.still(tensors["x"], evidence.layout)
+    begins, still = method.find_static(tensors["x"], evidence.layout)
     starts = begins.nonzero()[:, 0].tolist()
     windows = [[a, b - 1] for a, b in zip(starts, [*starts[1:], frames], strict=True)]
     assert windows == tensors["windows"].tolist()

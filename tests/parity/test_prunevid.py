@@ -51,7 +51,7 @@ def test_prune_vid_outer(path):
     x = tensors["x"].view(frames, high * wide, -1)
     method = PruneVidOuter(params["tau"], params["temporal_segment_ratio"])
     evidence = Evidence(x, video(frames, (high, wide)))
-    begins, still = method.still(x, evidence.layout)
+    begins, still = method.find_static(x, evidence.layout)
     starts = begins.nonzero()[:, 0].tolist()
     sizes = [b - a for a, b in zip(starts, [*starts[1:], frames], strict=True)]
     assert sizes == tensors["window_sizes"].tolist()

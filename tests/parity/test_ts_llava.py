@@ -8,7 +8,7 @@ import torch
 
 from support.recorded_cases import GOLDEN, layout_of, load_case
 from vtcframe import Budget, Evidence
-from vtcframe.data.transforms import spaced, tiled
+from vtcframe.data.transforms import even_positions, tiled
 from vtcframe.methods.ts_llava import Spaced, TsLlava
 from vtcframe.testing import make_evidence
 
@@ -23,7 +23,7 @@ def test_grids_and_places_are_the_recorded_ones():
     numbered = values["uniform_frames"] | values["sample_tokens"]
     for name, want in numbered.items():
         count, wanted = (int(part[1:]) for part in name.split("_"))
-        assert spaced(count, wanted) == want, name
+        assert even_positions(count, wanted) == want, name
         evidence = make_evidence(samples={1: [(1, count)]})
         kept = Spaced()(torch.zeros(1, count), torch.tensor([wanted]), evidence)
         assert kept[0].nonzero()[:, 0].tolist() == want, name
@@ -47,7 +47,7 @@ def test_ts_llava(path):
     tensors, params = load_case(path)
     order, number = params["aggregation_method"]
     frames, few = tensors["in.frames"], (4, 6, 8)[int(number) - 1]
-    grid = tiled(frames[spaced(len(frames), few)], 336)
+    grid = tiled(frames[even_positions(len(frames), few)], 336)
     pictures = [*frames, grid] if order == "V" else [grid, *frames] if order == "Y" else [grid]
     tokens = torch.stack([torch.nn.functional.adaptive_avg_pool2d(p, 4).flatten(1).T for p in pictures])
     places = replace(layout_of([(4, 4)] * len(tokens), [0] * len(tokens)), image=torch.arange(len(tokens)))

@@ -1,6 +1,6 @@
-"""The page of `vtcframe explore`, served by a process of its own.
+"""The page of `vtcframe explore`, served by a separate process.
 
-`python tests/support/explore_page.py docs/images/explore.png` draws the picture of docs/explore.md anew.
+`python tests/support/explore_page.py docs/images/explore.png` regenerates the screenshot of docs/explore.md.
 """
 
 import os
@@ -32,13 +32,13 @@ SERVER = """
 import signal
 import sys
 
-signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever runs the tests in the background has it ignored
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored by default in background processes
 
-def heard(event, arguments):
+def audit(event, arguments):
     if event in ("socket.connect", "socket.getaddrinfo", "webbrowser.open"):
-        print("HEARD", event, arguments[1] if event == "socket.connect" else arguments[:2], file=sys.stderr, flush=True)
+        print("AUDIT", event, arguments[1] if event == "socket.connect" else arguments[:2], file=sys.stderr, flush=True)
 
-sys.addaudithook(heard)
+sys.addaudithook(audit)
 from vtcframe.explore.command import main
 
 sys.exit(main(sys.argv[1:]))
@@ -47,7 +47,7 @@ sys.exit(main(sys.argv[1:]))
 
 @dataclass(frozen=True)
 class Breaks(Pruner):
-    """A stranger's pruner that fails."""
+    """A third-party pruner that fails."""
 
     def __call__(self, evidence, budget=None):
         return 1 / 0
@@ -55,10 +55,10 @@ class Breaks(Pruner):
 
 @dataclass(frozen=True)
 class Alone(Pruner):
-    """Fails where another one is at work."""
+    """A pruner that fails if another call is running."""
 
     def __call__(self, evidence, budget=None):
-        assert BUSY.acquire(blocking=False), "two at a time"
+        assert BUSY.acquire(blocking=False), "two calls at a time"
         try:
             time.sleep(0.3)
             return RandomPruner()(evidence, budget)
@@ -69,15 +69,12 @@ class Alone(Pruner):
 BUSY = threading.Lock()
 
 
-# In a browser
-
-
 @contextmanager
 def serving(folder):
-    """Yield the page's address and the lines that its process has written so far; `folder` is for gradio's files."""
+    """Yield the page's address and the lines that its process has printed; gradio stores its files in `folder`."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = str(free.getsockname()[1])
-    proxy = "http://127.0.0.1:9"  # nobody is there: what is sent to it would be heard
+    proxy = "http://127.0.0.1:9"  # an unused address: requests through the proxy would fail
     environment = os.environ | {
         "HF_HUB_OFFLINE": "1",
         "OMP_NUM_THREADS": "1",
@@ -95,7 +92,7 @@ def serving(folder):
         reader.start()
         try:
             for _ in range(1200):
-                if any("can be asked at" in line for line in lines) or process.poll() is not None:
+                if any("Serving" in line for line in lines) or process.poll() is not None:
                     break
                 time.sleep(0.1)
             yield f"http://127.0.0.1:{port}/", lines
@@ -108,23 +105,23 @@ def serving(folder):
                 reader.join()
 
 
-def answered(page):
-    """Press the button and return the panels of the answer to come."""
-    page.evaluate("document.querySelectorAll('.vtc-answers').forEach(one => one.setAttribute('data-old', ''))")
+def answer_panels(page):
+    """Press the button and return the panels of the new answer."""
+    page.evaluate("document.querySelectorAll('.vtc-answers').forEach(panel => panel.setAttribute('data-old', ''))")
     page.get_by_role("button", name="Ask").click()
     page.locator(".vtc-answers:not([data-old])").wait_for()
     return page.get_by_role("region", name="Answers")
 
 
 def draw(path):
-    """Write the picture of docs/explore.md."""
+    """Write the screenshot of docs/explore.md."""
     from playwright.sync_api import sync_playwright
 
     with TemporaryDirectory() as folder, serving(folder) as (address, _), sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=str(CHROMIUM), args=QUIET)
         page = chromium.new_page(viewport={"width": 1120, "height": 900})
         page.goto(address)
-        answered(page)
+        answer_panels(page)
         page.screenshot(path=path, full_page=True)
         chromium.close()
 

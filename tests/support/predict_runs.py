@@ -8,6 +8,7 @@ from pathlib import Path
 from vtcframe import RandomPruner, UniformPruner, VtcCls
 from vtcframe.assets import bundled
 from vtcframe.cli import main
+from vtcframe.data.formats import read_groups
 from vtcframe.data.results import Prediction
 from vtcframe.data.sample import Sample
 from vtcframe.testing.tiny_models.llava_families import draw
@@ -19,6 +20,7 @@ METHODS = tuple(str(pruner) for pruner in (VtcCls(last=3), RandomPruner(seed=0),
 
 
 QUESTIONS = Path(bundled("vtcframe:questions"))
+GROUPS = read_groups(QUESTIONS)
 
 
 def predict(*arguments):

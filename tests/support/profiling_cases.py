@@ -1,4 +1,4 @@
-"""A tiny model and its sizes."""
+"""Tiny shapes and synthetic measurements for the tests of `vtcframe bench`."""
 
 import torch
 
@@ -8,14 +8,11 @@ from vtcframe.profiling.tables import Answer, Run, Series
 CPU = torch.device("cpu")
 
 
-TINY = {  # shapes of the tests' own backbones, which draw 4 x 4 tokens a tile
+TINY = {  # shapes of the test backbones, with 4 x 4 tokens per tile
     "llava": Shape("tiny", "56 x 56", (1, 3, 56, 56), 16),
     "llava_next": Shape("tiny", "112 x 112", (1, 5, 3, 56, 56), 16 + 8 * 9, {"image_sizes": (112, 112)}),
     "qwen2_5_vl": Shape("tiny", "112 x 112", (64, 1176), 16, {"image_grid_thw": (1, 8, 8)}),
 }
-
-
-# What is told of it
 
 
 def even(*seconds):
@@ -31,7 +28,7 @@ def run(method, seconds, flops, limit=None, **stage):
 
 
 def cells(lines, table):
-    """Head -> cell of each line below the head of the table so many-th."""
+    """Return the rows of the Markdown table number `table`, each as a dictionary from column name to cell."""
     starts = [i for i, line in enumerate(lines) if line.startswith("| ---")]
     rows = []
     for line in lines[starts[table] + 1 :]:

@@ -10,8 +10,8 @@ from support import workers
 from vtcframe.cli import main as command
 from vtcframe.runs.predictor import Predictor
 from vtcframe.sweep import command as sweep
-from vtcframe.sweep.config import asked
-from vtcframe.sweep.plan import plan
+from vtcframe.sweep.config import read_sweep
+from vtcframe.sweep.planning import plan_runs
 
 pytest.importorskip("scipy", reason="the extra `report` is not installed")
 
@@ -40,10 +40,10 @@ def written(folder, **keys):
 
 
 def planned(folder, *options, **keys):
-    """What would be run: folder and methods at budgets, or that it goes on."""
-    read = asked(written(folder, **keys).removeprefix("--config="), options)
+    """What would be run: folder, and methods at budgets."""
+    sweep_config = read_sweep(written(folder, **keys).removeprefix("--config="), options)
     place = folder / "sweep"
-    return [(run.folder.relative_to(place).as_posix(), str(run).partition(": ")[2]) for run in plan(read)]
+    return [(run.folder.relative_to(place).as_posix(), str(run).partition(": ")[2]) for run in plan_runs(sweep_config)]
 
 
 # Killed

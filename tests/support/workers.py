@@ -87,7 +87,7 @@ class Run:
         for rank in ranks or range(len(self.processes)):
             self.processes[rank].kill()
 
-    def end(self, limit: float = 120) -> list[int]:
+    def end(self, limit: float = 900) -> list[int]:
         """Return the exit status of every process; all are killed `limit` seconds from now."""
         until = time.monotonic() + limit
         for process in self.processes:

@@ -4,7 +4,7 @@ from PIL import Image
 from vtcframe import Budget, RandomPruner, VtcCls, adapter_for
 from vtcframe.data.results import Prediction
 from vtcframe.drawing import GAP, cells, file_name, kept_tokens, score_map, sheet
-from vtcframe.runs.predictor import view_records
+from vtcframe.runs.rows import view_records
 from vtcframe.testing.tiny_models.llava_families import draw, make_inputs
 
 WHITE = Image.new("RGB", (80, 80), "white")

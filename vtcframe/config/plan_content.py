@@ -27,7 +27,7 @@ def plan_content(plan: Plan) -> dict[str, Any]:
 
 
 def _plain(value: Any, hints: Hints) -> Any:
-    """Return a value as it is written in YAML: a component with all of its options but those that are None by default."""
+    """Return a value as YAML holds it: a component with all of its options but those that are None by default."""
     if isinstance(value, list | tuple):
         return [_plain(item, item_hints(hints)) for item in value]
     if not is_dataclass(value):

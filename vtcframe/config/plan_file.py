@@ -1,8 +1,8 @@
 """vtcframe.yaml: a compression as a small file, which may lie in the folder of a checkpoint.
 
 It has `stages`, as `model.stages` of predict does, or `pruner` and `budget` where a method chooses its stages itself.
-Such a file may come from a third party. So loading it imports only classes that are registered, or defined in the module
-of a registered class, unless the caller allows others.
+Such a file may come from a third party. Loading it therefore imports only classes that are registered, or defined in
+the module of a registered class, unless the caller allows others.
 """
 
 import re

@@ -30,7 +30,7 @@ CLASS, OPTIONS = "class_path", "init_args"  # what jsonargparse calls a class an
 def expand(node: Any, hint: Any, key: str = "") -> Any:
     """Write the components of a configuration out as `class_path` and `init_args`, and import their classes.
 
-    `hint` is the type hint of `node`, a Kind, or a mapping of keys to hints; `key` is where `node` stands, for errors. A
+    `hint` is the type hint of `node`, a Kind, or a mapping of keys to hints; `key` is the key of `node`, for errors. A
     name with a dot is the import path of a class that is not registered. UsageError, naming the key, for a name that no
     component has and for a component that cannot be used.
     """

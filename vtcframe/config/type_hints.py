@@ -1,7 +1,7 @@
-"""Where components stand in a configuration: read from type hints, and nothing is listed by hand.
+"""Which keys of a configuration hold components: read from type hints.
 
-A "hint" is a type hint of Python, a `Kind`, or a mapping of keys to hints. A hint that is the base class of a registered
-kind, or one of its subclasses, means that a component stands there.
+A "hint" is a type hint of Python, a `Kind`, or a mapping of keys to hints. The value of a key is a component if its
+hint is the base class of a registered kind, or a subclass of one.
 """
 
 import inspect

@@ -13,19 +13,19 @@ from vtcframe.core.component_data import component_data
 from vtcframe.core.contracts import call_component
 from vtcframe.data.benchmarks.base import Benchmark
 from vtcframe.data.decode import load_sample
-from vtcframe.data.formats import read_samples
+from vtcframe.data.formats import read_groups, read_samples
 from vtcframe.data.progress import RunProgress
 from vtcframe.data.sample import Sample
 from vtcframe.data.transforms import Transform
 from vtcframe.errors import UsageError
 
-LOOKED_FOR = 10  # samples: if the files of none of them are there, the folder is another
+CHECKED_SAMPLES = 10  # if none of their pictures exists, data.images is wrong
 
 
 class RankSampler(DistributedSampler):
-    """Every `world`-th of `count` samples, from the `rank`-th on: all processes together ask each of them once.
+    """Every `world`-th of `count` samples, from index `rank` on, so that each process answers others.
 
-    Lightning leaves samplers of this type in place; its own fails where there are fewer samples than processes.
+    Lightning does not replace samplers of this type. Its own fails if there are fewer samples than processes.
     """
 
     def __init__(self, count: int, rank: int, world: int) -> None:
@@ -39,7 +39,7 @@ class RankSampler(DistributedSampler):
 
 
 class Batch:
-    """Loaded samples that are answered together. No list: some of Lightning's precisions look into lists."""
+    """Loaded samples that are answered together. It is not a list: some of Lightning's precisions convert lists."""
 
     def __init__(self, samples: Sequence[Sample]) -> None:
         self.samples = samples
@@ -55,18 +55,19 @@ class Questions(LightningDataModule):
     """Questions about pictures and videos.
 
     Args:
-        path: The benchmark's file or folder; without one a .jsonl, .csv, .tsv or .parquet with fields id, question,
-            image or images, video, and if known answer and type, or a folder that holds it as questions.jsonl.
-            `vtcframe:questions` is the bundled set.
-        images: Folder that the paths of images and videos start from; the file's or the benchmark's own if not given.
-        benchmark: Whose files they are, and whose rules score the answers, for example Pope.
-        batch_size: Samples that are answered together.
-        num_workers: Processes that decode pictures beside the main one.
-        frames: How many frames of a video are shown, evenly spaced; all of them when not given.
-        transforms: What changes pictures and videos before the model's processor, for example
+        path: File or folder of the benchmark. Without a benchmark: a .jsonl, .csv, .tsv or .parquet file with the
+            fields id, question, image or images, video and, if known, answer and type, or a folder with
+            questions.jsonl. `vtcframe:questions` is the bundled set.
+        images: Folder that the paths of images and videos are relative to (default: that of the file, or the
+            benchmark's).
+        benchmark: Benchmark whose files are read and whose rules score the answers, for example Pope.
+        batch_size: Number of samples that are answered together.
+        num_workers: Number of processes that decode pictures, in addition to the main process.
+        frames: Number of evenly spaced frames that are shown of a video (default: all).
+        transforms: Changes to pictures and videos before the model's processor, for example
             [{name: Downsample, tokens: 256}].
-        limit: How many of the questions are asked, from the first on; all of them when not given.
-        progress: Which of them are pending, as the run's writer says; all of them without one.
+        limit: Number of questions that are answered, from the first on (default: all).
+        progress: Which samples are pending; set by the writer of the run. By default all of them are.
     """
 
     def __init__(
@@ -87,26 +88,28 @@ class Questions(LightningDataModule):
         if frames is not None and frames < 1:
             raise ValueError(f"frames must be at least 1, got {frames}: leave it out to show all")
         if limit is not None and limit < 1:
-            raise ValueError(f"limit must be at least 1, got {limit}: leave it out to ask all")
+            raise ValueError(f"limit must be at least 1, got {limit}: leave it out to answer all")
         self.path, self.images, self.benchmark, self.frames, self.limit = path, images, benchmark, frames, limit
         self.batch_size, self.num_workers, self.transforms = batch_size, num_workers, transforms or []
         self.samples: list[Sample] = []
+        self.groups: dict[str, list[str]] = {}
         self.progress = RunProgress.opened() if progress is None else progress
         self.allow_zero_length_dataloader_with_multiple_devices = True  # as many as there are samples, or fewer
 
     def setup(self, stage: str) -> None:
-        """Read the questions. UsageError for what cannot be used (see `read_samples` and `Benchmark.read`)."""
+        """Read the questions. UsageError if they cannot be used (see `read_samples` and `Benchmark.read`)."""
         path, images = Path(bundled(self.path)), None if self.images is None else Path(self.images)
         if self.benchmark is None:
-            read = read_samples(path, images)
+            samples = read_samples(path, images)
+            self.groups = read_groups(path)
         else:
-            read = call_component(self.benchmark, self.benchmark.read, path, images)
-        self.samples = read[: self.limit]
+            samples = call_component(self.benchmark, self.benchmark.read, path, images)
+        self.samples = samples[: self.limit]
         if self.benchmark is not None:
-            _look_for_pictures(self.samples[:LOOKED_FOR])
+            _check_pictures(self.samples[:CHECKED_SAMPLES])
 
     def facts(self) -> dict[str, Any]:
-        """Return what is asked, and how it is shown, by the keys of the configuration; a digest of all questions."""
+        """Return what the answers depend on: key of the configuration -> value, and a digest of all questions."""
         digest = blake2b(digest_size=16)
         for sample in self.samples:
             digest.update(repr(sample).encode())
@@ -116,20 +119,21 @@ class Questions(LightningDataModule):
             "data.benchmark": self.benchmark and component_data(self.benchmark),
             "data.frames": self.frames,
             "data.transforms": [component_data(transform) for transform in self.transforms],
+            "data.groups": self.groups,
             "data.limit": self.limit,
             "digest of the questions": digest.hexdigest(),
         }
 
     def predict_dataloader(self) -> DataLoader:
-        """Return this process's batches of loaded samples; transforms get to know the processor of the trainer's model.
+        """Return the batches of loaded samples of this process. Transforms are fitted to the processor of the model.
 
-        One that does not get on with a sample makes that sample's error.
+        If a transform fails on a sample, the sample has the error.
         """
         processor = getattr(getattr(self.trainer, "lightning_module", None), "processor", None)
         transforms = (
             self.transforms
             if processor is None
-            else [call_component(one, one.fitted, processor) for one in self.transforms]
+            else [call_component(transform, transform.fitted, processor) for transform in self.transforms]
         )
         pending = self.progress.pending(self.samples)
         rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
@@ -142,15 +146,17 @@ class Questions(LightningDataModule):
         )
 
     def transfer_batch_to_device(self, batch: Batch, device: Any, dataloader_idx: int) -> Batch:
-        """Leave samples where they are: what the processor makes of them is moved."""
+        """Return the batch as it is: only the output of the processor is moved to the device."""
         return batch
 
 
-def _look_for_pictures(samples: Sequence[Sample]) -> None:
-    """UsageError where the files of none are there. A few that are missing are their samples' errors, later."""
+def _check_pictures(samples: Sequence[Sample]) -> None:
+    """Raise UsageError if no picture of these samples exists. A single missing one becomes the error of its sample."""
     files = [image for sample in samples for image in sample.images if isinstance(image, Path)]
     if files and not any(file.exists() for file in files):
-        raise UsageError(f"the pictures are not where they are looked for, {files[0]}: say where in data.images")
+        raise UsageError(
+            f"there is no picture {files[0]}, nor any other of the first samples: give their folder as data.images"
+        )
 
 
 class _Loaded(Dataset[Sample]):

@@ -2,6 +2,7 @@
 
 import base64
 import binascii
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -16,12 +17,13 @@ from vtcframe.registry import entries
 
 
 def read_samples(path: Path, images: Path | None = None) -> list[Sample]:
-    """Read questions in one of the plain formats, told by the file's ending; a folder is one with questions.jsonl.
+    """Read questions of the format that the ending of the file names, or of questions.jsonl in a folder.
 
     Fields: `id`, `question`, `image` or `images`, `video` (a folder of frames, an animated GIF or WebP, or a list of
-    frames), and if known `answer` and `type`; others are not looked at. Paths start from the folder `images`, by
-    default the file's own. A table may hold pictures themselves, and go without ids: the number of the row is one.
-    UsageError, naming file and place, for a question that is none, an id that comes twice, or no question at all.
+    frames) and, if known, `answer` and `type`; other fields are ignored. Paths are relative to the folder `images`, by
+    default that of the file. The cells of a table may hold pictures. Without the column `id`, the number of the row is
+    the id. UsageError, naming file and place, for a record that is no question, an id that is not unique, or a file
+    without records.
     """
     if path.is_dir():
         if not (path / "questions.jsonl").is_file():
@@ -30,18 +32,39 @@ def read_samples(path: Path, images: Path | None = None) -> list[Sample]:
                 'data.benchmark: {name: ImageFolder, question: "..."}'
             )
         path = path / "questions.jsonl"
-    if (read := FORMATS.get(path.suffix.lower())) is None:
-        known = ", ".join(entry.name for entry in entries() if entry.kind == "benchmark")
+    if (read_records := FORMATS.get(path.suffix.lower())) is None:
+        names = ", ".join(entry.name for entry in entries() if entry.kind == "benchmark")
         raise UsageError(
-            f"{path}: questions are a {' '.join(FORMATS)} file, unless data.benchmark says what they are: {known}"
+            f"{path}: give a {' '.join(FORMATS)} file, or the benchmark of the file as data.benchmark: {names}"
         )
     folder = path.parent if images is None else images
-    return collect(path, read(path, folder), lambda fields: _sample(fields, folder))
+    return collect(path, read_records(path, folder), lambda fields: _sample(fields, folder))
+
+
+def read_groups(path: Path) -> dict[str, list[str]]:
+    """Read groups.json beside questions: name of a group -> types of question that are also scored together.
+
+    Without that file there are no groups. UsageError, naming the file, for anything but lists of types by names.
+    """
+    file = (path if path.is_dir() else path.parent) / "groups.json"
+    if not file.is_file():
+        return {}
+    try:
+        groups = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"cannot read the groups of question types {file}: {error}") from error
+    if not isinstance(groups, dict) or not all(
+        isinstance(types, list) and all(isinstance(name, str) for name in types) for types in groups.values()
+    ):
+        raise UsageError(
+            f'{file} holds {groups!r}: give names with lists of question types, {{"group": ["type", "type"]}}'
+        )
+    return groups
 
 
 @dataclass(frozen=True)
 class InText(Embedded):
-    """A picture in base64."""
+    """A picture in base64, in a cell of a table."""
 
     text: str
     place: str
@@ -50,55 +73,55 @@ class InText(Embedded):
         return self.place
 
     def files(self) -> Sequence[BinaryIO]:
-        return [_unpacked(self.text)]
+        return [_decode_base64(self.text)]
 
 
 @dataclass(frozen=True)
 class InParquet(Embedded):
     """The pictures of one cell: bytes, base64, a path, the struct {bytes, path} of Hugging Face, or a list of these.
 
-    Cells are read by the row group, and a process keeps the last one: it reads each once if it goes through in order.
+    A process reads a whole row group and keeps the last one, so that it reads each only once if rows come in order.
     """
 
     path: Path
     column: str
     group: int
-    row: int  # in its group
+    row: int  # in the row group
     number: int  # in the file, from 1
-    folder: Path  # that paths start from
+    folder: Path  # that paths are relative to
 
     def __str__(self) -> str:
         return f"{self.path}, row {self.number}, column {self.column}"
 
     def files(self) -> Sequence[Path | BinaryIO]:
         cell = _group(self.path, self.column, self.group)[self.row].as_py()
-        return [_opened(one, self.folder) for one in (cell if isinstance(cell, list) else [cell])]
+        return [_open(value, self.folder) for value in (cell if isinstance(cell, list) else [cell])]
 
 
 @lru_cache(maxsize=1)
 def _group(path: Path, column: str, group: int) -> Any:
-    import pyarrow.parquet as pq  # an extra, and there, for the questions were read with it
+    import pyarrow.parquet as pq  # an extra, installed: the questions were read with it
 
     with pq.ParquetFile(path) as file:
         return file.read_row_group(group, columns=[column], use_threads=False).column(column)
 
 
-def _opened(value: Any, folder: Path) -> Path | BinaryIO:
+def _open(value: Any, folder: Path) -> Path | BinaryIO:
     if isinstance(value, Mapping):
         value = value.get("path") if value.get("bytes") is None else value["bytes"]
     if isinstance(value, bytes):
         return BytesIO(value)
     if isinstance(value, str):
-        return folder / value if _is_path(value) else _unpacked(value)
+        return folder / value if _is_path(value) else _decode_base64(value)
     raise TypeError(f"a picture is bytes, base64 or a path, got {value!r}")
 
 
 def _is_path(text: str) -> bool:
-    """Tell a path from base64, which has no full stop."""
+    """Return whether a text is a path and not base64, which has no full stop."""
     return "." in text
 
 
-def _unpacked(text: str) -> BinaryIO:
+def _decode_base64(text: str) -> BinaryIO:
     try:
         return BytesIO(base64.b64decode("".join(text.split()), validate=True))
     except binascii.Error as error:

@@ -46,12 +46,20 @@ def convert_row(row: Mapping[str, Any]) -> dict[str, Any]:
     return {**row, "label": label, "method": None if label is None else _or_name(method_data, label)}
 
 
+BUNDLED_GROUPS = {"attributes": ["color", "shape", "letter", "exist"]}  # the fixed column of vtcframe 0.1
+
+
 def convert_run(identity: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the "run" of a run.json with methods and transforms as data; today's is returned as it is."""
+    """Return the "run" of a run.json with methods and transforms as data, and with the groups of question types.
+
+    A run.json of today is returned as it is.
+    """
     converted = dict(identity)
     for key, convert in (("model.runs", run_data), ("data.transforms", method_data)):
         values = identity.get(key) or []
         converted[key] = [_or_name(convert, value) if isinstance(value, str) else value for value in values]
+    if "data.groups" not in identity:
+        converted["data.groups"] = BUNDLED_GROUPS if identity.get("data.path") == "vtcframe:questions" else {}
     return converted
 
 

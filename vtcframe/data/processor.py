@@ -1,4 +1,4 @@
-"""TODO: vtcframe/data/processor.py."""
+"""Inputs of a model from samples, and the part of a picture that the model sees."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -34,25 +34,25 @@ def batch_inputs(
     videos: Sequence[Sequence[Image.Image]],
     metadata: Sequence[Mapping[str, Any]],
 ) -> Any:
-    """Return what the processor makes of prompts, the pictures of each, and all their videos in reading order.
+    """Return the output of the processor for prompts, the pictures of each, and all videos in the order of prompts.
 
-    Frames are taken as they are given. ValueError for videos where the processor takes none.
+    The processor samples no frames. ValueError for videos if it takes none.
     """
     if videos and getattr(processor, "video_processor", None) is None:
         raise ValueError(f"{type(processor).__name__} takes no videos: give the frames as `images`")
-    given: dict[str, Any] = {}
+    visuals: dict[str, Any] = {}
     if any(pictures):
-        given["images"] = [list(own) for own in pictures]
+        visuals["images"] = [list(images) for images in pictures]
     if videos:
-        given |= {"videos": [list(v) for v in videos], "do_sample_frames": False, "video_metadata": list(metadata)}
+        visuals |= {"videos": [list(v) for v in videos], "do_sample_frames": False, "video_metadata": list(metadata)}
     start = processor.tokenizer.bos_token
     return processor(
         text=list(prompts),
-        add_special_tokens=start is None or not prompts[0].startswith(start),  # some templates write it themselves
+        add_special_tokens=start is None or not prompts[0].startswith(start),  # some templates write the start token
         padding=True,
-        padding_side="left",  # what is generated follows the last tokens of the prompts
+        padding_side="left",  # generated tokens follow the last tokens of the prompts
         return_tensors="pt",
-        **given,
+        **visuals,
     )
 
 
@@ -61,7 +61,7 @@ def _metadata(frames: int) -> dict[str, Any]:
 
 
 def render_prompt(processor: Any, question: str, pictures: int, videos: int = 0) -> str:
-    """Write a question in the checkpoint's own chat template, or bare behind its placeholders where there is none."""
+    """Return a question in the chat template of the processor, or after its placeholders if it has no template."""
     if getattr(processor, "chat_template", None) is None:
         visuals = [processor.image_token] * pictures + ([processor.video_token] * videos if videos else [])
         return " ".join([*visuals, question])
@@ -70,24 +70,24 @@ def render_prompt(processor: Any, question: str, pictures: int, videos: int = 0)
 
 
 def visible_region(processor: Any, size: tuple[int, int], video: bool = False, alone: bool = True) -> Region:
-    """Return which part of a picture of `size` (height, width), or of a video's frames, the model is shown.
+    """Return the part of a picture of `size` (height, width), or of the frames of a video, that the model sees.
 
-    That is a rectangle (top, left, bottom, right) in the picture's own 0..1, and boxes of views lie in it. It goes
-    beyond 0..1 where the processor pads; it is the whole picture where that is resized, be it squashed, or cut into
-    tiles (what pads these is no part of their boxes). `alone` is False for one of several images of a sample:
-    LLaVA-OneVision tiles a single one, and pads several to squares.
+    It is a rectangle (top, left, bottom, right), relative to the picture: 0..1 inside it, beyond that where the
+    processor pads. Boxes of views are relative to this rectangle. If the picture is resized or cut into tiles, it is
+    the whole picture; the padding of tiles is not a part of it. `alone` is False for one of several pictures of a
+    sample: LLaVA-OneVision cuts a single picture into tiles, and pads several to squares.
     """
-    made = processor.video_processor if video else processor.image_processor
+    part = processor.video_processor if video else processor.image_processor
     height, width = size
     top = left = 0
-    tiled = bool(getattr(made, "image_grid_pinpoints", None))
-    if hasattr(made, "pad_to_square") and (not alone if tiled else getattr(made, "do_pad", False)):
+    tiled = bool(getattr(part, "image_grid_pinpoints", None))
+    if hasattr(part, "pad_to_square") and (not alone if tiled else getattr(part, "do_pad", False)):
         side = max(size)
         top, left = -((side - height) // 2), -((side - width) // 2)
         height = width = side
-    crop = getattr(made, "crop_size", None)
-    if getattr(made, "do_center_crop", False) and crop and not tiled:
-        down, across = _resized(made, height, width)
+    crop = getattr(part, "crop_size", None)
+    if getattr(part, "do_center_crop", False) and crop and not tiled:
+        down, across = _resized_size(part, height, width)
         top, left = (
             top + _offset(down, crop["height"]) * height / down,
             left + _offset(across, crop["width"]) * width / across,
@@ -96,9 +96,9 @@ def visible_region(processor: Any, size: tuple[int, int], video: bool = False, a
     return top / size[0], left / size[1], (top + height) / size[0], (left + width) / size[1]
 
 
-def _resized(made: Any, height: int, width: int) -> tuple[int, int]:
-    """Return height and width before the crop: the shortest edge at the size asked for, or both edges."""
-    size = dict(made.size) if getattr(made, "do_resize", False) else {"height": height, "width": width}
+def _resized_size(processor: Any, height: int, width: int) -> tuple[int, int]:
+    """Return height and width before the crop, by an image or video processor."""
+    size = dict(processor.size) if getattr(processor, "do_resize", False) else {"height": height, "width": width}
     if "height" in size:
         return size["height"], size["width"]
     short, long = size["shortest_edge"], int(size["shortest_edge"] * max(height, width) / min(height, width))
@@ -106,5 +106,5 @@ def _resized(made: Any, height: int, width: int) -> tuple[int, int]:
 
 
 def _offset(edge: int, crop: int) -> int:
-    """Return where a centre crop begins; negative where it pads."""
+    """Return the start of a centre crop along an edge; it is negative if the crop pads."""
     return (edge - crop) // 2 if edge >= crop else -((crop - edge) // 2)

@@ -1,4 +1,4 @@
-"""A question with its pictures and videos, as data."""
+"""A question with its pictures and videos."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -10,24 +10,24 @@ from PIL import Image
 
 
 class Embedded(ABC):
-    """Pictures inside a file of questions. They are read when their sample is loaded; `str` says where they are."""
+    """Pictures inside a file of questions, which are read when their sample is loaded; `str` is their place."""
 
     @abstractmethod
     def files(self) -> Sequence[Path | BinaryIO]:
-        """Return what each of them is decoded from. An error for what is no picture."""
+        """Return the source of each picture. It may raise any error."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One question; once loaded, with its pictures and videos or the reason why there are none."""
+    """One question. Once it is loaded, it has pictures and videos, or an error."""
 
     id: str
     question: str
     images: tuple[Path | Embedded, ...]
-    answer: str | None = None  # the reference; None where it is not known, or where there are several, in `meta`
+    answer: str | None = None  # the reference; None if it is not known, or if `meta` has several
     type: str | None = None
-    clips: tuple[tuple[Path, ...], ...] = ()  # each video as its frames' files, or as one folder or animated picture
-    meta: dict[str, Any] = field(default_factory=dict)  # what a benchmark scores by, as JSON can hold it
+    clips: tuple[tuple[Path, ...], ...] = ()  # files of the frames of each video, or one folder or animated picture
+    meta: dict[str, Any] = field(default_factory=dict)  # values of JSON that the benchmark needs for scores
     pictures: tuple[Image.Image, ...] = ()
     videos: tuple[tuple[Image.Image, ...], ...] = ()  # the frames of each
     error: str | None = None

@@ -1,1 +1,1 @@
-"""What a pruner keeps of one picture: `vtcframe explain` and the page of `vtcframe explore`."""
+"""Visualization of the tokens that a pruner keeps: `vtcframe explain` and the page of `vtcframe explore`."""

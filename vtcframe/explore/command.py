@@ -1,4 +1,4 @@
-"""`vtcframe explore`: a page on this machine: what two methods keep of a picture, and what is answered then."""
+"""`vtcframe explore`: serve a local page that shows the kept tokens and the answers of two methods for a picture."""
 
 import argparse
 import asyncio
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from vtcframe.errors import UsageError
 
-if TYPE_CHECKING:  # torch and gradio take seconds: a typo is answered before
+if TYPE_CHECKING:  # importing torch and gradio takes seconds; a misspelled option is reported earlier
     from gradio import Blocks
 
     from vtcframe.explore.explain import Dtype
@@ -19,61 +19,71 @@ TINY = "vtcframe:tiny"
 
 
 def main(arguments: list[str]) -> int:
-    """Serve the page until it is interrupted, and return the exit status. UsageError for what cannot be used."""
-    options = argparse.ArgumentParser(
+    """Serve the page until it is interrupted, and return the exit status.
+
+    Raises UsageError for options that cannot be used.
+    """
+    parser = argparse.ArgumentParser(
         prog="vtcframe explore",
-        description="A page on this machine: two methods side by side on your picture, and the untouched model.",
+        description="Serve a local page that compares two methods and the unpruned model on your picture.",
     )
-    options.add_argument("--model", default=TINY, help="folder or name on the Hugging Face Hub; %(default)s")
-    options.add_argument(
-        "--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="of the weights; %(default)s"
+    parser.add_argument("--model", default=TINY, help="folder or name on the Hugging Face Hub (default: %(default)s)")
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        default="float32",
+        help="type of the weights (default: %(default)s)",
     )
-    options.add_argument("--device", default="cpu", help="where to run, for example cuda; %(default)s")
-    options.add_argument("--attn", help="attention kernel, for example sdpa or eager")
-    options.add_argument("--host", default="127.0.0.1", help="address to serve at; 0.0.0.0 is for all who reach it")
-    options.add_argument("--port", type=_port, help="the first free one from 7860 on when not given")
-    options.add_argument("--no-browser", action="store_true", help="only tell the address")
-    given = options.parse_args(arguments)
+    parser.add_argument("--device", default="cpu", help="device, for example cuda (default: %(default)s)")
+    parser.add_argument("--attn", help="attention kernel, for example sdpa or eager")
+    parser.add_argument(
+        "--host",
+        default="127.0.0.1",
+        help="address to serve at; 0.0.0.0 accepts every network interface (default: %(default)s)",
+    )
+    parser.add_argument("--port", type=_port, help="port to serve at (default: the first free port from 7860 on)")
+    parser.add_argument("--no-browser", action="store_true", help="print the address without opening a browser")
+    options = parser.parse_args(arguments)
     _check_extra()
-    _check_address(given.host, given.port)
-    served = page(given.model, given.dtype, given.device, given.attn)
-    _bypass_proxies(given.host)
-    served.launch(
-        server_name=given.host,
-        server_port=given.port,
-        inbrowser=not given.no_browser,
+    _check_address(options.host, options.port)
+    app = page(options.model, options.dtype, options.device, options.attn)
+    _bypass_proxies(options.host)
+    app.launch(
+        server_name=options.host,
+        server_port=options.port,
+        inbrowser=not options.no_browser,
         prevent_thread_lock=True,
         **launch_options(),
     )
-    print(f"{given.model} can be asked at {served.local_url} (Ctrl+C ends it)", flush=True)
-    served.block_thread()
+    print(f"Serving {options.model} at {app.local_url} (press Ctrl+C to stop)", flush=True)
+    app.block_thread()
     return 0
 
 
 def page(path: str = TINY, dtype: "Dtype" = "float32", device: str = "cpu", attention: str | None = None) -> "Blocks":
-    """Return the page about the checkpoint `path`, to be launched, mounted or rendered inside another one.
+    """Load the checkpoint `path` and return its page, which can be launched, mounted or rendered inside another page.
 
-    UsageError where gradio is not installed, and for what cannot be loaded.
+    Raises UsageError if gradio is not installed or the checkpoint cannot be loaded.
     """
     _check_extra()
     from vtcframe.explore.explain import Explainer
-    from vtcframe.explore.page import layout
+    from vtcframe.explore.page import build_page
     from vtcframe.explore.session import Questioner
 
     questioner = Questioner(Explainer(path, dtype, device, attention))
     try:
         asyncio.get_running_loop()
-    except RuntimeError:  # gradio would open event loops of its own, and leave them open
-        return asyncio.run(_awaitable(layout, questioner))
-    return layout(questioner)
+    except RuntimeError:  # without a running loop gradio opens event loops and never closes them
+        return asyncio.run(_call(build_page, questioner))
+    return build_page(questioner)
 
 
-async def _awaitable(make: Callable[..., Any], *given: Any) -> Any:
-    return make(*given)
+async def _call(function: Callable[..., Any], *arguments: Any) -> Any:
+    return function(*arguments)
 
 
 def launch_options() -> dict[str, Any]:
-    """Return options of gradio's launch by which nothing is fetched from elsewhere, shared, or kept in the browser."""
+    """Return options for gradio's `launch`: no external requests, no public link, no history in the browser."""
     _check_extra()
     from vtcframe.explore.page import LAUNCH
 
@@ -82,29 +92,29 @@ def launch_options() -> dict[str, Any]:
 
 def _check_extra() -> None:
     if find_spec("gradio") is None:
-        raise UsageError("the page needs gradio: pip install 'vtcframe[explore]'")
+        raise UsageError("the page needs gradio: run pip install 'vtcframe[explore]'")
 
 
 def _port(text: str) -> int:
     if not 1 <= (number := int(text)) <= 65535:
-        raise argparse.ArgumentTypeError(f"{number} is no port: give 1 to 65535")
+        raise argparse.ArgumentTypeError(f"{number} is not a port: give 1 to 65535")
     return number
 
 
 def _check_address(host: str, port: int | None) -> None:
-    """UsageError for what gradio would try for minutes, after the model was loaded."""
+    """Raise UsageError for an address that cannot be used, which gradio would retry for minutes."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         socket.create_server((host, port or 0), family=family).close()
     except OSError as error:
-        where = host if port is None else f"{host}:{port}"
+        address = host if port is None else f"{host}:{port}"
         raise UsageError(
-            f"cannot serve at {where} ({error.strerror}): --host is an address of this machine; leave --port out for "
+            f"cannot serve at {address} ({error.strerror}): --host is an address of this machine; leave --port out for "
             "a free one"
         ) from error
 
 
 def _bypass_proxies(host: str) -> None:
-    """Let gradio, which asks its own page whether it is up, ask it directly and no proxy of the environment."""
-    spared = [os.environ.get("no_proxy", os.environ.get("NO_PROXY", "")), host, "localhost"]
-    os.environ["no_proxy"] = os.environ["NO_PROXY"] = ",".join(filter(None, spared))
+    """Exclude `host` from the proxies of the environment, because gradio sends a request to its own page."""
+    excluded = [os.environ.get("no_proxy", os.environ.get("NO_PROXY", "")), host, "localhost"]
+    os.environ["no_proxy"] = os.environ["NO_PROXY"] = ",".join(filter(None, excluded))

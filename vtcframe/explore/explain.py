@@ -1,4 +1,4 @@
-"""`vtcframe explain`: what a pruner keeps of a picture or a video, drawn on it, and the same in numbers."""
+"""`vtcframe explain`: the tokens of a picture or video that a pruner keeps, as a drawing and in numbers."""
 
 import json
 import os
@@ -22,6 +22,7 @@ from vtcframe.data.sample import Sample
 from vtcframe.drawing import Picture, cells, sheet
 from vtcframe.errors import UsageError
 from vtcframe.inference.checkpoint import Backbone, device_for
+from vtcframe.runs.crops import frames_per_view
 from vtcframe.runs.predictor import Predictor
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
@@ -32,63 +33,80 @@ EDGE = 768  # pixels of a picture's longer edge on the sheet
 
 @dataclass(frozen=True)
 class Explanation:
-    """One question, answered by the untouched model and by the pruned one."""
+    """The answers of the unpruned and the pruned model to one question, as a drawing and in numbers."""
 
-    drawn: Image.Image
-    numbers: dict[str, Any]  # as `explain` describes them
+    image: Image.Image
+    numbers: dict[str, Any]  # described in `explain`
 
     def save(self, path: Path) -> Path:
-        """Write the sheet to `path` and the numbers beside it as .json; return where these are."""
+        """Write the drawing to `path` and the numbers to a .json file of the same name, and return that file's path.
+
+        Raises UsageError if a file cannot be written.
+        """
         numbers = path.with_suffix(".json")
-        part, other = (p.with_name(p.name + ".part") for p in (path, numbers))
+        image_part = path.with_name(path.name + ".part")
+        numbers_part = numbers.with_name(numbers.name + ".part")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self.drawn.save(part, format="PNG")
-            other.write_text(json.dumps(self.numbers, ensure_ascii=False) + "\n", encoding="utf-8")
-            os.replace(part, path)
-            os.replace(other, numbers)
+            self.image.save(image_part, format="PNG")
+            numbers_part.write_text(json.dumps(self.numbers, ensure_ascii=False) + "\n", encoding="utf-8")
+            os.replace(image_part, path)
+            os.replace(numbers_part, numbers)
         except OSError as error:
             raise UsageError(f"cannot write {path} and {numbers}: {error}") from error
         return numbers
 
 
 @dataclass(frozen=True)
-class Given:
-    """A picture as it was given, or a video's frames, and the part of it that the model is shown."""
+class SourcePicture:
+    """An input picture, or the frames of a video, and the part of it that the model sees."""
 
-    drawn: Picture
+    picture: Picture
     width: int
     height: int
-    part: Region
+    visible: Region
 
     @classmethod
-    def of(cls, processor: Any, drawn: Picture, alone: bool = True) -> "Given":
-        """Look up what `processor` shows of it; `alone` is False for one of several pictures."""
-        video = not isinstance(drawn, Image.Image)
-        width, height = (drawn[0] if video else drawn).size
-        return cls(drawn, width, height, visible_region(processor, (height, width), video, alone))
+    def of(cls, processor: Any, picture: Picture, single: bool = True) -> "SourcePicture":
+        """Look up the part of `picture` that `processor` shows to the model.
 
-    def placed(self, view: ViewRecord) -> ViewRecord:
-        """Tell a view's box in the picture as given."""
-        (top, left, bottom, right), (y, x, below, beside) = view["box"], self.part
-        down, across = below - y, beside - x
-        return {**view, "box": [y + top * down, x + left * across, y + bottom * down, x + right * across]}
+        `single` is False for one of several pictures.
+        """
+        video = not isinstance(picture, Image.Image)
+        width, height = (picture[0] if video else picture).size
+        return cls(picture, width, height, visible_region(processor, (height, width), video, single))
+
+    def place_view(self, view: ViewRecord) -> ViewRecord:
+        """Return the view with its box in fractions of the input picture instead of the visible part."""
+        top, left, bottom, right = view["box"]
+        visible_top, visible_left, visible_bottom, visible_right = self.visible
+        height = visible_bottom - visible_top
+        width = visible_right - visible_left
+        return {
+            **view,
+            "box": [
+                visible_top + top * height,
+                visible_left + left * width,
+                visible_top + bottom * height,
+                visible_left + right * width,
+            ],
+        }
 
     def pixels(self, box: Sequence[float]) -> list[float]:
-        """Return left, top, right and bottom of a box."""
+        """Convert a box [top, left, bottom, right] in fractions to [left, top, right, bottom] in pixels."""
         top, left, bottom, right = box
         return _rounded((left * self.width, top * self.height, right * self.width, bottom * self.height))
 
-    def told(self, view: ViewRecord, merged: int) -> dict[str, Any]:
-        """Return the numbers of a placed view."""
+    def view_numbers(self, view: ViewRecord, merged: int) -> dict[str, Any]:
+        """Return the numbers of a view whose box is placed in the input picture; `merged` is the frames per view."""
         first = view["frame"] * merged
         return {
             "image": view["image"],
             "frame": view["frame"],
             "frames": (
                 None
-                if isinstance(self.drawn, Image.Image)
-                else list(range(first, min(first + merged, len(self.drawn))))
+                if isinstance(self.picture, Image.Image)
+                else list(range(first, min(first + merged, len(self.picture))))
             ),
             "box": self.pixels(view["box"]),
             "grid": [len(view["kept"]), len(view["kept"][0])],
@@ -99,26 +117,27 @@ class Given:
 
 
 def _rounded(edges: Sequence[float]) -> list[float]:
-    return [round(edge, 3) + 0.0 for edge in edges]  # + 0.0: no -0.0
+    return [round(edge, 3) + 0.0 for edge in edges]  # + 0.0 turns -0.0 into 0.0
 
 
 @dataclass(frozen=True)
 class Answers:
-    """One question, answered by the untouched model and by pruned ones."""
+    """The answers of the unpruned model and of pruned ones to one question."""
 
     unpruned: Prediction
-    pruned: list[Prediction]  # in the order of the plans; boxes of their views lie in the pictures as given
-    given: list[Given]
-    merged: int  # frames of a video that become one view
+    pruned: list[Prediction]  # in the order of the plans; boxes of their views are in fractions of the input pictures
+    sources: list[SourcePicture]
+    merged: int  # video frames per view
 
     @property
     def pictures(self) -> list[Picture]:
-        """What the views' images and frames count: pictures as given, of videos the first frame of each view."""
-        return [one.drawn if isinstance(one.drawn, Image.Image) else one.drawn[:: self.merged] for one in self.given]
+        """The input pictures, and for a video the first frame of each view: what image and frame of views index."""
+        pictures = [source.picture for source in self.sources]
+        return [picture if isinstance(picture, Image.Image) else picture[:: self.merged] for picture in pictures]
 
 
-def plans(pruners: Sequence[Pruner], budget: Budget | None) -> list[Plan]:
-    """Return where each pruner acts with that budget. UsageError for a budget, or none, that one of them refuses."""
+def make_plans(pruners: Sequence[Pruner], budget: Budget | None) -> list[Plan]:
+    """Return the plan of each pruner at a budget. Raises UsageError if a pruner rejects the budget or its absence."""
     try:
         return [plan_for(pruner, budget) for pruner in pruners]
     except ValueError as error:
@@ -126,31 +145,33 @@ def plans(pruners: Sequence[Pruner], budget: Budget | None) -> list[Plan]:
 
 
 class Explainer:
-    """A checkpoint that is loaded once and then asked one question after the other.
+    """A checkpoint that is loaded once and then answers any number of questions.
 
-    UsageError for what cannot be loaded, for a model that no adapter knows, or a device that is not there.
+    Raises UsageError if the checkpoint cannot be loaded, no adapter supports the model, or the device does not exist.
     """
 
     def __init__(self, path: str, dtype: Dtype = "float32", device: str = "cpu", attention: str | None = None) -> None:
         self.device = device_for(device)
-        disable_progress_bar()  # of loading weights
+        disable_progress_bar()  # the bar shown while weights are loaded
         self.backbone = Backbone(path, dtype, attention)
         self.model, self.processor = self.backbone.load()
-        self.prepared([])
+        self.predictor_for([])
 
-    def prepared(self, plans: Sequence[Plan]) -> Predictor:
-        """Return what answers untouched and by each plan. UsageError for one that the model has no place for."""
-        loaded = self.model, self.processor
-        predictor = Predictor.with_model(*loaded, [None, *plans], backbone=self.backbone, views=True)
+    def predictor_for(self, plans: Sequence[Plan]) -> Predictor:
+        """Return a predictor for the unpruned model and each plan. Raises UsageError if the model rejects a plan."""
+        predictor = Predictor.with_model(self.model, self.processor, [None, *plans], backbone=self.backbone, views=True)
         return predictor.to(self.device).eval()
 
     @torch.no_grad()
-    def answers(self, asked: Sample, plans: Sequence[Plan]) -> Answers:
-        """Answer a loaded sample, untouched and by each plan. UsageError for what cannot be asked or drops nothing."""
-        if asked.error is not None:
-            raise UsageError(asked.error)
-        predictor = self.prepared(plans)
-        unpruned, *pruned = predictor.predict_step([asked], 0)
+    def answer(self, sample: Sample, plans: Sequence[Plan]) -> Answers:
+        """Answer a loaded sample with the unpruned model and with each plan.
+
+        Raises UsageError for a sample or plan that fails, and for a budget that drops nothing.
+        """
+        if sample.error is not None:
+            raise UsageError(sample.error)
+        predictor = self.predictor_for(plans)
+        unpruned, *pruned = predictor.predict_step([sample], 0)
         if unpruned.error is not None:
             raise UsageError(unpruned.error)
         for row in pruned:
@@ -158,16 +179,19 @@ class Explainer:
                 raise UsageError(row.error)
             if row.views is None:
                 raise UsageError(
-                    f"a budget of {format_budget(row.budget)} drops nothing: {unpruned.visual_tokens} visual tokens are all "
-                    "there are"
+                    f"a budget of {format_budget(row.budget)} drops nothing: there are only "
+                    f"{unpruned.visual_tokens} visual tokens"
                 )
-        given = [Given.of(predictor.processor, one, len(asked.pictures) == 1) for one in asked.pictures]
-        given += [Given.of(predictor.processor, frames) for frames in asked.videos]
-        placed = [replace(row, views=[given[v["image"]].placed(v) for v in row.views or ()]) for row in pruned]
-        return Answers(unpruned, placed, given, predictor.merged)
+        single = len(sample.pictures) == 1
+        sources = [SourcePicture.of(predictor.processor, picture, single) for picture in sample.pictures]
+        sources += [SourcePicture.of(predictor.processor, frames) for frames in sample.videos]
+        rows = [
+            replace(row, views=[sources[view["image"]].place_view(view) for view in row.views or ()]) for row in pruned
+        ]
+        return Answers(unpruned, rows, sources, frames_per_view(predictor.processor))
 
 
-def _answer(row: Prediction) -> dict[str, Any]:
+def _answer_numbers(row: Prediction) -> dict[str, Any]:
     names = "visual_tokens", "structural_tokens", "seconds", "encode_seconds"
     return {"answer": row.prediction} | {name: value for name, value in asdict(row).items() if name in names}
 
@@ -179,22 +203,24 @@ def explain(
     budget: Budget,
     images: Sequence[str] = (),
     video: Sequence[str] = (),
+    *,
     dtype: Dtype = "float32",
     device: str = "cpu",
     attention: str | None = None,
 ) -> Explanation:
-    """Ask the checkpoint `path` about pictures, or about a video given as its frames' files or as one file or folder.
+    """Ask the checkpoint `path` a question about pictures or a video, with the unpruned and the pruned model.
 
-    All coordinates are pixels of the pictures as given (turned upright), [left, top, right, bottom]. The numbers:
-    "pictures" has the files and sizes, and the rectangle that the model was "shown", which may go beyond the picture;
-    "unpruned" and "pruned" have the answer, the visual tokens read, the structural ones beside them and the seconds;
-    "views" has for each view its picture, the "frames" of the video that it shows, "box", "grid" ([rows, columns]) and
-    three lists of the grid's rows: "scores", "kept" and "tokens", the rectangle of each token cut to the picture; null
-    where there is no token, "tokens" also where the picture shows nothing of it.
+    `video` holds the files of its frames, or one file or folder. All coordinates are pixels of the input pictures
+    (turned upright), [left, top, right, bottom]. The numbers are:
+    "pictures": files and sizes, and "shown": the rectangle that the model sees, which may extend beyond the picture;
+    "unpruned" and "pruned": the answer, the numbers of visual and of structural tokens, and the seconds;
+    "views": for each view its picture, the "frames" of the video that it shows, "box", "grid" ([rows, columns]) and
+    three lists with the rows of the grid: "scores", "kept" and "tokens", the rectangle of each token clipped to the
+    picture. An entry is null where there is no token; in "tokens" also where the token lies outside the picture.
 
-    UsageError for what cannot be asked or drops nothing.
+    Raises UsageError for inputs that cannot be used and for a budget that drops nothing.
     """
-    asked = load_sample(
+    sample = load_sample(
         Sample(
             " ".join([*images, *video]),
             question,
@@ -202,25 +228,24 @@ def explain(
             clips=(tuple(Path(part) for part in video),) if video else (),
         )
     )
-    if asked.error is not None:
-        raise UsageError(asked.error)  # before anything heavy is loaded
-    wanted = plans([pruner], budget)
-    found = Explainer(path, dtype, device, attention).answers(asked, wanted)
+    if sample.error is not None:
+        raise UsageError(sample.error)  # before the model is loaded
+    answers = Explainer(path, dtype, device, attention).answer(sample, make_plans([pruner], budget))
     files = [*([image] for image in images), *([list(video)] if video else [])]
-    unpruned, (pruned,), given = found.unpruned, found.pruned, found.given
+    (pruned,) = answers.pruned
     numbers = {
         "model": path,
         "question": question,
         "pruner": pruned.label,
         "budget": pruned.budget,
         "pictures": [
-            {"files": names, "size": [one.width, one.height], "shown": one.pixels(one.part)}
-            for names, one in zip(files, given, strict=True)
+            {"files": names, "size": [source.width, source.height], "shown": source.pixels(source.visible)}
+            for names, source in zip(files, answers.sources, strict=True)
         ],
-        "unpruned": _answer(unpruned),
-        "pruned": _answer(pruned),
-        "views": [given[view["image"]].told(view, found.merged) for view in pruned.views or ()],
+        "unpruned": _answer_numbers(answers.unpruned),
+        "pruned": _answer_numbers(pruned),
+        "views": [answers.sources[view["image"]].view_numbers(view, answers.merged) for view in pruned.views or ()],
         "versions": {"python": platform.python_version()}
         | {name: version(name) for name in ("vtcframe", "torch", "transformers")},
     }
-    return Explanation(sheet(found.pictures, [unpruned, pruned], EDGE), numbers)
+    return Explanation(sheet(answers.pictures, [answers.unpruned, pruned], EDGE), numbers)

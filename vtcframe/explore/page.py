@@ -1,4 +1,4 @@
-"""How the page of `vtcframe explore` looks."""
+"""The layout and the HTML of the page of `vtcframe explore`."""
 
 import base64
 import io
@@ -15,25 +15,31 @@ from vtcframe.assets import bundled
 from vtcframe.data.formats import read_samples
 from vtcframe.data.results import Prediction
 from vtcframe.drawing import kept_tokens, score_map
-from vtcframe.explore.session import FRACTION, NONE, TOKENS, Outcome, Questioner, methods, told
+from vtcframe.explore.session import FRACTION, NONE, TOKENS, Outcome, Questioner, describe_error, method_names
 
-EXAMPLES = "scene-007-color", "scene-002-count", "scene-017-letter", "scene-013-exist"  # methods differ on each
-FIRST, SECOND, SHARE = "VtcCls", "UniformPruner", 0.125  # what the page starts with
+EXAMPLES = (
+    "scene-007-color",
+    "scene-002-count",
+    "scene-017-letter",
+    "scene-013-exist",
+)  # examples on which methods give different answers
+FIRST_METHOD, SECOND_METHOD = "VtcCls", "UniformPruner"  # initial values of the controls
+INITIAL_FRACTION = 0.125
 DAY = 86400  # seconds
-FONT = themes.Font("sans-serif")  # the browser's own
-LAUNCH: dict[str, Any] = {  # of gradio's launch
+FONT = themes.Font("sans-serif")  # the browser's default font
+LAUNCH: dict[str, Any] = {  # options of gradio's launch
     "theme": themes.Base(primary_hue="indigo", neutral_hue="slate", font=FONT, font_mono=FONT).set(
-        body_text_color_subdued="*neutral_500"  # its own is too pale to be read
+        body_text_color_subdued="*neutral_500"  # the default has too little contrast
     ),
-    "share": False,  # not even where gradio would by itself
+    "share": False,  # gradio shares by default in some environments
     "run_history": False,
-    "footer_links": [],  # its settings and its API page link elsewhere
+    "footer_links": [],  # the settings and API pages have external links
     "enable_monitoring": False,
     "ssr_mode": False,
     "mcp_server": False,
     "pwa": False,
     "quiet": True,
-    "show_error": True,  # what gradio itself says of a file that is no picture
+    "show_error": True,  # gradio's message about a file that is not a picture
 }
 STYLE = """<style>
 .gradio-container {max-width: 80rem !important; --font: system-ui, sans-serif}
@@ -51,52 +57,52 @@ STYLE = """<style>
 .vtc-answers img {display: block; max-width: 100%; height: auto}
 .gradio-container .vtc-answers :is(dt, figcaption) {font-size: .875rem; color: var(--body-text-color-subdued)}
 </style>"""
-HEAD = """<header class="vtc"><h1>What a pruner keeps</h1>
-<p>Ask {{ model }} about a picture: with all of its visual tokens, and with those that two methods keep.</p>
-{% if forms %}<p class="vtc-note">It can be asked: {{ forms | join(", ") }}</p>{% endif %}</header>"""
+HEAD = """<header class="vtc"><h1>Tokens that a pruner keeps</h1>
+<p>Ask {{ model }} about a picture, with all visual tokens and with the tokens that two methods keep.</p>
+{% if forms %}<p class="vtc-note">Supported questions: {{ forms | join(", ") }}</p>{% endif %}</header>"""
 ALERT = """<p class="vtc-alert" role="alert">{{ reason }}</p>"""
 NOTE = """<p class="vtc-note">{{ text }}</p>"""
 ANSWERS = """<section class="vtc vtc-answers" aria-label="Answers">
-{% for one in panels %}<article aria-label="{{ one.title }}"><h2>{{ one.title }}</h2>
-{% if one.reason %}<p class="vtc-alert" role="alert">{{ one.reason }}</p>{% else %}
-<p class="answer">{{ one.row.prediction or "(no words)" }}</p>
-<dl><dt>Visual tokens</dt><dd>{{ one.row.visual_tokens }} of {{ one.row.visual_tokens_before }}</dd>
-{% if one.row.processed != one.row.visual_tokens %}
-<dt>Mean over layers</dt><dd>{{ "%.4g" | format(one.row.processed) }}</dd>{% endif %}
-<dt>This one call</dt><dd>{{ "%.3g" | format(one.row.seconds + one.row.encode_seconds) }} s
-{%- if one.row.encode_seconds %} ({{ "%.3g" | format(one.row.encode_seconds) }} to encode){% endif %}</dd></dl>
-{% for caption, image in one.images %}
-<figure><img src="{{ image }}" alt="{{ caption }}, {{ one.title }}"><figcaption>{{ caption }}</figcaption></figure>
+{% for panel in panels %}<article aria-label="{{ panel.title }}"><h2>{{ panel.title }}</h2>
+{% if panel.reason %}<p class="vtc-alert" role="alert">{{ panel.reason }}</p>{% else %}
+<p class="answer">{{ panel.row.prediction or "(empty answer)" }}</p>
+<dl><dt>Visual tokens</dt><dd>{{ panel.row.visual_tokens }} of {{ panel.row.visual_tokens_before }}</dd>
+{% if panel.row.mean_tokens_per_layer != panel.row.visual_tokens %}
+<dt>Mean over layers</dt><dd>{{ "%.4g" | format(panel.row.mean_tokens_per_layer) }}</dd>{% endif %}
+<dt>Time of this call</dt><dd>{{ "%.3g" | format(panel.row.seconds + panel.row.encode_seconds) }} s
+{%- if panel.row.encode_seconds %} ({{ "%.3g" | format(panel.row.encode_seconds) }} s for encoding){% endif %}</dd></dl>
+{% for caption, image in panel.images %}
+<figure><img src="{{ image }}" alt="{{ caption }}, {{ panel.title }}"><figcaption>{{ caption }}</figcaption></figure>
 {% endfor %}{% endif %}</article>
 {% endfor %}</section>
-<p class="vtc vtc-note">Seconds are of this one call on this machine: no benchmark, vtcframe bench is one. Methods that
-act behind the encoder share one encoding. Colours run from the lowest score of a method to its highest.</p>"""
+<p class="vtc vtc-note">The time is that of a single call on this machine; use vtcframe bench for benchmarks. Methods
+that prune after the encoder share one encoding. Colours range from the lowest to the highest score of a method.</p>"""
 TEMPLATES = Environment(autoescape=True)
 
 
-def layout(questioner: Questioner) -> gradio.Blocks:
-    """Return the page, with the first example in its controls."""
+def build_page(questioner: Questioner) -> gradio.Blocks:
+    """Build the page, with the first example in its controls."""
     backbone = questioner.explainer.backbone
-    language = backbone.language()
+    vocabulary = backbone.question_vocabulary()
     samples = {sample.id: sample for sample in read_samples(Path(bundled("vtcframe:questions")), None)}
     examples = [(str(samples[name].images[0]), samples[name].question) for name in EXAMPLES]
 
     def ask(picture: str | None, question: str, first: str, second: str, kind: str, amount: float | None) -> str:
         try:
-            return answers(questioner.ask(picture, question, [first, second], kind, amount))
-        except Exception as error:  # the page goes on
-            return _filled(ALERT, reason=told(error))
+            return render_answers(questioner.ask(picture, question, [first, second], kind, amount))
+        except Exception as error:  # shown on the page, which stays usable
+            return _render(ALERT, reason=describe_error(error))
 
-    def about(method: str, kind: str, amount: float | None) -> str:
+    def describe(method: str, kind: str, amount: float | None) -> str:
         try:
-            return _filled(NOTE, text=questioner.about(method, kind, amount))
+            return _render(NOTE, text=questioner.describe(method, kind, amount))
         except Exception as error:
-            return _filled(ALERT, reason=told(error))
+            return _render(ALERT, reason=describe_error(error))
 
-    # the model is one: what uses it waits for its turn
-    turn: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "model", "api_visibility": "private"}
+    # there is one model, so calls that use it run one after the other
+    queue: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "model", "api_visibility": "private"}
     with gradio.Blocks(analytics_enabled=False, title="vtcframe explore", delete_cache=(DAY, DAY)) as page:
-        gradio.HTML(STYLE + _filled(HEAD, model=backbone.path, forms=language.forms if language else ()))
+        gradio.HTML(STYLE + _render(HEAD, model=backbone.path, forms=vocabulary.templates if vocabulary else ()))
         with gradio.Row():
             with gradio.Column(scale=2, min_width=280):
                 picture = gradio.Image(
@@ -107,25 +113,25 @@ def layout(questioner: Questioner) -> gradio.Blocks:
                     height=240,
                     buttons=[],
                 )
-                picture.preprocess = _path  # a file is decoded as by every command, and told of in our words
+                picture.preprocess = _path  # the file is decoded as in every command, with the same error messages
                 with gradio.Group():
-                    shown = [gradio.Button(text, icon=path, size="sm") for path, text in examples]
+                    buttons = [gradio.Button(text, icon=path, size="sm") for path, text in examples]
             with gradio.Column(scale=3, min_width=280):
                 question = gradio.Textbox(examples[0][1], label="Question")
-                first, first_note = _method("First method", FIRST, about)
-                second, second_note = _method("Second method", SECOND, about)
+                first, first_note = _method("First method", FIRST_METHOD, describe)
+                second, second_note = _method("Second method", SECOND_METHOD, describe)
                 with gradio.Row():
-                    kind = gradio.Radio([FRACTION, TOKENS, NONE], value=FRACTION, label="Budget given as")
-                    amount = gradio.Number(SHARE, label="Budget", step=0.001)
+                    kind = gradio.Radio([FRACTION, TOKENS, NONE], value=FRACTION, label="Kind of budget")
+                    amount = gradio.Number(INITIAL_FRACTION, label="Budget", step=0.001)
                 button = gradio.Button("Ask", variant="primary")
         result = gradio.HTML()
         gradio.on(
-            [button.click, question.submit], ask, [picture, question, first, second, kind, amount], result, **turn
+            [button.click, question.submit], ask, [picture, question, first, second, kind, amount], result, **queue
         )
         for method, note in ((first, first_note), (second, second_note)):
-            gradio.on([method.change, kind.change, amount.blur], about, [method, kind, amount], note, **turn)
-        for example, one in zip(shown, examples, strict=True):
-            example.click(lambda one=one: one, None, [picture, question], api_visibility="private")
+            gradio.on([method.change, kind.change, amount.blur], describe, [method, kind, amount], note, **queue)
+        for example_button, example in zip(buttons, examples, strict=True):
+            example_button.click(lambda example=example: example, None, [picture, question], api_visibility="private")
     return page
 
 
@@ -133,37 +139,37 @@ def _path(payload: Any) -> str | None:
     return payload and payload.path
 
 
-def _method(label: str, name: str, about: Callable[..., str]) -> tuple[gradio.Dropdown, gradio.HTML]:
-    """Make the choice of a method, and what is said of it below."""
+def _method(label: str, name: str, describe: Callable[..., str]) -> tuple[gradio.Dropdown, gradio.HTML]:
+    """Make the control for a method, and the note below it with its description."""
     info = "A name, or YAML with options: {name: VtcCls, last: 3}"
-    choice = gradio.Dropdown(methods(), value=name, label=label, info=info, allow_custom_value=True)
-    return choice, gradio.HTML(about(name, FRACTION, SHARE))
+    choice = gradio.Dropdown(method_names(), value=name, label=label, info=info, allow_custom_value=True)
+    return choice, gradio.HTML(describe(name, FRACTION, INITIAL_FRACTION))
 
 
-def answers(outcome: Outcome) -> str:
-    """Return what became of a question as HTML, its pictures within."""
-    seen = outcome.pictures[0]
-    assert isinstance(seen, Image.Image)  # the page takes no videos
-    panels = [{"title": "Untouched model", "row": outcome.unpruned, "images": [("The picture as given", _data(seen))]}]
-    for method, found in outcome.methods:
-        if isinstance(found, Prediction):
-            drawn = (
-                ("Kept tokens, framed", kept_tokens(outcome.pictures, found.views or ())),
-                ("Scores", score_map(outcome.pictures, found.views or ())),
+def render_answers(outcome: Outcome) -> str:
+    """Return the answers to a question as HTML with embedded pictures."""
+    picture = outcome.pictures[0]
+    assert isinstance(picture, Image.Image)  # the page does not support videos
+    panels = [{"title": "Unpruned model", "row": outcome.unpruned, "images": [("Input picture", _data_url(picture))]}]
+    for method, result in outcome.methods:
+        if isinstance(result, Prediction):
+            drawings = (
+                ("Kept tokens, framed", kept_tokens(outcome.pictures, result.views or ())),
+                ("Scores", score_map(outcome.pictures, result.views or ())),
             )
-            images = [(caption, _data(image)) for caption, image in drawn]
-            panels.append({"title": str(found.label), "row": found, "images": images})
+            images = [(caption, _data_url(image)) for caption, image in drawings]
+            panels.append({"title": str(result.label), "row": result, "images": images})
         else:
-            panels.append({"title": method, "reason": found})
-    return _filled(ANSWERS, panels=panels)
+            panels.append({"title": method, "reason": result})
+    return _render(ANSWERS, panels=panels)
 
 
-def _filled(template: str, **values: Any) -> str:
+def _render(template: str, **values: Any) -> str:
     return TEMPLATES.from_string(template).render(values)
 
 
-def _data(image: Image.Image) -> str:
-    """Return a picture as an address that holds it: no file of it is left on the disk."""
+def _data_url(image: Image.Image) -> str:
+    """Return a picture as a data URL, so that no file is written to the disk."""
     png = io.BytesIO()
     image.save(png, "PNG")
     return "data:image/png;base64," + base64.b64encode(png.getvalue()).decode()

@@ -1,6 +1,5 @@
 """Checkpoints: how they are loaded, identified and placed on a device."""
 
-import json
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -11,7 +10,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedC
 from transformers.utils.hub import cached_file, extract_commit_hash
 
 from vtcframe.assets import bundled
-from vtcframe.assets.language import Language
+from vtcframe.data.question_vocabulary import QuestionVocabulary, read_question_vocabulary
 from vtcframe.errors import UsageError
 
 # model_type of checkpoints with custom code -> checkpoints of the same family that transformers supports
@@ -78,13 +77,9 @@ class Backbone:
                     digest.update(content.read())
         return digest.hexdigest()
 
-    def language(self) -> Language | None:
-        """Return what may be asked, where the checkpoint is a folder that says so."""
-        path = Path(bundled(self.path)) / "questions.json"
-        if not path.is_file():
-            return None
-        content = json.loads(path.read_text(encoding="utf-8"))
-        return Language(frozenset(content["vocabulary"]), tuple(content["forms"].values()))
+    def question_vocabulary(self) -> QuestionVocabulary | None:
+        """Return the words that may be asked, if the checkpoint is a folder that lists them; None for any other."""
+        return read_question_vocabulary(Path(bundled(self.path)))
 
 
 def _custom_code(path: str) -> str | None:

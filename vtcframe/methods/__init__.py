@@ -1,1 +1,1 @@
-"""Published methods and baselines, one paper in each module; `vtcframe/__init__.pyi` lists them."""
+"""Published compression methods and baselines, one paper per module; `vtcframe/__init__.pyi` lists the classes."""

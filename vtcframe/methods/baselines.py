@@ -1,4 +1,4 @@
-"""TODO: vtcframe/methods/baselines.py."""
+"""Baselines without a paper: random tokens, an even grid, and average pooling."""
 
 from dataclasses import dataclass
 
@@ -13,9 +13,9 @@ from vtcframe.core.pipeline import Pipeline
 
 @dataclass(frozen=True)
 class RandomPruner(Method):
-    """Baseline: tokens drawn uniformly without replacement, the same for a sample in any batch."""
+    """Baseline: keeps tokens drawn uniformly without replacement, the same ones for a sample in any batch."""
 
-    card = MethodCard(paper="", signal="none", selector="at random", dropped="gone", parity="no public code")
+    card = MethodCard(paper="", signal="none", selector="at random", dropped="discarded", parity="no public code")
     seed: int = 0
 
     def pipeline(self) -> Pipeline:
@@ -24,9 +24,9 @@ class RandomPruner(Method):
 
 @dataclass(frozen=True)
 class UniformPruner(Method):
-    """Baseline: an even spatial grid."""
+    """Baseline: keeps the tokens of an even spatial grid."""
 
-    card = MethodCard(paper="", signal="none", selector="even grid", dropped="gone", parity="no public code")
+    card = MethodCard(paper="", signal="none", selector="even grid", dropped="discarded", parity="no public code")
 
     def pipeline(self) -> Pipeline:
         return Pipeline((), Mean(), Even(), Grid())
@@ -34,7 +34,7 @@ class UniformPruner(Method):
 
 @dataclass(frozen=True)
 class Pool(Method):
-    """Baseline: average pooling to the budget, each token of an even grid the mean of those nearest to it."""
+    """Baseline: average pooling to the budget; each token of an even grid becomes the mean of the nearest tokens."""
 
     card = MethodCard(
         paper="",

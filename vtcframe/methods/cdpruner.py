@@ -1,4 +1,4 @@
-"""TODO: vtcframe/methods/cdpruner.py."""
+"""CDPruner (arXiv 2506.10967): tokens chosen by a determinantal point process conditioned on the question."""
 
 from dataclasses import dataclass
 
@@ -12,18 +12,18 @@ from vtcframe.core.pipeline import Pipeline
 
 @dataclass(frozen=True)
 class CdPruner(Method):
-    """CDPruner (arXiv 2506.10967): diverse tokens by a determinantal point process, weighed by the question.
+    """CDPruner (arXiv 2506.10967): diverse tokens by a determinantal point process, weighted by the question.
 
-    A token weighs the more the *less* CLIP finds it like the question, as in the authors' code. Relevance is scaled
-    over the views of a sample, where the code scales over its batch; each view gets the same number of tokens. `model`
-    says whose similarity is read (see Similarity).
+    As in the authors' code, a token weighs the more the *less* similar CLIP finds it to the question. Relevance is
+    scaled over the views of a sample, where the code scales over its batch. Each view gets the same number of tokens.
+    `model` selects the model whose similarity is used (see Similarity).
     """
 
     card = MethodCard(
         paper="arXiv 2506.10967",
         signal="dissimilarity to the question",
         selector="DPP, greedy",
-        dropped="gone",
+        dropped="discarded",
         parity="exact",
         text=True,
     )

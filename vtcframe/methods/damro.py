@@ -1,4 +1,4 @@
-"""TODO: vtcframe/methods/damro.py."""
+"""DAMRO (arXiv 2410.04514): the outlier tokens of its contrastive decoding, used here as a pruner."""
 
 from dataclasses import dataclass
 
@@ -12,17 +12,18 @@ from vtcframe.core.pipeline import Pipeline
 
 @dataclass(frozen=True)
 class DamroOutliers(Method):
-    """The outliers of DAMRO (arXiv 2410.04514): most attended by [CLS], all heads read as one of full width.
+    """The outliers of DAMRO (arXiv 2410.04514): the tokens that [CLS] attends to most, all heads joined as one.
 
-    The paper decodes in contrast to a picture of these alone (10 of LLaVA's 576); this keeps them, in raster order
-    where the code has them by score. The contrast itself is decoding and not part of it.
+    The paper decodes in contrast to a picture that consists of these tokens only (10 of LLaVA's 576). This class keeps
+    these tokens, in raster order, where the code orders them by score. The contrastive decoding itself is not part of
+    this class.
     """
 
     card = MethodCard(
         paper="arXiv 2410.04514",
         signal="[CLS] attention, heads joined",
         selector="top-k",
-        dropped="gone",
+        dropped="discarded",
         parity="exact",
     )
 

@@ -1,4 +1,4 @@
-"""DART: what repeats the pivots goes, without a look at any attention."""
+"""DART (arXiv 2502.11494): drops tokens that duplicate a few pivots; it reads no attention weights."""
 
 from dataclasses import dataclass
 
@@ -18,19 +18,21 @@ from vtcframe.core.verbs import Selector
 from vtcframe.ops.gather import gather_tokens, highest, kept_places
 from vtcframe.ops.similarity import unit_vectors
 
-KEYS, STATES = AttentionKeys((-1,), "llm"), HiddenStates(-1, "llm")  # of the layer before the stage
+KEYS = AttentionKeys((-1,), "llm")  # of the layer before the stage
+STATES = HiddenStates(-1, "llm")  # of the layer before the stage
 
 
 @dataclass(frozen=True)
 class PivotDissimilarity(Selector):
-    """The highest scores, and of the others those least like them or like text: DART (arXiv 2502.11494).
+    """The tokens with the highest scores, and the tokens least similar to them or to text: DART (arXiv 2502.11494).
 
-    Pivots are the `image_pivots` highest scores, which stay, and the `text_pivots` tokens of text behind the pictures
-    whose keys are longest (L1, all heads). Each pivot in turn takes those of what is left that have the lowest cosine
-    to it, of the hidden states before the stage behind the model's last norm; of equals the first. They choose in
-    falling order of scores, then of the text's keys, and share the rest of the quota evenly, the first take one more.
-    A quota below `image_pivots` is theirs alone; where there is less text, its share goes to the others. For a stage at
-    "llm:K", and rows that are samples, as DART has it.
+    Pivots are the `image_pivots` tokens with the highest scores, which stay, and the `text_pivots` tokens of the text
+    after the pictures whose keys have the largest L1 norm over all heads. Each pivot in turn selects, among the tokens
+    not selected yet, those with the lowest cosine to it. Cosines are between the hidden states before the stage, after
+    the model's final norm; ties go to the first token. Image pivots select first, by falling score, then text pivots,
+    by falling norm. They share the rest of the quota evenly; the first pivots select one token more. A quota below
+    `image_pivots` goes to image pivots only; where there is less text, its share goes to the other pivots. For a stage
+    at "llm:K" and rows that are samples, as in DART.
     """
 
     image_pivots: int = 4
@@ -48,52 +50,62 @@ class PivotDissimilarity(Selector):
         return STATES, TextTokens(KEYS), TextTokens(STATES)
 
     def __call__(self, scores: Tensor, quota: Tensor, evidence: Evidence) -> Tensor:
-        kept, pivots, there = self.pivots(scores, quota, evidence)
-        return self.around(kept, pivots, there, quota, evidence)
+        kept, pivots, is_pivot = self.find_pivots(scores, quota, evidence)
+        return self.select_around(kept, pivots, is_pivot, quota, evidence)
 
-    def pivots(self, scores: Tensor, quota: Tensor, evidence: Evidence) -> tuple[Tensor, Tensor, Tensor]:
-        """Return which tokens are pivots [V, N], and of all pivots, as they choose, states [V, K, C] and where [V, K].
+    def find_pivots(self, scores: Tensor, quota: Tensor, evidence: Evidence) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the image pivots [V, N] bool, and states [V, K, C] and mask [V, K] of all pivots.
 
-        Rows with fewer than K pivots have some that are not there.
+        Pivots come in the order in which they select. The mask is False at the padding of rows with fewer than K
+        pivots.
         """
-        own = highest(scores, quota.clamp(max=self.image_pivots))
-        image = kept_places(own, scores)
+        kept = highest(scores, quota.clamp(max=self.image_pivots))
+        image = kept_places(kept, scores)
         sample = evidence.layout.sample.to(scores.device)
         length = evidence[TextTokens(KEYS)].float().abs().sum(2)[sample]
-        said = ~length.isnan()
-        length = length.masked_fill(~said, -torch.inf)
-        text = kept_places(highest(length, said.sum(1).clamp(max=self.text_pivots)), length)
-        states = gather_tokens(evidence[STATES], image), gather_tokens(evidence[TextTokens(STATES)][sample], text)
-        return own, torch.cat(states, 1), torch.cat([image, text], 1) >= 0
+        is_text = ~length.isnan()
+        length = length.masked_fill(~is_text, -torch.inf)
+        text = kept_places(highest(length, is_text.sum(1).clamp(max=self.text_pivots)), length)
+        image_states = gather_tokens(evidence[STATES], image)
+        text_states = gather_tokens(evidence[TextTokens(STATES)][sample], text)
+        return kept, torch.cat([image_states, text_states], 1), torch.cat([image, text], 1) >= 0
 
-    def around(self, kept: Tensor, pivots: Tensor, there: Tensor, quota: Tensor, evidence: Evidence) -> Tensor:
-        """Kept [V, N], pivots [V, K, C] that are there [V, K] -> [V, N]: what they choose too, up to the quota."""
-        rest, chooser = quota.to(kept.device)[:, None] - kept.sum(1, keepdim=True), there.cumsum(1) - 1
-        choosers = there.sum(1, keepdim=True).clamp(min=1)
-        share = (rest // choosers + (chooser < rest % choosers)).masked_fill(~there, 0)
+    def select_around(
+        self, kept: Tensor, pivots: Tensor, is_pivot: Tensor, quota: Tensor, evidence: Evidence
+    ) -> Tensor:
+        """Add the tokens that the pivots select to `kept` [V, N], up to the quota [V].
+
+        `pivots` [V, K, C] are hidden states, `is_pivot` [V, K] bool their mask. Returns [V, N] bool.
+        """
+        rest = quota.to(kept.device)[:, None] - kept.sum(1, keepdim=True)
+        pivot_index = is_pivot.cumsum(1) - 1
+        pivot_count = is_pivot.sum(1, keepdim=True).clamp(min=1)
+        share = (rest // pivot_count + (pivot_index < rest % pivot_count)).masked_fill(~is_pivot, 0)
         valid = evidence.layout.valid
         with torch.autocast(kept.device.type, enabled=False):
-            unlike = -unit_vectors(evidence[STATES], valid) @ unit_vectors(pivots, there).mT
+            dissimilarity = -unit_vectors(evidence[STATES], valid) @ unit_vectors(pivots, is_pivot).mT
         for k in range(pivots.shape[1]):
-            kept = kept | highest(unlike[..., k].masked_fill(kept | ~valid, -torch.inf), share[:, k])
+            kept = kept | highest(dissimilarity[..., k].masked_fill(kept | ~valid, -torch.inf), share[:, k])
         return kept
 
 
 @dataclass(frozen=True)
 class Dart(Method):
-    """DART (arXiv 2502.11494): a few pivots, and the tokens that are least like them, before layer 2 of the LLM.
+    """DART (arXiv 2502.11494): a few pivots, and the tokens least similar to them, before layer 2 of the LLM.
 
-    Visual and textual pivots are the tokens with the longest keys in the layer before; see PivotDissimilarity. All visual tokens
-    of a sample are judged together, text stays, positions are kept. Deviations from the authors' code: a budget is met
-    exactly, where theirs rounds the number that each pivot takes (132 tokens for "128" in LLaVA); their pivots choose
-    in the order of a Python set, ours by the length of their keys, visual ones first; batches work.
+    Visual and text pivots are the tokens with the longest keys in the layer before (see PivotDissimilarity). All visual
+    tokens of a sample are ranked together; text stays, and tokens keep their positions.
+
+    Deviations from the authors' code: a budget is met exactly, where the code rounds the number of tokens per pivot
+    (132 tokens for "128" in LLaVA). The code's pivots select in the order of a Python set; here they select by the
+    length of their keys, visual pivots first. Batches are supported.
     """
 
     card = MethodCard(
         paper="arXiv 2502.11494",
-        signal="length of the LLM's keys, cosine of its states",
-        selector="least like the pivots",
-        dropped="gone",
+        signal="length of the LLM's keys, cosine of its hidden states",
+        selector="least similar to the pivots",
+        dropped="discarded",
         parity="exact, given the order of the pivots; differs: that order, and budgets are met exactly",
         site="llm",
         text=True,
@@ -108,5 +120,5 @@ class Dart(Method):
 
     def stages(self, budget: Budget | None) -> tuple[Stage, ...]:
         if budget is None:
-            raise ValueError("Dart fills a budget with what is least like its pivots: give tokens or ratio")
+            raise ValueError("Dart fills a budget with the tokens least similar to its pivots: give tokens or ratio")
         return (Stage(f"llm:{self.layer}", self, budget),)

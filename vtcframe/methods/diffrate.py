@@ -13,7 +13,7 @@ from vtcframe.core.needs import AttentionRows, ClsProxy
 from vtcframe.core.stages import Stage
 from vtcframe.core.token_merging import Merged, TokenMerger, merge, token_sizes
 from vtcframe.methods._base import EncoderMethod
-from vtcframe.methods._matching import count_class_tokens, token_index, verify_schedule
+from vtcframe.methods._matching import check_signal, count_class_tokens, token_index
 from vtcframe.ops.gather import gather_tokens
 from vtcframe.ops.similarity import cosine
 
@@ -62,9 +62,10 @@ class DiffRate(EncoderMethod):
             raise ValueError("DiffRate takes a budget or rates: give tokens or ratio, or prune and merge, but not both")
         rates = zip(self.prune, self.merge, strict=True) if self.prune else [(None, None)] * len(self.blocks)
         steps = [
-            DiffRateStep(prune, merge, left, self.query) for (prune, merge), left in zip(rates, self.left, strict=True)
+            DiffRateStep(prune, merge, remaining, self.query)
+            for (prune, merge), remaining in zip(rates, self.remaining_stages, strict=True)
         ]
-        return self.at([*steps], budget)
+        return self.encoder_stages([*steps], budget)
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ class DiffRateStep(TokenMerger):
 
     prune: int | None = None
     merge: int | None = None
-    left: int = 1
+    remaining_stages: int = 1
     query: ClsProxy = "cls"
 
     @property
@@ -82,7 +83,7 @@ class DiffRateStep(TokenMerger):
 
     def __call__(self, evidence: Evidence, budget: Budget | None = None) -> Merged:
         scores = evidence[self.needs[0]][0].mean(1)
-        verify_schedule(self, scores, evidence)
+        check_signal(self, scores, evidence)
         layout, index = evidence.layout, token_index(evidence)
         scores = scores.masked_fill(~layout.valid, -torch.inf)
         if budget is None:
@@ -92,7 +93,7 @@ class DiffRateStep(TokenMerger):
             quota = stay.clamp(max=self.merge - count_class_tokens(evidence))
         else:
             final = Even()(scores, budget.total(layout), evidence)
-            gone = (layout.count - final + self.left - 1) // self.left
+            gone = (layout.count - final + self.remaining_stages - 1) // self.remaining_stages
             quota, stay = layout.count - gone, layout.count - gone // 2
             stay = torch.where(quota > 0, stay, 0)  # without a token to join, none merges
         by_rank = scores.argsort(dim=1, descending=True, stable=True)

@@ -17,7 +17,11 @@ class DivPrune(Method):
     """
 
     card = MethodCard(
-        paper="arXiv 2503.02175", signal="none", selector="max-min distance of tokens", dropped="gone", parity="exact"
+        paper="arXiv 2503.02175",
+        signal="none",
+        selector="max-min distance of tokens",
+        dropped="discarded",
+        parity="exact",
     )
 
     def pipeline(self) -> Pipeline:

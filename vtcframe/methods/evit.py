@@ -26,16 +26,16 @@ class KeepRate(Allocator):
     """The part `keep` of each view's tokens, rounded up; with a budget equal ratios, `left` steps before its end."""
 
     keep: float
-    left: int = 1
+    remaining_stages: int = 1
 
     def __call__(self, scores: Tensor, budget: Tensor | None, evidence: Evidence) -> Tensor:
         count = evidence.layout.count
         if budget is None:
             return torch.tensor([ceil(self.keep * n) for n in count.tolist()], dtype=torch.long)
         final = Even()(scores, budget, evidence)
-        if self.left == 1:
+        if self.remaining_stages == 1:
             return final
-        ratio = (final / count.clamp(min=1)).double() ** (1 / self.left)
+        ratio = (final / count.clamp(min=1)).double() ** (1 / self.remaining_stages)
         return (count * ratio).ceil().long().clamp(final, count)
 
 
@@ -73,5 +73,8 @@ class EVit(EncoderMethod):
 
     def stages(self, budget: Budget | None) -> tuple[Stage, ...]:
         scorers, merger = (ClsAttention(1, self.query),), Fuse(mean=False) if self.fuse else None
-        steps = [Pipeline(scorers, Mean(), KeepRate(self.keep, left), TopK(), merger) for left in self.left]
-        return self.at([*steps], budget)
+        steps = [
+            Pipeline(scorers, Mean(), KeepRate(self.keep, remaining), TopK(), merger)
+            for remaining in self.remaining_stages
+        ]
+        return self.encoder_stages([*steps], budget)

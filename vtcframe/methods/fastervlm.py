@@ -1,4 +1,4 @@
-"""TODO: vtcframe/methods/fastervlm.py."""
+"""FasterVLM (arXiv 2412.01818)."""
 
 from dataclasses import dataclass
 
@@ -25,7 +25,7 @@ class FasterVlm(ClsScored):
         paper="arXiv 2412.01818",
         signal="[CLS] attention of one block",
         selector="top-k",
-        dropped="gone",
+        dropped="discarded",
         parity="exact",
     )
     query: ClsProxy = "cls"

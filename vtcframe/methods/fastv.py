@@ -28,7 +28,7 @@ class FastV(SingleLlmStage):
         paper="arXiv 2403.06764",
         signal="attention of the prompt's last token",
         selector="top-k",
-        dropped="gone",
+        dropped="discarded",
         parity="exact",
         site="llm",
         text=True,
@@ -36,4 +36,4 @@ class FastV(SingleLlmStage):
     layer: int = 2
 
     def pipeline(self) -> Pipeline:
-        return self.ranking(TextAttention(-1))
+        return self.rank_by(TextAttention(-1))

@@ -1,4 +1,4 @@
-"""TODO: vtcframe/methods/fastvid.py."""
+"""FastVID (arXiv 2503.11187): dynamic density pruning of video tokens."""
 
 from dataclasses import dataclass
 
@@ -19,14 +19,15 @@ from vtcframe.ops.views import first_frames
 
 @dataclass(frozen=True)
 class FastVid(FrameMerging):
-    """FastVID (arXiv 2503.11187): in each frame the most attended; what a segment's others share, in anchors.
+    """FastVID (arXiv 2503.11187): the most attended tokens of each frame, and anchors that the others merge into.
 
-    A video is cut where neighbouring frames are least alike, at the `segments` - 1 lowest cosines and at those below
-    `tau`. `context` of every frame's share goes to the segment's anchor frames, the last and every `every`th before
-    it: density peaks (4 neighbours) among what attention left over. All tokens of the segment that attention left over
-    join the anchor most alike; it becomes `beta` of itself and the rest the mean of its cluster. Frames are compared by
-    the mean of their encoder features (the paper: their pooled [CLS], which most backbones do not show). Where an
-    anchor frame has no room, the tokens go by attention. Within a frame, order is raster.
+    A video is cut into segments between dissimilar neighbouring frames: at the `segments` - 1 lowest cosines, and at
+    cosines below `tau`. The share `context` of each frame's budget goes to the anchor frames of its segment, which are
+    the last frame and every `every`th before it. Anchors are density peaks (4 neighbours) among the tokens that
+    attention did not select. The other tokens of the segment join the most similar anchor, which becomes `beta` times
+    itself plus 1 - `beta` times the mean of its cluster. Frames are compared by the mean of their encoder features (the
+    paper: their pooled [CLS], which most backbones do not expose). If an anchor frame has no room, attention selects
+    the tokens. Within a frame, tokens keep raster order.
     """
 
     card = MethodCard(
@@ -52,7 +53,7 @@ class FastVid(FrameMerging):
     def needs(self) -> tuple[Need, ...]:
         return (*ClsAttention(1, self.query).needs, HiddenStates())
 
-    def scores(self, evidence: Evidence) -> Tensor:
+    def score_tokens(self, evidence: Evidence) -> Tensor:
         return ClsAttention(1, self.query)(evidence)[0].float()
 
     def cuts(self, evidence: Evidence) -> Tensor:
@@ -74,17 +75,17 @@ class FastVid(FrameMerging):
         context = (share.double() * self.context).long()
         attended, anchors, room = (share - context).tolist(), [0] * len(share), layout.count.tolist()
         for start, end in segment_bounds(cut):
-            left, hosts = int(context[start:end].sum()), range(end - 1, start - 1, -self.every)
+            remaining, hosts = int(context[start:end].sum()), range(end - 1, start - 1, -self.every)
             for i, v in enumerate(hosts):
-                anchors[v] = min(left // (len(hosts) - i), room[v] - attended[v])
-                left -= anchors[v]
+                anchors[v] = min(remaining // (len(hosts) - i), room[v] - attended[v])
+                remaining -= anchors[v]
             for v in range(start, end):
-                more = min(left, room[v] - attended[v] - anchors[v])
-                attended[v] += more
-                left -= more
+                extra = min(remaining, room[v] - attended[v] - anchors[v])
+                attended[v] += extra
+                remaining -= extra
         return torch.tensor(attended, dtype=torch.long), torch.tensor(anchors, dtype=torch.long)
 
-    def merged(self, scores: Tensor, total: Tensor, evidence: Evidence) -> tuple[Tensor, Tensor]:
+    def merge_frames(self, scores: Tensor, total: Tensor, evidence: Evidence) -> tuple[Tensor, Tensor]:
         valid, x, cut = evidence.layout.valid, clean_tokens(evidence), self.cuts(evidence)
         attended, anchors = self.plan(total, cut, evidence)
         first = highest(scores, attended)

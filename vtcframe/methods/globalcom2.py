@@ -1,4 +1,4 @@
-"""TODO: vtcframe/methods/globalcom2.py."""
+"""GlobalCom2 (arXiv 2501.05179): budgets of crops follow the overview."""
 
 from dataclasses import dataclass
 
@@ -26,7 +26,7 @@ class GlobalCom2(ClsScored):
         paper="arXiv 2501.05179",
         signal="[CLS] logits of the last block, a crop's and the overview's",
         selector="top-k",
-        dropped="gone",
+        dropped="discarded",
         parity="exact given its rounding; differs: quotas sum to the budget, padded crops keep their cells",
     )
     tau: float = 10.0

@@ -26,7 +26,7 @@ class HiRed(ClsScored):
         paper="arXiv 2408.10945",
         signal="[CLS] attention of one block",
         selector="top-k",
-        dropped="gone",
+        dropped="discarded",
         parity="exact without crops; differs: regions of crops are the paper's, not its code's",
     )
     alpha: float = 0.5

@@ -1,4 +1,4 @@
-"""TODO: vtcframe/methods/holitom.py."""
+"""HoliTom (arXiv 2505.21334): merging of static patches, and merging inside the language model."""
 
 from dataclasses import dataclass
 
@@ -19,14 +19,14 @@ from vtcframe.core.pipeline import Pipeline
 from vtcframe.core.pruned import Pruned
 from vtcframe.core.stages import Stage
 from vtcframe.core.verbs import Merger
-from vtcframe.methods._frames import StaticPlaces, check_shares, segment_bounds
+from vtcframe.methods._frames import StaticPatchMerging, check_shares, segment_bounds
 from vtcframe.ops.gather import gather_tokens, highest, kept_places, real_tokens
 from vtcframe.ops.similarity import cosine, group_sums, unit_vectors
 from vtcframe.ops.views import first_frames
 
 
 @dataclass(frozen=True)
-class HoliTomOuter(StaticPlaces):
+class HoliTomOuter(StaticPatchMerging):
     """Outer stage of HoliTom (arXiv 2505.21334): still places once a window, of the others the most attended.
 
     A place is still in a window if the cosine of its tokens in all successive frames exceeds `tau`. Windows maximise
@@ -53,10 +53,10 @@ class HoliTomOuter(StaticPlaces):
     def needs(self) -> tuple[Need, ...]:
         return ClsAttention(1, self.query).needs
 
-    def scores(self, evidence: Evidence) -> Tensor:
+    def score_tokens(self, evidence: Evidence) -> Tensor:
         return ClsAttention(1, self.query)(evidence)[0].float()
 
-    def still(self, x: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
+    def find_static(self, x: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
         videos = first_frames(layout)
         u = unit_vectors(x, layout.valid)
         same = (u[1:] * u[:-1]).sum(2) > self.tau
@@ -84,11 +84,11 @@ class HoliTomOuter(StaticPlaces):
         changes = torch.zeros_like(changes).index_add_(0, segment, changes)[segment]
         return begins, (changes == 0) & ~alone & layout.valid
 
-    def together(self, centre: Tensor, others: Tensor, count: Tensor) -> Tensor:
+    def merge_cluster(self, centre: Tensor, others: Tensor, count: Tensor) -> Tensor:
         mixed = self.beta * centre + (1 - self.beta) * others / count.clamp(min=1)
         return torch.where(count > 0, mixed, centre)
 
-    def changing(self, x: Tensor, among: Tensor, quota: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
+    def select_changing(self, x: Tensor, among: Tensor, quota: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
         return highest(scores.masked_fill(~among, -torch.inf), quota), x
 
 
@@ -147,10 +147,10 @@ class HoliTom(Method):
         check_ratio("ratio", self.ratio)
 
     def stages(self, budget: Budget | None) -> tuple[Stage, ...]:
-        asked = Pipeline(
+        ranked = Pipeline(
             (TextAttention(-1),), Mean(), KeepRatio(self.ratio, "nearest"), TopK(), PairwiseMean(), across="sample"
         )
         return (
             Stage("projector", HoliTomOuter(self.tau, self.beta, self.query), budget),
-            Stage(f"llm:{self.layer}", asked),
+            Stage(f"llm:{self.layer}", ranked),
         )

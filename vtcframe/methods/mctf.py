@@ -18,12 +18,12 @@ from vtcframe.methods._base import EncoderMethod
 from vtcframe.methods._matching import (
     TINY,
     MatchHalf,
+    check_signal,
     count_class_tokens,
     match_halves,
     merge_count,
+    order_where_merged,
     token_index,
-    unchanged,
-    verify_schedule,
 )
 from vtcframe.ops.gather import gather_tokens
 from vtcframe.ops.similarity import cosine
@@ -91,7 +91,9 @@ class Mctf(EncoderMethod):
 
     def stages(self, budget: Budget | None) -> tuple[Stage, ...]:
         options = self.temperatures, self.two_way, self.pooling, self.when
-        return self.at([MctfStep(self.r, left, *options) for left in self.left], budget)
+        return self.encoder_stages(
+            [MctfStep(self.r, remaining, *options) for remaining in self.remaining_stages], budget
+        )
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,7 @@ class MctfStep(TokenMerger):
     """One block of MCTF; with a budget it is `left` steps before the end."""
 
     r: float = 0.0
-    left: int = 1
+    remaining_stages: int = 1
     temperatures: tuple[float, float, float] = (1.0, 20.0, 40.0)
     two_way: bool = True
     pooling: Literal["attention", "size", "max", "mean"] = "attention"
@@ -111,41 +113,43 @@ class MctfStep(TokenMerger):
 
     def __call__(self, evidence: Evidence, budget: Budget | None = None) -> Merged:
         attended, size = evidence[self.needs[0]][0, :, 0], token_sizes(evidence)
-        verify_schedule(self, attended, evidence)
-        gone = merge_count(self, evidence, budget, self.left, self.published(evidence))
+        check_signal(self, attended, evidence)
+        gone = merge_count(self, evidence, budget, self.remaining_stages, self.published(evidence))
         forth = gone // 2 if self.two_way else gone
         even, odd, index = *match_halves(evidence), token_index(evidence)
-        pairs = self.pairs(evidence, even, odd).masked_fill(~even.to(odd), -torch.inf)
+        pairs = self.pairs(evidence, even, odd).masked_fill(~even.pair_mask(odd), -torch.inf)
         best, partner = pairs.max(2).values, pairs.argmax(2)
         rank = even.rank(best)
         joins = rank < forth.to(rank.device)[:, None]
-        leader = even.put(index, torch.where(joins, odd.at.gather(1, partner), even.at))
-        order = odd.put(index if count_class_tokens(evidence) else even.put(index, rank), index.shape[1] + odd.at)
-        scores = even.put(torch.zeros_like(attended), torch.where(even.is_token, -best, 0))
+        leader = even.scatter(index, torch.where(joins, odd.index.gather(1, partner), even.index))
+        order = odd.scatter(
+            index if count_class_tokens(evidence) else even.scatter(index, rank), index.shape[1] + odd.index
+        )
+        scores = even.scatter(torch.zeros_like(attended), torch.where(even.is_token, -best, 0))
         if self.two_way:  # by the scores before the first merge, without the tokens that have merged
             back = pairs.masked_fill(joins[..., None], -torch.inf)
             best, partner = back.max(1).values, back.argmax(1)
             rank = odd.rank(best)
             joins = rank < (gone - forth).to(rank.device)[:, None]
-            leader = odd.put(index, torch.where(joins, even.at.gather(1, partner), odd.at)).gather(1, leader)
-            order = odd.put(order, index.shape[1] + rank)
-            scores = odd.put(scores, torch.where(odd.is_token & best.isfinite(), -best, 0))
+            leader = odd.scatter(index, torch.where(joins, even.index.gather(1, partner), odd.index)).gather(1, leader)
+            order = odd.scatter(order, index.shape[1] + rank)
+            scores = odd.scatter(scores, torch.where(odd.is_token & best.isfinite(), -best, 0))
         weight = {"attention": attended.clamp(min=TINY) * size, "size": size}.get(self.pooling, torch.ones_like(size))
-        order = unchanged(order, gone, evidence)
+        order = order_where_merged(order, gone, evidence)
         pooling: Pooling = "max" if self.pooling == "max" else "mean"
         return merge(evidence, leader, order, evidence.layout.count - gone, weight, scores, pooling=pooling)
 
     def pairs(self, evidence: Evidence, even: "MatchHalf", odd: "MatchHalf") -> Tensor:
         """[V, E, O] the logarithm of each pair's score, up to a constant of its view."""
         tokens, (similarity, attention, mass) = evidence.tokens.float(), self.temperatures
-        score = torch.zeros(*even.at.shape, odd.at.shape[1], device=tokens.device, dtype=torch.float32)
+        score = torch.zeros(*even.index.shape, odd.index.shape[1], device=tokens.device, dtype=torch.float32)
         if similarity:
-            alike = (1 + cosine(gather_tokens(tokens, even.at), gather_tokens(tokens, odd.at))) / 2
+            alike = (1 + cosine(gather_tokens(tokens, even.index), gather_tokens(tokens, odd.index))) / 2
             score = alike.clamp(min=TINY).log() / similarity
         for values, temperature in ((evidence[self.needs[0]][0, :, 0], attention), (token_sizes(evidence), mass)):
             if temperature:
                 log = values.clamp(min=TINY).log() / temperature
-                score = score - log.gather(1, even.at)[:, :, None] - log.gather(1, odd.at)[:, None]
+                score = score - log.gather(1, even.index)[:, :, None] - log.gather(1, odd.index)[:, None]
         return score
 
     def published(self, evidence: Evidence) -> Tensor:

@@ -68,7 +68,7 @@ class MiniMonkeyScm(Method):
         paper="arXiv 2408.02034",
         signal="attention of all that follows, in an early layer of the LLM",
         selector="top-k of a picture's crops",
-        dropped="gone",
+        dropped="discarded",
         parity="exact; differs: the code loses one token more",
         text=True,
     )

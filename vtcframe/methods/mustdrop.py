@@ -19,7 +19,7 @@ from vtcframe.core.pruned import Pruned
 from vtcframe.core.stages import Positions, Pruner, Stage
 from vtcframe.core.token_merging import MergeTime, merge
 from vtcframe.core.verbs import Allocator, Scorer
-from vtcframe.methods._base import ascending
+from vtcframe.methods._base import check_layers
 from vtcframe.ops.gather import highest
 from vtcframe.ops.quotas import apportion
 from vtcframe.ops.similarity import unit_vectors
@@ -49,24 +49,28 @@ class WindowMerge(Pruner):
         if budget is not None:
             raise ValueError(f"{self} takes no budget: it merges what is alike, by `alike`")
         layout, grid, whole = evidence.layout, evidence.layout.grid, self.side**2
-        there = layout.valid & (grid[..., 0] >= 0)
+        has_position = layout.valid & (grid[..., 0] >= 0)
         across = (int(grid[..., 1].max()) if grid.numel() else 0) // self.side + 1
         down = (int(grid[..., 0].max()) if grid.numel() else 0) // self.side + 1
-        own = (grid[..., 0] // self.side * across + grid[..., 1] // self.side).masked_fill(~there, down * across)
+        window = (grid[..., 0] // self.side * across + grid[..., 1] // self.side).masked_fill(
+            ~has_position, down * across
+        )
 
         def summed(values: Tensor) -> Tensor:
             """[V, N, C] -> [V, windows + 1, C]; the last one is of the patches in none."""
-            index = own[..., None].expand(values.shape)
-            return values.new_zeros(len(own), down * across + 1, values.shape[2]).scatter_add_(1, index, values)
+            index = window[..., None].expand(values.shape)
+            return values.new_zeros(len(window), down * across + 1, values.shape[2]).scatter_add_(1, index, values)
 
-        total = summed(unit_vectors(evidence.tokens.float(), there)).square().sum(2)
-        alike = ((total - whole) / (whole * (whole - 1))).gather(1, own)
-        complete = (summed(there.float()[..., None])[..., 0] == whole).gather(1, own) & there
+        total = summed(unit_vectors(evidence.tokens.float(), has_position)).square().sum(2)
+        alike = ((total - whole) / (whole * (whole - 1))).gather(1, window)
+        complete = (summed(has_position.float()[..., None])[..., 0] == whole).gather(1, window) & has_position
         joins = complete & (alike >= self.alike)
-        index = torch.arange(own.shape[1], device=own.device).expand(own.shape)
-        central = (grid % self.side == self.side // 2).all(2) & there
-        centre = own.new_zeros(len(own), down * across + 1).scatter_(1, own.masked_fill(~central, down * across), index)
-        leader = torch.where(joins, centre.gather(1, own), index)
+        index = torch.arange(window.shape[1], device=window.device).expand(window.shape)
+        central = (grid % self.side == self.side // 2).all(2) & has_position
+        centre = window.new_zeros(len(window), down * across + 1).scatter_(
+            1, window.masked_fill(~central, down * across), index
+        )
+        leader = torch.where(joins, centre.gather(1, window), index)
         quota = layout.count - (joins & ~central).sum(1).cpu()
         scores = torch.where(complete, -alike, 1)
         merged = merge(evidence, leader, index, quota, torch.ones_like(scores), scores)
@@ -93,10 +97,10 @@ class TextShare(Scorer):
 
     def __call__(self, evidence: Evidence) -> Tensor:
         layout = evidence.layout
-        paid = TextAttention(self.layer, "text")(evidence).float().masked_fill(~layout.valid, 0)
-        sample = layout.sample.to(paid.device)
-        total = paid.new_zeros(len(layout.key)).index_add_(0, sample, paid[0].sum(1))
-        return paid / (total * self.share).clamp(min=torch.finfo(torch.float32).tiny)[sample][:, None]
+        attention = TextAttention(self.layer, "text")(evidence).float().masked_fill(~layout.valid, 0)
+        sample = layout.sample.to(attention.device)
+        total = attention.new_zeros(len(layout.key)).index_add_(0, sample, attention[0].sum(1))
+        return attention / (total * self.share).clamp(min=torch.finfo(torch.float32).tiny)[sample][:, None]
 
 
 @dataclass(frozen=True)
@@ -143,11 +147,11 @@ class ClsKeySet(Scorer):
 
     def __call__(self, evidence: Evidence) -> Tensor:
         layout = evidence.layout
-        paid = ClsAttention(1, self.query, blocks="tower")(evidence)[0].float()
-        scores = paid.masked_fill(~layout.valid, -torch.inf)
-        wanted = (layout.untouched.double() * self.part).ceil().long()
-        key = highest(scores, Joint()(scores, wanted, evidence).minimum(layout.count))
-        return key.float().masked_fill(~paid.isfinite(), torch.nan)[None]
+        attention = ClsAttention(1, self.query, blocks="tower")(evidence)[0].float()
+        scores = attention.masked_fill(~layout.valid, -torch.inf)
+        count = (layout.untouched.double() * self.part).ceil().long()
+        key = highest(scores, Joint()(scores, count, evidence).minimum(layout.count))
+        return key.float().masked_fill(~attention.isfinite(), torch.nan)[None]
 
 
 @dataclass(frozen=True)
@@ -170,12 +174,12 @@ class Threshold(Allocator):
 
 @dataclass(frozen=True)
 class MustDrop(Method):
-    """MustDrop (arXiv 2411.10803): merges in the encoder, drops in the language model, and forgets there.
+    """MustDrop (arXiv 2411.10803): merging in the encoder, dropping in the language model and in the KV cache.
 
     Behind block 0 of the vision tower windows that are alike become one (see Windows). Before each of `layers` of the
     language model a token goes that all text together pays less than `share` of its attention to pictures in the layer
     before, and each text token less than `peak`; but never one of the `keys`, the part that [CLS] attends to most (see
-    ClsKeySet). Once the prompt is read, the caches from the layer before the first of `layers` on lose what has left, too.
+    ClsKeySet). After the prefill, dropped tokens also leave the KV caches of layers from `layers[0]` - 1 on.
 
     How many stay depends on the picture and the question. The paper's budgets name thresholds, share and peak: tokens=
     192 is 0.001 and 0.001, 128 is 0.0012 and 0.001, 64 is 0.011 and 0.01 (0.005 and 0.001 on VizWiz). No budget takes
@@ -191,7 +195,7 @@ class MustDrop(Method):
         paper="arXiv 2411.10803",
         signal="similarity in windows, attention of all text, [CLS] attention",
         selector="thresholds",
-        dropped="averaged in windows, then gone, from caches too",
+        dropped="averaged in windows, then discarded, from caches too",
         parity="exact; differs: every window alike merges, in any batch; the key set is a part of all tokens",
         site="encoder, llm",
         text=True,
@@ -207,7 +211,7 @@ class MustDrop(Method):
     positions: Positions = "original"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "layers", ascending(self.layers))
+        object.__setattr__(self, "layers", check_layers(self.layers))
 
     def stages(self, budget: Budget | None) -> tuple[Stage, ...]:
         if budget is not None and budget not in PRESETS:

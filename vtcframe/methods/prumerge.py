@@ -1,4 +1,4 @@
-"""TODO: vtcframe/methods/prumerge.py."""
+"""PruMerge and PruMerge+ (arXiv 2403.15388): outliers of [CLS] attention."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""TODO: vtcframe/methods/prunevid.py."""
+"""PruneVid (arXiv 2412.16117): merging of static patches and clusters, and pruning by the question."""
 
 from dataclasses import dataclass
 from itertools import pairwise
@@ -15,14 +15,14 @@ from vtcframe.core.layout import Layout
 from vtcframe.core.method import Method, MethodCard
 from vtcframe.core.pipeline import Pipeline
 from vtcframe.core.stages import Stage
-from vtcframe.methods._frames import StaticPlaces, check_shares, segment_bounds, view_means
+from vtcframe.methods._frames import StaticPatchMerging, check_shares, segment_bounds, view_means
 from vtcframe.ops.density_peaks import density_peaks, nearest_peak
 from vtcframe.ops.similarity import unit_vectors
 from vtcframe.ops.views import first_frames
 
 
 @dataclass(frozen=True)
-class PruneVidOuter(StaticPlaces):
+class PruneVidOuter(StaticPatchMerging):
     """Outer stage of PruneVid (arXiv 2412.16117): still places once a segment, everything clustered.
 
     Frames are clustered by density peaks of their mean tokens, into `clusters` of their number; segments are frames of
@@ -42,7 +42,7 @@ class PruneVidOuter(StaticPlaces):
     def __post_init__(self) -> None:
         check_shares(clusters=self.clusters)
 
-    def still(self, x: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
+    def find_static(self, x: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
         begins = self.segments(view_means(x, layout.valid), first_frames(layout))
         segment = (begins.cumsum(0) - 1).to(x.device)
         length = torch.bincount(segment)[segment][:, None]
@@ -58,8 +58,8 @@ class PruneVidOuter(StaticPlaces):
         count = torch.tensor([end - start for start, end in runs], dtype=torch.long)
         real = torch.arange(longest) < count[:, None]
         at = (start + torch.arange(longest)).clamp(max=max(len(frame) - 1, 0)).to(frame.device)
-        wanted = (count.double() * self.clusters).long().clamp(min=1)
-        label = nearest_peak(*density_peaks(frame[at], real.to(frame.device), wanted.clamp(max=7)), wanted).cpu()
+        clusters = (count.double() * self.clusters).long().clamp(min=1)
+        label = nearest_peak(*density_peaks(frame[at], real.to(frame.device), clusters.clamp(max=7)), clusters).cpu()
         cut = begins.clone()
         for row, (first, end) in zip(label.tolist(), runs, strict=True):
             changes = [v for v in range(first + 1, end) if row[v - first] != row[v - first - 1]]
@@ -67,11 +67,11 @@ class PruneVidOuter(StaticPlaces):
                 cut[v] = after - v > 1 and v - first > 1  # a lone frame at the start joins what follows
         return cut
 
-    def together(self, centre: Tensor, others: Tensor, count: Tensor) -> Tensor:
+    def merge_cluster(self, centre: Tensor, others: Tensor, count: Tensor) -> Tensor:
         return (centre + others) / (1 + count)
 
-    def changing(self, x: Tensor, among: Tensor, quota: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
-        return self.gathered(x, among, quota)
+    def select_changing(self, x: Tensor, among: Tensor, quota: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
+        return self.merge_clusters(x, among, quota)
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class PruneVid(Method):
         paper="arXiv 2412.16117",
         signal="attention of any text token in any head",
         selector="density peaks, then top-k in each frame",
-        dropped="averaged in, then gone",
+        dropped="averaged in, then discarded",
         parity="differs: a segment's first frame ranks still and changing places together; exact given the code's sets",
         site="projector, llm",
         text=True,
@@ -109,8 +109,8 @@ class PruneVid(Method):
 
     def stages(self, budget: Budget | None) -> tuple[Stage, ...]:
         scorer = TextAttention(-1, "text", heads="max", reduce="max")
-        asked = Pipeline((scorer,), Mean(), KeepRatio(self.alpha), TopK())
+        ranked = Pipeline((scorer,), Mean(), KeepRatio(self.alpha), TopK())
         return (
             Stage("projector", PruneVidOuter(self.tau, self.clusters), budget),
-            Stage(f"llm:{self.layer}", asked, forget=0 if self.forget else None),
+            Stage(f"llm:{self.layer}", ranked, forget=0 if self.forget else None),
         )

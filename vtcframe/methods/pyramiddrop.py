@@ -1,4 +1,4 @@
-"""TODO: vtcframe/methods/pyramiddrop.py."""
+"""PyramidDrop (arXiv 2410.17247): tokens are dropped in several layers of the language model."""
 
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ from vtcframe.core.method import Method, MethodCard
 from vtcframe.core.pipeline import Pipeline
 from vtcframe.core.stages import Positions, Stage
 from vtcframe.core.verbs import Allocator
-from vtcframe.methods._base import ascending
+from vtcframe.methods._base import check_layers
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class PyramidDrop(Method):
         paper="arXiv 2410.17247",
         signal="attention of the prompt's last token in the next layer",
         selector="top-k at several layers",
-        dropped="gone",
+        dropped="discarded",
         parity="exact; whole model within 2e-4",
         site="llm",
         text=True,
@@ -44,7 +44,7 @@ class PyramidDrop(Method):
     positions: Positions = "original"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "layers", ascending(self.layers))
+        object.__setattr__(self, "layers", check_layers(self.layers))
         object.__setattr__(self, "ratios", tuple(self.ratios))
         if any(not 0 < ratio <= 1 for ratio in self.ratios) or list(self.ratios) != sorted(self.ratios, reverse=True):
             raise ValueError(

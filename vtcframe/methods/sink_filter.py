@@ -1,4 +1,4 @@
-"""TODO: vtcframe/methods/sink_filter.py."""
+"""FastV's ranking without visual attention sinks (VAR, arXiv 2503.03321)."""
 
 from dataclasses import dataclass
 
@@ -27,7 +27,7 @@ class SinkFilter(SingleLlmStage):
         paper="arXiv 2503.03321",
         signal="attention of the prompt's last token, sinks last",
         selector="top-k",
-        dropped="gone",
+        dropped="discarded",
         parity="differs: sinks are told exactly, but rank last instead of giving their attention to others",
         site="llm",
         text=True,
@@ -41,7 +41,7 @@ class SinkFilter(SingleLlmStage):
         object.__setattr__(self, "dims", tuple(self.dims))
 
     def pipeline(self) -> Pipeline:
-        return self.ranking(DemoteSinks(TextAttention(-1), self.dims, self.threshold))
+        return self.rank_by(DemoteSinks(TextAttention(-1), self.dims, self.threshold))
 
 
 @dataclass(frozen=True)

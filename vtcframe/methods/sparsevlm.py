@@ -157,12 +157,12 @@ class Recycle(Merger):
         parts = [(gather_tokens(evidence.tokens, place), place)]
         if slots.any():
             dropped, tokens = evidence.layout.valid & ~kept, real_tokens(evidence.tokens, evidence.layout)
-            wanted = slots.to(kept.device)[:, None]
-            gathered = self.gathered_count(dropped.sum(1)).maximum(wanted[:, 0])
+            slot_count = slots.to(kept.device)[:, None]
+            gathered = self.gathered_count(dropped.sum(1)).maximum(slot_count[:, 0])
             pool = kept_places(highest(scores.masked_fill(~dropped, -torch.inf), gathered))
             clusters = self._means(gather_tokens(tokens, pool), pool >= 0, slots).to(evidence.tokens.dtype)
             later = dropped.sum(1, keepdim=True) - dropped.cumsum(1)  # dropped tokens after each
-            parts.append((clusters, kept_places(dropped & (later < wanted))))
+            parts.append((clusters, kept_places(dropped & (later < slot_count))))
         return compact(parts, scores, evidence.layout)
 
     def _means(self, x: Tensor, among: Tensor, count: Tensor) -> Tensor:

@@ -13,12 +13,12 @@ from vtcframe.core.stages import Stage
 from vtcframe.core.token_merging import Merged, TokenMerger, merge, token_sizes
 from vtcframe.methods._base import EncoderMethod
 from vtcframe.methods._matching import (
+    check_signal,
     count_class_tokens,
     match_halves,
     merge_count,
+    order_where_merged,
     token_index,
-    unchanged,
-    verify_schedule,
 )
 from vtcframe.ops.gather import gather_tokens
 from vtcframe.ops.similarity import cosine
@@ -61,7 +61,9 @@ class ToMe(EncoderMethod):
         return [int(low + step * i) for i in range(len(self.blocks))]
 
     def stages(self, budget: Budget | None) -> tuple[Stage, ...]:
-        return self.at([ToMeStep(r, left) for r, left in zip(self.rates(), self.left, strict=True)], budget)
+        return self.encoder_stages(
+            [ToMeStep(r, remaining) for r, remaining in zip(self.rates(), self.remaining_stages, strict=True)], budget
+        )
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ class ToMeStep(TokenMerger):
     """One block of ToMe: `r` tokens merge, or with a budget as many as are due `left` steps before the end."""
 
     r: int = 0
-    left: int = 1
+    remaining_stages: int = 1
 
     @property
     def needs(self) -> tuple[Need, ...]:
@@ -77,17 +79,19 @@ class ToMeStep(TokenMerger):
 
     def __call__(self, evidence: Evidence, budget: Budget | None = None) -> Merged:
         keys = evidence[self.needs[0]][0].mean(1)
-        verify_schedule(self, keys, evidence)
-        gone = merge_count(self, evidence, budget, self.left, self.r)
+        check_signal(self, keys, evidence)
+        gone = merge_count(self, evidence, budget, self.remaining_stages, self.r)
         even, odd, classes = *match_halves(evidence), count_class_tokens(evidence)
-        pairs = cosine(gather_tokens(keys, even.at), gather_tokens(keys, odd.at)).masked_fill(~even.to(odd), -torch.inf)
+        pairs = cosine(gather_tokens(keys, even.index), gather_tokens(keys, odd.index)).masked_fill(
+            ~even.pair_mask(odd), -torch.inf
+        )
         best, partner = pairs.max(2).values, pairs.argmax(2)
         rank = even.rank(best)
         joins = rank < gone.to(rank.device)[:, None]
-        leader = even.put(token_index(evidence), torch.where(joins, odd.at.gather(1, partner), even.at))
-        order = odd.put(token_index(evidence), token_index(evidence).shape[1] + odd.at)
+        leader = even.scatter(token_index(evidence), torch.where(joins, odd.index.gather(1, partner), even.index))
+        order = odd.scatter(token_index(evidence), token_index(evidence).shape[1] + odd.index)
         if not classes:  # the order in which the published code leaves them; the next block's halves depend on it
-            order = even.put(order, rank)
-        scores = even.put(torch.ones_like(keys[..., 0]), torch.where(even.is_token, -best, 0))
-        order = unchanged(order, gone, evidence)
+            order = even.scatter(order, rank)
+        scores = even.scatter(torch.ones_like(keys[..., 0]), torch.where(even.is_token, -best, 0))
+        order = order_where_merged(order, gone, evidence)
         return merge(evidence, leader, order, evidence.layout.count - gone, token_sizes(evidence), scores)

@@ -1,4 +1,4 @@
-"""Methods that start from pictures made for them (see vtcframe.data.transforms), and the even sampling that they use."""
+"""TS-LLaVA (arXiv 2411.11066): thumbnails (see vtcframe.data.transforms), and evenly sampled tokens."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -14,7 +14,7 @@ from vtcframe.core.layout import Layout
 from vtcframe.core.method import Method, MethodCard
 from vtcframe.core.pipeline import Pipeline
 from vtcframe.core.verbs import Allocator, Selector
-from vtcframe.data.transforms import spaced
+from vtcframe.data.transforms import even_positions
 from vtcframe.ops.gather import highest
 
 Whole = Literal["first", "last"] | None
@@ -97,7 +97,7 @@ def _linspace(count: int, wanted: int) -> Tensor:
     Where float32 is too coarse to tell neighbours apart, the later one moves on, so that none comes twice.
     """
     nth = torch.arange(wanted)
-    ahead = torch.tensor(spaced(count, wanted), dtype=torch.long) - nth
+    ahead = torch.tensor(even_positions(count, wanted), dtype=torch.long) - nth
     return nth + ahead.clamp(max=count - wanted).cummax(0).values
 
 
@@ -116,7 +116,7 @@ class TsLlava(Method):
         paper="arXiv 2411.11066",
         signal="none",
         selector="a picture whole, the others' tokens evenly spaced",
-        dropped="gone",
+        dropped="discarded",
         parity="exact",
     )
     thumbnail: Literal["first", "last"] = "last"

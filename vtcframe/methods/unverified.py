@@ -1,4 +1,8 @@
-"""TODO: vtcframe/methods/unverified.py."""
+"""UNVERIFIED: methods written from their papers alone, because their authors published no code.
+
+Their numbers were never compared with those of their authors. Choices that a paper leaves open are named in the
+docstrings.
+"""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -24,7 +28,7 @@ class FoPru(Method):
         paper="arXiv 2411.14164",
         signal="attention received",
         selector="top-k or whole rows",
-        dropped="gone",
+        dropped="discarded",
         parity="no public code",
     )
     keep: Literal["rank", "row"] = "rank"
@@ -51,7 +55,7 @@ class TokenCorrelation(Method):
         paper="arXiv 2407.14439",
         signal="[CLS] attention, keys",
         selector="outliers, then drawn at random",
-        dropped="gone",
+        dropped="discarded",
         parity="no public code",
     )
     layer: int = 5

@@ -1,4 +1,4 @@
-"""TODO: vtcframe/methods/vidcom2.py."""
+"""VidCom2 (arXiv 2505.14454): budgets of frames follow their uniqueness."""
 
 from dataclasses import dataclass
 
@@ -49,7 +49,7 @@ class VidCom2(Method):
         paper="arXiv 2505.14454",
         signal="distance to the means of video and frame",
         selector="top-k",
-        dropped="gone",
+        dropped="discarded",
         parity="exact",
     )
 

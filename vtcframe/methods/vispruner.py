@@ -1,4 +1,4 @@
-"""TODO: vtcframe/methods/vispruner.py."""
+"""VisPruner (arXiv 2412.01818): [CLS] attention, then removal of duplicates."""
 
 from dataclasses import dataclass
 
@@ -23,7 +23,7 @@ class VisPruner(Method):
         paper="arXiv 2412.01818",
         signal="[CLS] attention of one block",
         selector="top-k, then de-duplication",
-        dropped="gone",
+        dropped="discarded",
         parity="exact",
     )
     important: float = 0.5

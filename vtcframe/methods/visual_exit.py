@@ -1,4 +1,4 @@
-"""TODO: vtcframe/methods/visual_exit.py."""
+"""All visual tokens leave at one layer, as in DyVTE (arXiv 2411.19628), without its training."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ from vtcframe.core.needs import AttentionRows, Need
 from vtcframe.core.pipeline import gather
 from vtcframe.core.pruned import Pruned
 from vtcframe.core.stages import Pruner, Stage
-from vtcframe.methods._base import ascending
+from vtcframe.methods._base import check_layers
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class VisualExit(Method):
         paper="arXiv 2411.19628",
         signal="none, or attention of the prompt's last token to all visual ones",
         selector="all or none of a sample",
-        dropped="gone",
+        dropped="discarded",
         parity="differs: a fixed layer or a threshold in place of the trained exit",
         site="llm",
         text=True,
@@ -38,7 +38,7 @@ class VisualExit(Method):
     patience: int = 1
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "layers", ascending(self.layers))
+        object.__setattr__(self, "layers", check_layers(self.layers))
         if self.threshold is not None and not 0 < self.threshold <= 1:
             raise ValueError(f"threshold is a share of attention and must lie in (0, 1], got {self.threshold}")
         if not 1 <= self.patience <= self.layers[0]:
@@ -59,7 +59,7 @@ class DropAll(Pruner):
     """All visual tokens of a sample leave, or none: with a threshold, those of samples that pay them less.
 
     What counts is the sum over a sample's visual tokens, in each of the `patience` layers before the stage. The budget
-    does not matter. ValueError if what was paid is not finite, naming the samples.
+    does not matter. ValueError, naming the samples, if their attention is not finite.
     """
 
     threshold: float | None = None
@@ -77,13 +77,13 @@ class DropAll(Pruner):
         scores = torch.zeros(valid.shape, device=valid.device, dtype=torch.float32)
         stays = torch.zeros(len(layout.key), dtype=torch.bool)
         if self.threshold is not None:
-            paid = evidence[self.needs[0]].float().mean(2).masked_fill(~valid, 0)  # [L, V, N]
-            mass = paid.new_zeros(len(paid), len(layout.key))
-            mass = mass.index_add_(1, layout.sample.to(paid.device), paid.sum(2)).cpu()
+            attention = evidence[self.needs[0]].float().mean(2).masked_fill(~valid, 0)  # [L, V, N]
+            mass = attention.new_zeros(len(attention), len(layout.key))
+            mass = mass.index_add_(1, layout.sample.to(attention.device), attention.sum(2)).cpu()
             if not mass.isfinite().all():
                 samples = (~mass.isfinite()).any(0).nonzero()[:, 0].tolist()
                 raise ValueError(f"attention of samples {samples} is not finite: {self}")
-            scores, stays = paid.mean(0), (mass >= self.threshold).any(0)
+            scores, stays = attention.mean(0), (mass >= self.threshold).any(0)
         stays = stays[layout.sample]
         kept = valid & stays.to(valid.device)[:, None]
         return gather(kept, layout.count * stays, scores.masked_fill(~valid, -torch.inf), evidence)

@@ -1,4 +1,4 @@
-"""TODO: vtcframe/methods/vscan.py."""
+"""VScan (arXiv 2505.22654): shallow and deep attention of the encoder, then attention of the last text token."""
 
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -45,7 +45,7 @@ class VScan(Method):
         paper="arXiv 2505.22654",
         signal="[CLS] attention, then the last text token's",
         selector="top-k in windows, then of all, then again",
-        dropped="averaged in, then gone",
+        dropped="averaged in, then discarded",
         parity="exact before the LLM; inside it as PyramidDrop",
         site="projector, llm",
         text=True,
@@ -69,10 +69,10 @@ class VScan(Method):
                 SecondHalf(budget.tokens, per=budget.per),
             )
         encoder = VScanEncoder(self.window, self.share, self.shallow, self.query, self.each)
-        asked = Pipeline((TextAttention(self.layer),), Mean(), Even(), TopK(), across="sample")
+        ranked = Pipeline((TextAttention(self.layer),), Mean(), Even(), TopK(), across="sample")
         return (
             Stage("projector", encoder, early, positions=self.positions),
-            Stage(f"llm:{self.layer}", asked, late, positions=self.positions),
+            Stage(f"llm:{self.layer}", ranked, late, positions=self.positions),
         )
 
 

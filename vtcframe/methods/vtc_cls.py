@@ -26,7 +26,7 @@ class VtcCls(ClsScored):
         paper="arXiv 2412.05819",
         signal="[CLS] attention, mean over the last blocks",
         selector="top-k",
-        dropped="gone",
+        dropped="discarded",
         parity="exact",
     )
     last: int = 3

@@ -89,7 +89,7 @@ class ZipCacheSaliency(SingleLlmStage):
         paper="arXiv 2405.14256",
         signal="mean attention of recent and random probes that see a token",
         selector="top-k",
-        dropped="gone",
+        dropped="discarded",
         parity="differs: tokens go instead of bits; with the code's probes and divisor its salience is exact",
         site="llm",
         text=True,
@@ -97,7 +97,7 @@ class ZipCacheSaliency(SingleLlmStage):
     layer: int = 2
 
     def pipeline(self) -> Pipeline:
-        return self.ranking(ProbeSaliency(-1))
+        return self.rank_by(ProbeSaliency(-1))
 
 
 @dataclass(frozen=True)

@@ -1,1 +1,1 @@
-"""`vtcframe bench`: what pruning costs and what it saves."""
+"""`vtcframe bench`: the cost and the speedup of pruning."""

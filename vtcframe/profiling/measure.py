@@ -1,4 +1,4 @@
-"""How runs are measured: whole ones beside the untouched model and the oracle, and their stages from the inside."""
+"""Measurement of complete runs (pruned, unpruned and oracle) and of their stages, in seconds, FLOPs and bytes."""
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
@@ -15,135 +15,144 @@ from vtcframe.core.pipeline import Pipeline
 from vtcframe.core.stages import Plan
 from vtcframe.inference.compressed import Compressed
 from vtcframe.profiling.tables import Answer, Batch, Run, Series
-from vtcframe.profiling.timing import now, rounds, shuffled
+from vtcframe.profiling.timing import read_clocks, run_rounds, time_rounds
 
 Value = TypeVar("Value")
 Inputs = Mapping[str, Any]
-Reading = Callable[[], Sequence[float]]  # of clocks, or of a counter
+Meter = Callable[[], Sequence[float]]  # returns the current values of clocks or of a counter
 
 
-def answer(model: Any, inputs: Inputs, length: int) -> Tensor:
-    """Let a model, or a compressed one, generate exactly so many tokens."""
+def generate_answer(model: Any, inputs: Inputs, length: int) -> Tensor:
+    """Generate exactly `length` tokens, greedily, with a model or a compressed model."""
     return model.generate(**inputs, min_new_tokens=length, max_new_tokens=length, do_sample=False)
 
 
 def encode_pictures(model: Any, inputs: Inputs) -> Any:
-    """Encode the pictures as the untouched model does."""
+    """Encode the pictures as the unpruned model does."""
     encoder = model.base_model.get_image_features
-    named = inspect.signature(encoder).parameters
-    return encoder(**{name: given for name, given in inputs.items() if name in named})
+    parameters = inspect.signature(encoder).parameters
+    return encoder(**{name: value for name, value in inputs.items() if name in parameters})
 
 
-def oracle(model: Any, inputs: Inputs, prompts: Sequence[int], length: int) -> Tensor:
-    """Encode the pictures, then answer prompts of text alone, which have as many tokens as the pruned ones."""
+def run_oracle(model: Any, inputs: Inputs, prompt_lengths: Sequence[int], length: int) -> Tensor:
+    """Encode the pictures, then generate `length` tokens from text-only prompts of the lengths `prompt_lengths`."""
     encode_pictures(model, inputs)
-    own = torch.tensor(prompts, device=model.device)[:, None]
-    mask = (torch.arange(max(prompts), device=model.device) >= max(prompts) - own).long()
-    text = inputs["input_ids"][:, -1:].expand_as(mask)  # what a prompt ends with
-    return answer(model, {"input_ids": text, "attention_mask": mask}, length)
+    longest = max(prompt_lengths)
+    lengths = torch.tensor(prompt_lengths, device=model.device)[:, None]
+    mask = (torch.arange(longest, device=model.device) >= longest - lengths).long()
+    text = inputs["input_ids"][:, -1:].expand_as(mask)  # the last token of each prompt, repeated
+    return generate_answer(model, {"input_ids": text, "attention_mask": mask}, length)
 
 
-def no_oracle(plan: Plan) -> str:
-    """Say why a plan has no oracle; "" where it has one."""
+def no_oracle_because(plan: Plan) -> str:
+    """Return the reason why a plan has no oracle, or "" if it has one."""
     if plan.encoder:
-        return "it shortens the encoding itself, so that a plain one is no limit"
-    return "its layers read prompts of several lengths, which no model does natively" if plan.llm else ""
+        return "it shortens the encoding itself, so that a plain encode is no limit"
+    return "its layers process prompts of several lengths, which no model does natively" if plan.llm else ""
 
 
 def pipeline_of(plan: Plan) -> Pipeline | None:
-    """Return the parts that judge before the language model; None where nothing does, or something without parts."""
+    """Return the pipeline that prunes before the language model; None without such a stage or without a pipeline."""
     pruner = None if plan.projector is None else plan.projector.pruner
     if isinstance(pruner, Method) and type(pruner).__call__ is Method.__call__:
         pruner = pruner.pipeline()
     return pruner if isinstance(pruner, Pipeline) else None
 
 
-def score(pipeline: Pipeline, evidence: Evidence) -> Tensor | None:
-    """Run the scorers and the ensembler by themselves."""
+def run_scorers(pipeline: Pipeline, evidence: Evidence) -> Tensor | None:
+    """Run only the scorers and the ensembler of a pipeline; None if it has no scorers."""
     evidence = evidence.join_views() if pipeline.across == "sample" else evidence
     maps = [scorer(evidence).float() for scorer in pipeline.scorers]
     return pipeline.ensembler(maps, evidence.layout) if maps else None
 
 
-def run_steps(model: Any, inputs: Inputs, read: Reading) -> dict[str, list[float]]:
-    """Go to the first token and return what a reading grew by in each step.
+def run_steps(model: Any, inputs: Inputs, meter: Meter) -> dict[str, list[float]]:
+    """Run a model up to the first token and return the increase of the meter in each step.
 
-    A compressed model goes the way of its `generate`, and what judges is run once more by itself. The untouched one
-    encodes the pictures, and then goes its whole way.
+    A compressed model runs the steps of its `generate`, and its scorers run once more alone. The unpruned model first
+    encodes the pictures alone, and then runs completely.
     """
-    meter = _ReadingMeter(read)
+    recorder = _StepRecorder(meter)
     if not isinstance(model, Compressed):
         encode_pictures(model, inputs)
-        meter.lap("vision")
-        answer(model, inputs, 1)
-        meter.lap("whole")
-        return meter.growth
-    session, plan = model.session, model.plan
+        recorder.lap("vision")
+        generate_answer(model, inputs, 1)
+        recorder.lap("complete")
+        return recorder.increases
+    session = model.session
+    plan = model.plan
     arrangement = session.arrange(inputs)
-    meter.lap("arrange")
+    recorder.lap("arrange")
     encoded = session.encode(inputs, arrangement)
-    meter.lap("encode")
+    recorder.lap("encode")
     if (pipeline := pipeline_of(plan)) is not None:
-        score(pipeline, encoded.evidence)
-        meter.lap("scoring")
-    prepared = session.prepare(inputs, arrangement, encoded, meter)
-    session.generate(inputs, partial(answer, model.model, length=1), arrangement, prepared, meter)
-    return meter.growth
+        run_scorers(pipeline, encoded.evidence)
+        recorder.lap("scoring")
+    prepared = session.prepare(inputs, arrangement, encoded, recorder)
+    session.generate(inputs, partial(generate_answer, model.model, length=1), arrangement, prepared, recorder)
+    return recorder.increases
 
 
-class _ReadingMeter:
-    """Takes by how much a reading grows in each step of a run."""
+class _StepRecorder:
+    """Records the increase of a meter in each step of a run. It replaces the session's stopwatch."""
 
-    seconds: Mapping[str, float] = {}  # nothing is timed but the reading
+    seconds: Mapping[str, float] = {}  # the session's own timing is not used
 
-    def __init__(self, read: Reading) -> None:
-        self._read, self._start = read, read()
-        self.growth: dict[str, list[float]] = {}
+    def __init__(self, meter: Meter) -> None:
+        self._meter = meter
+        self._start = meter()
+        self.increases: dict[str, list[float]] = {}
 
     def lap(self, name: str) -> None:
         """End the step `name`."""
-        self.growth[name] = [after - before for before, after in zip(self._start, self._read(), strict=True)]
-        self._start = self._read()
+        self.increases[name] = [end - start for start, end in zip(self._start, self._meter(), strict=True)]
+        self._start = self._meter()
 
 
-def stages(taken: Mapping[str, Any], vision: Any) -> dict[str, Any]:
-    """Make stages of steps, be it seconds or FLOPs that they took; `vision` is what a plain encode took."""
-    if "whole" in taken:
-        return {"vision": vision, "prefill": taken["whole"] - vision}
-    judging = {"selection": taken["prune"]}
-    if "scoring" in taken:
-        judging = {"scoring": taken["scoring"], "selection": taken["prune"] - taken["scoring"]}
-    capture = taken["arrange"] + taken["encode"] - vision
-    return {"vision": vision, "capture": capture, **judging, "splice": taken["splice"], "prefill": taken["generate"]}
+def stages_of(steps: Mapping[str, Any], vision: Any) -> dict[str, Any]:
+    """Convert costs of steps into costs of stages, in seconds or FLOPs; `vision` is the cost of a plain encode."""
+    if "complete" in steps:
+        return {"vision": vision, "prefill": steps["complete"] - vision}
+    pruning = {"selection": steps["prune"]}
+    if "scoring" in steps:
+        pruning = {"scoring": steps["scoring"], "selection": steps["prune"] - steps["scoring"]}
+    capture = steps["arrange"] + steps["encode"] - vision
+    return {"vision": vision, "capture": capture, **pruning, "splice": steps["splice"], "prefill": steps["generate"]}
 
 
-def timed_stages(models: Sequence[Any], inputs: Inputs, count: int) -> list[dict[str, Series]]:
-    """Return the stages of each model; the first is the untouched one. Between steps the device is waited for."""
-    read = partial(now, inputs["input_ids"].device)
-    found = shuffled({i: partial(run_steps, model, inputs, read) for i, model in enumerate(models)}, count)
-    taken = [{step: Series.of([times[step] for times in found[i]]) for step in found[i][0]} for i in range(len(models))]
-    return [stages(one, taken[0]["vision"]) for one in taken]
+def time_stages(models: Sequence[Any], inputs: Inputs, count: int) -> list[dict[str, Series]]:
+    """Return the times of each model's stages over `count` rounds. The first model is the unpruned one.
+
+    The device is synchronized between steps.
+    """
+    meter = partial(read_clocks, inputs["input_ids"].device)
+    rounds_of_model = run_rounds({i: partial(run_steps, model, inputs, meter) for i, model in enumerate(models)}, count)
+    steps_of_models = []
+    for i in range(len(models)):
+        model_rounds = rounds_of_model[i]
+        steps_of_models.append({step: Series.of([times[step] for times in model_rounds]) for step in model_rounds[0]})
+    return [stages_of(steps, steps_of_models[0]["vision"]) for steps in steps_of_models]
 
 
-def counted_stages(models: Sequence[Any], inputs: Inputs) -> list[dict[str, int]]:
-    """Return the FLOPs of the stages of each model; the first is the untouched one."""
-    taken = []
+def count_stage_flops(models: Sequence[Any], inputs: Inputs) -> list[dict[str, int]]:
+    """Return the FLOPs of each model's stages. The first model is the unpruned one."""
+    steps_of_models = []
     for model in models:
         with FlopCounterMode(display=False) as counter:
-            found = run_steps(model, inputs, lambda counter=counter: (counter.get_total_flops(),))
-        taken.append({step: count for step, (count,) in found.items()})
-    return [stages(one, taken[0]["vision"]) for one in taken]
+            increases = run_steps(model, inputs, lambda counter=counter: (counter.get_total_flops(),))
+        steps_of_models.append({step: count for step, (count,) in increases.items()})
+    return [stages_of(steps, steps_of_models[0]["vision"]) for steps in steps_of_models]
 
 
-def operations(call: Callable[[], object]) -> int:
-    """Return the FLOPs of a call: of products, convolutions and attention, 2 for a multiplication and its addition."""
+def count_flops(call: Callable[[], object]) -> int:
+    """Return the FLOPs of matrix products, convolutions and attention in a call; a multiply-add counts as 2."""
     with FlopCounterMode(display=False) as counter:
         call()
     return counter.get_total_flops()
 
 
-def peak(call: Callable[[], object], device: torch.device) -> int | None:
-    """Return the bytes that a call adds at its peak; None on the CPU, where nothing tells its tensors from the rest."""
+def measure_peak_bytes(call: Callable[[], object], device: torch.device) -> int | None:
+    """Return the peak memory in bytes that a call adds; None on the CPU, where tensor memory cannot be isolated."""
     if device.type != "cuda":
         return None
     torch.cuda.reset_peak_memory_stats(device)
@@ -152,22 +161,29 @@ def peak(call: Callable[[], object], device: torch.device) -> int | None:
     return torch.cuda.max_memory_allocated(device) - before
 
 
-def answers(
+def measure_answers(
     models: Sequence[Any], limits: Sequence[tuple[int, ...] | None], inputs: Inputs, lengths: Sequence[int], count: int
 ) -> list[list[Answer]]:
-    """Run each model whole, with answers of so many tokens, and beside it the oracle of such prompts, where it has one.
+    """Measure complete runs of each model, and its oracle, for each answer length.
 
-    The first is the untouched one.
+    `limits` holds the prompt lengths of each model's oracle, or None for a model without one. The first model is the
+    unpruned one. Returns for each model one `Answer` per length.
     """
     calls: dict[Any, Callable[[], object]] = {}
     for n in lengths:
-        calls |= {(i, n): partial(answer, model, inputs, n) for i, model in enumerate(models)}
-        calls |= {(limit, n): partial(oracle, models[0], inputs, limit, n) for limit in limits if limit}
+        calls |= {(i, n): partial(generate_answer, model, inputs, n) for i, model in enumerate(models)}
+        calls |= {(limit, n): partial(run_oracle, models[0], inputs, limit, n) for limit in limits if limit}
     device = inputs["input_ids"].device
-    times = {at: Series.of(taken) for at, taken in rounds(calls, count, device).items()}
+    times = {key: Series.of(pairs) for key, pairs in time_rounds(calls, count, device).items()}
     return [
         [
-            Answer(n, times[i, n], operations(calls[i, n]), peak(calls[i, n], device), times.get((limit, n)))
+            Answer(
+                n,
+                times[i, n],
+                count_flops(calls[i, n]),
+                measure_peak_bytes(calls[i, n], device),
+                times.get((limit, n)),
+            )
             for n in lengths
         ]
         for i, limit in enumerate(limits)
@@ -175,22 +191,23 @@ def answers(
 
 
 @torch.no_grad()
-def measure(model: Any, cases: Sequence[Compressed], inputs: Inputs, lengths: Sequence[int], count: int) -> Batch:
-    """Measure the untouched model and `cases` on a batch, with answers of so many tokens each.
+def measure_batch(model: Any, cases: Sequence[Compressed], inputs: Inputs, lengths: Sequence[int], count: int) -> Batch:
+    """Measure the unpruned model and `cases` on one batch, with answers of each of `lengths` tokens.
 
-    Whole runs and stages are taken in rounds of their own, `count` of each, because stages are waited for.
+    Complete runs and stages are measured in separate rounds, `count` of each, because stages need synchronization.
     """
     for case in cases:
-        answer(case, inputs, 1)  # tells what it reads
+        generate_answer(case, inputs, 1)  # fills case.last with the token counts
     results: list[Any] = [case.last for case in cases]
-    limits = [None if no_oracle(case.plan) else prompts(inputs, case.last) for case in cases]
-    models, first = [model, *cases], results[0]
+    limits = [None if no_oracle_because(case.plan) else prompt_lengths(inputs, case.last) for case in cases]
+    models = [model, *cases]
     unpruned, *pruned = zip(
-        answers(models, [None, *limits], inputs, lengths, count),
-        timed_stages(models, inputs, count),
-        counted_stages(models, inputs),
+        measure_answers(models, [None, *limits], inputs, lengths, count),
+        time_stages(models, inputs, count),
+        count_stage_flops(models, inputs),
         strict=True,
     )
+    first = results[0]
     before = _mean(first.tokens_before)
     return Batch(
         len(inputs["input_ids"]),
@@ -202,17 +219,17 @@ def measure(model: Any, cases: Sequence[Compressed], inputs: Inputs, lengths: Se
                 *costs,
                 result.tokens_per_layer.double().mean(0).tolist(),
                 _mean(result.kv_bytes),
-                no_oracle(case.plan),
+                no_oracle_because(case.plan),
             )
             for case, result, costs in zip(cases, results, pruned, strict=True)
         ],
     )
 
 
-def prompts(inputs: Inputs, result: Any) -> tuple[int, ...]:
-    """Return how many tokens each prompt has once it is pruned."""
-    gone = result.tokens_before - result.tokens_after + result.structural_before - result.structural_after
-    return tuple((inputs["attention_mask"].sum(1).cpu() - gone).tolist())
+def prompt_lengths(inputs: Inputs, result: Any) -> tuple[int, ...]:
+    """Return the number of tokens of each prompt after pruning."""
+    removed = result.tokens_before - result.tokens_after + result.structural_before - result.structural_after
+    return tuple((inputs["attention_mask"].sum(1).cpu() - removed).tolist())
 
 
 def _mean(values: Tensor) -> float:

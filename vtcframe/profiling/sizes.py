@@ -1,6 +1,6 @@
-"""Published sizes that `vtcframe bench` knows, and what their processors make of one picture.
+"""Published model sizes that `vtcframe bench` can build, with the processor output for one picture.
 
-Nothing here imports torch, so that a typo is answered at once.
+This module does not import torch, so that a misspelled option is reported at once.
 """
 
 from collections.abc import Mapping
@@ -9,14 +9,14 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Shape:
-    """The sizes of a checkpoint, and its inputs for one picture."""
+    """The sizes of a published checkpoint and the shapes of its inputs for one picture."""
 
-    checkpoint: str  # whose configuration vtcframe.testing.tiny_models.published has
-    picture: str  # in pixels
-    pixels: tuple[int, ...]  # of one picture's pixel_values; pictures lie behind one another in the first dimension
-    placeholders: int  # columns that it takes in a prompt
-    geometry: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # its row of other inputs
-    language: Mapping[str, int] = field(default_factory=dict)  # what the language model has other than the checkpoint's
+    checkpoint: str  # a key of vtcframe.testing.tiny_models.published.PUBLISHED, which holds the configuration
+    picture: str  # size in pixels
+    pixels: tuple[int, ...]  # shape of one picture's pixel_values; pictures are concatenated in the first dimension
+    placeholders: int  # number of prompt columns of one picture
+    geometry: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # one picture's row of each other input
+    language: Mapping[str, int] = field(default_factory=dict)  # language-model sizes that differ from the checkpoint
 
 
 SHAPES = {
@@ -34,10 +34,10 @@ SHAPES = {
             "num_key_value_heads": 40,
         },
     ),
-    "llava-next-7b": Shape(  # 5 x 576 tokens, and a newline behind each of the canvas's 48 rows
+    "llava-next-7b": Shape(  # 5 x 576 tokens, and a newline after each of the canvas's 48 rows
         "llava-hf/llava-v1.6-vicuna-7b-hf", "672 x 672", (1, 5, 3, 336, 336), 2928, {"image_sizes": (672, 672)}
     ),
-    "qwen2.5-vl-7b": Shape(  # 48 x 48 patches, 2 x 2 of them a token
+    "qwen2.5-vl-7b": Shape(  # 48 x 48 patches; 2 x 2 patches form one token
         "Qwen/Qwen2.5-VL-7B-Instruct", "672 x 672", (2304, 1176), 576, {"image_grid_thw": (1, 48, 48)}
     ),
 }

@@ -1,54 +1,71 @@
-"""What runs cost, round by round, and the tables that tell it."""
+"""Measured costs of runs, one value per round, and the Markdown tables that report them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Literal
 
-from vtcframe.profiling.timing import SURE, Estimate, Times, estimate, head, line, ratio
+from vtcframe.profiling.timing import SURE, Estimate, Times, estimate, format_head, format_row, ratio
 
 Unit = Literal["cpu", "wall"]
 STEPS = "vision", "capture", "scoring", "selection", "splice", "prefill"
-WHOLE = "answer", "run", "tokens", "s", "against unpruned", "oracle s", "of the oracle", "FLOP bound", "of the bound"
+COMPLETE_RUNS = (
+    "answer",
+    "run",
+    "tokens",
+    "s",
+    "against unpruned",
+    "oracle s",
+    "of the oracle",
+    "FLOP bound",
+    "of the bound",
+)
 STAGES = (
     "run",
     "tokens",
     *(f"{step} ms" for step in (*STEPS, "token")),
-    "judging, % of vision + prefill",
+    "scoring + selection, % of vision + prefill",
     "until pruned / vision",
 )
-SIZES = "run", "tokens", "tokens a layer reads", "KV MiB a sample", "GFLOP", *(f"{step} GFLOP" for step in STEPS)
+SIZES = "run", "tokens", "tokens per layer", "KV MiB per sample", "GFLOP", *(f"{step} GFLOP" for step in STEPS)
 
 _LEGEND = """\
-Every run once a round, in a shuffled order; ratios are of the same round; medians [intervals].
-- against unpruned: seconds of the untouched model / seconds. "faster" and "slower" where the interval leaves 1 out.
-- of the oracle: oracle's seconds / seconds. The oracle is a plain encode, then the same model on a prompt of text
-  alone, as long as the pruned one. 1 is as good as it gets; beyond 1 the encode was cheaper than a plain one.
-- FLOP bound: FLOPs of the untouched run / FLOPs; what a run would gain if time went with them.
-- Stages are timed in rounds of their own, with the device waited for between them.
-  vision: a plain encode. capture: layout of the prompt and the observed encode, less vision; below 0 where blocks that
-  feed nothing are left out. scoring: scorers and ensembler by themselves. selection: all of the pruning less scoring.
-  splice: the shortened prompt. prefill: generate of one token; of the untouched model, less vision. token: longest less
-  shortest answer, for each token between. judging: scoring + selection. until pruned: vision + capture + judging.
-  What a method does inside the encoder or the language model is in capture or prefill.
-- peak: what a run adds to the loaded model. On a GPU only: on a CPU nothing tells its tensors from the rest.
+Every run is executed once per round, in shuffled order. Ratios compare runs of the same round. Values are
+medians [intervals].
+- against unpruned: seconds of the unpruned model / seconds of the run. The verdict is "faster" or "slower" if the
+  interval excludes 1.
+- of the oracle: seconds of the oracle / seconds of the run. The oracle is a plain encode followed by the same model on
+  a text-only prompt of the pruned length. 1 is the best possible value. Values above 1 mean that the run's encode was
+  cheaper than a plain one.
+- FLOP bound: FLOPs of the unpruned run / FLOPs of the run: the speedup if time were proportional to FLOPs.
+- Stages are timed in separate rounds, and the device is synchronized between them.
+  vision: a plain encode.
+  capture: layout of the prompt and the encode that captures evidence, minus vision. It is negative if encoder blocks
+  whose output is unused are skipped.
+  scoring: scorers and ensembler alone. selection: the whole pruning step minus scoring.
+  splice: construction of the shortened prompt.
+  prefill: generation of one token; for the unpruned model, minus vision.
+  token: time per additional token, from the longest and the shortest answer.
+  until pruned: vision + capture + scoring + selection.
+  Work that a method does inside the encoder counts as capture; inside the language model it counts as prefill.
+- peak: memory that a run adds to the loaded model. It is measured on GPUs only.
 """
 LEGEND: dict[Unit, str] = {
-    "cpu": f"Seconds are CPU seconds, of all threads.\n{_LEGEND}",
+    "cpu": f"Seconds are CPU seconds of all threads.\n{_LEGEND}",
     "wall": f"Seconds are wall seconds.\n{_LEGEND}",
 }
 
 
 @dataclass(frozen=True)
 class Series:
-    """CPU and wall seconds, one of each a round."""
+    """CPU and wall seconds of each round."""
 
     cpu: list[float]
     wall: list[float]
 
     @classmethod
     def of(cls, times: Sequence[Times]) -> "Series":
-        """Take the seconds of each round apart."""
+        """Build a series from one (CPU, wall) pair per round."""
         cpu, wall = zip(*times, strict=True)
         return cls(list(cpu), list(wall))
 
@@ -62,7 +79,7 @@ class Series:
         return Series([x / count for x in self.cpu], [x / count for x in self.wall])
 
     def by(self, unit: Unit) -> list[float]:
-        """Return the seconds of that unit."""
+        """Return the seconds in the unit `unit`."""
         return self.cpu if unit == "cpu" else self.wall
 
 
@@ -72,32 +89,32 @@ def _paired(values: Sequence[float], others: Sequence[float], sign: int) -> list
 
 @dataclass(frozen=True)
 class Answer:
-    """Whole runs that answered with so many tokens, and the oracle beside them."""
+    """Costs of complete runs that generate `length` tokens, and the times of the corresponding oracle."""
 
     length: int
     times: Series
     flops: int
-    peak_bytes: int | None  # that a run adds to the loaded model; None on the CPU
+    peak_bytes: int | None  # peak memory that a run adds to the loaded model; None on the CPU
     oracle: Series | None = None
 
 
 @dataclass(frozen=True)
 class Run:
-    """What one method at one budget costs, or the untouched model."""
+    """Costs of one method at one budget, or of the unpruned model."""
 
     method: str
-    tokens: float  # visual tokens of a sample that are left, mean over the batch
+    tokens: float  # visual tokens kept per sample, mean over the batch
     answers: list[Answer]
-    stages: dict[str, Series]  # by STEPS; those that it has
-    flops: dict[str, int]  # of the stages
-    layer_tokens: list[float]  # visual tokens that each layer of the language model reads, mean over the batch
-    kv_bytes: float  # of a sample's prompt, mean over the batch
-    no_oracle: str = ""  # why there is none
+    stages: dict[str, Series]  # by name, a subset of STEPS
+    flops: dict[str, int]  # FLOPs of each stage
+    layer_tokens: list[float]  # visual tokens in each layer of the language model, mean over the batch
+    kv_bytes: float  # KV cache size of one sample's prompt, mean over the batch
+    no_oracle: str = ""  # reason why the run has no oracle; empty if it has one
 
 
 @dataclass(frozen=True)
 class Batch:
-    """All runs on so many samples; those of the same round are paired."""
+    """All runs on batches of `size` samples. Values of the same round are paired."""
 
     size: int
     unpruned: Run
@@ -105,48 +122,57 @@ class Batch:
 
 
 def per_token(answers: Sequence[Answer]) -> Series | None:
-    """Return what a token behind the first ones takes: longest less shortest answer; None where there is but one."""
-    short, long = (pick(answers, key=lambda one: one.length) for pick in (min, max))
-    if short.length == long.length:
+    """Return the time per additional token, from the longest and the shortest answer; None if they are equal."""
+    shortest = min(answers, key=lambda answer: answer.length)
+    longest = max(answers, key=lambda answer: answer.length)
+    if shortest.length == longest.length:
         return None
-    return (long.times - short.times) / (long.length - short.length)
+    return (longest.times - shortest.times) / (longest.length - shortest.length)
 
 
-def verdict(speed: Estimate) -> str:
-    """Say whether something so many times as fast is faster."""
-    told = f"{speed.median:.2f}x [{speed.low:.2f}, {speed.high:.2f}]"
+def format_verdict(speed: Estimate) -> str:
+    """Return a verdict on a speedup: faster, slower, not shown to be faster, or too few rounds."""
+    text = f"{speed.median:.2f}x [{speed.low:.2f}, {speed.high:.2f}]"
     if speed.coverage < SURE:
-        return f"too few rounds to tell: {told}"
+        return f"too few rounds to tell: {text}"
     if speed.low > 1:
-        return f"faster: {told}"
-    return f"slower: {told}" if speed.high < 1 else f"not shown to be faster: {told}"
+        return f"faster: {text}"
+    return f"slower: {text}" if speed.high < 1 else f"not shown to be faster: {text}"
 
 
-def tables(batch: Batch, unit: Unit) -> list[str]:
-    """Return the lines of a batch's Markdown tables: whole runs, stages, and sizes."""
+def format_tables(batch: Batch, unit: Unit) -> list[str]:
+    """Return the lines of a batch's Markdown tables: complete runs, stages, and sizes."""
     runs = [batch.unpruned, *batch.pruned]
-    lines = [f"## Batch {batch.size}", "", "Whole runs.", "", *head(WHOLE)]
-    for place, plain in enumerate(batch.unpruned.answers):
-        lines += [line(_whole(run, run.answers[place], plain, unit)) for run in runs]
+    lines = [f"## Batch {batch.size}", "", "Complete runs.", "", *format_head(COMPLETE_RUNS)]
+    for i, baseline in enumerate(batch.unpruned.answers):
+        lines += [format_row(_run_cells(run, run.answers[i], baseline, unit)) for run in runs]
     lines += ["", *(f"No oracle of {run.method} at {run.tokens:g}: {run.no_oracle}." for run in runs if run.no_oracle)]
-    lines += ["", "Stages up to the first token.", "", *head(STAGES), *(line(_stages(run, unit)) for run in runs)]
-    peaks = [f"peak MiB, answer of {one.length}" for one in batch.unpruned.answers if one.peak_bytes is not None]
-    lines += ["", "Sizes, whole batch unless it says otherwise.", "", *head((*SIZES, *peaks))]
-    return [*lines, *(line(_sizes(run)) for run in runs), ""]
+    lines += ["", "Stages up to the first token.", "", *format_head(STAGES)]
+    lines += [format_row(_stage_cells(run, unit)) for run in runs]
+    peaks = [
+        f"peak MiB, answer of {answer.length}" for answer in batch.unpruned.answers if answer.peak_bytes is not None
+    ]
+    lines += ["", "Sizes, for the complete batch unless stated otherwise.", "", *format_head((*SIZES, *peaks))]
+    return [*lines, *(format_row(_size_cells(run)) for run in runs), ""]
 
 
-def _whole(run: Run, own: Answer, plain: Answer, unit: Unit) -> list[object]:
-    taken, base = own.times.by(unit), plain.times.by(unit)
-    cells: list[object] = [own.length, run.method, f"{run.tokens:g}", estimate(taken)]
-    if own is plain:
+def _run_cells(run: Run, answer: Answer, baseline: Answer, unit: Unit) -> list[object]:
+    seconds = answer.times.by(unit)
+    cells: list[object] = [answer.length, run.method, f"{run.tokens:g}", estimate(seconds)]
+    if answer is baseline:
         return [*cells, *"-----"]
-    speed, bound = ratio(base, taken), plain.flops / own.flops
-    cells.append(verdict(speed))
-    cells += ["-", "-"] if own.oracle is None else [estimate(own.oracle.by(unit)), ratio(own.oracle.by(unit), taken)]
+    speed = ratio(baseline.times.by(unit), seconds)
+    bound = baseline.flops / answer.flops
+    cells.append(format_verdict(speed))
+    if answer.oracle is None:
+        cells += ["-", "-"]
+    else:
+        oracle = answer.oracle.by(unit)
+        cells += [estimate(oracle), ratio(oracle, seconds)]
     return [*cells, f"{bound:.2f}x", f"{speed.median / bound:.2f}"]
 
 
-def _stages(run: Run, unit: Unit) -> list[object]:
+def _stage_cells(run: Run, unit: Unit) -> list[object]:
     times = {step: series.by(unit) for step, series in run.stages.items()}
     if (token := per_token(run.answers)) is not None:
         times["token"] = token.by(unit)
@@ -154,14 +180,15 @@ def _stages(run: Run, unit: Unit) -> list[object]:
     cells += [f"{1000 * estimate(times[step]).median:.2f}" if step in times else "-" for step in (*STEPS, "token")]
     if "selection" not in times:
         return [*cells, "-", "-"]
-    judging = [sum(parts) for parts in zip(*(times[s] for s in ("scoring", "selection") if s in times), strict=True)]
-    rest = _paired(times["vision"], times["prefill"], 1)
-    until = _paired(_paired(times["vision"], times["capture"], 1), judging, 1)
-    return [*cells, ratio([100 * x for x in judging], rest), ratio(until, times["vision"])]
+    pruning_steps = [times[step] for step in ("scoring", "selection") if step in times]
+    pruning = [sum(seconds) for seconds in zip(*pruning_steps, strict=True)]
+    model = _paired(times["vision"], times["prefill"], 1)
+    until_pruned = _paired(_paired(times["vision"], times["capture"], 1), pruning, 1)
+    return [*cells, ratio([100 * x for x in pruning], model), ratio(until_pruned, times["vision"])]
 
 
-def _sizes(run: Run) -> list[object]:
-    layers = ", ".join(f"{len(list(same))} x {count:g}" for count, same in groupby(run.layer_tokens))
+def _size_cells(run: Run) -> list[object]:
+    layers = ", ".join(f"{len(list(group))} x {count:g}" for count, group in groupby(run.layer_tokens))
     cells: list[object] = [
         run.method,
         f"{run.tokens:g}",
@@ -170,4 +197,4 @@ def _sizes(run: Run) -> list[object]:
         f"{run.answers[0].flops / 1e9:.1f}",
     ]
     cells += [f"{run.flops[step] / 1e9:.3f}" if step in run.flops else "-" for step in STEPS]
-    return cells + [f"{one.peak_bytes / 2**20:.0f}" for one in run.answers if one.peak_bytes is not None]
+    return cells + [f"{answer.peak_bytes / 2**20:.0f}" for answer in run.answers if answer.peak_bytes is not None]

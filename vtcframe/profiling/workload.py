@@ -1,4 +1,4 @@
-"""The model that is measured, and what it is asked: random weights at published sizes, or a checkpoint."""
+"""The measured model and its inputs: random weights at published sizes, or a checkpoint."""
 
 import os
 import random
@@ -17,17 +17,19 @@ from vtcframe.inference.checkpoint import Backbone
 from vtcframe.profiling.sizes import Shape
 from vtcframe.testing.tiny_models.published import PUBLISHED, on_meta
 
-BEFORE, BEHIND = 35, 29  # tokens of text around the picture: a system prompt of LLaVA's length, a short question
-ON_CPU = 4  # layers of the language model there, unless more are asked for: a run is to take seconds
-SIDE, QUESTION = 672, "what is in the image, and where ?"  # of checkpoints: their processors say what becomes of it
+TEXT_BEFORE = 35  # text tokens before the picture, the length of LLaVA's system prompt
+TEXT_AFTER = 29  # text tokens after the picture, the length of a short question
+MAX_CPU_LAYERS = 4  # default limit of language-model layers on the CPU, so that a run takes seconds
+PICTURE_SIDE = 672  # pixels of the square pictures for a checkpoint's processor
+QUESTION = "what is in the image, and where ?"  # question for checkpoints
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A model on its device, and inputs of so many samples."""
+    """A model on its device, and a function that makes inputs for a number of samples."""
 
     model: Any
-    told: str  # what it is, for readers of a table
+    description: str  # shown above the tables
     inputs: Callable[[int], dict[str, Any]]
     processor: Any = None
 
@@ -35,33 +37,37 @@ class Subject:
 def random_subject(
     name: str, shape: Shape, layers: int | None, dtype: torch.dtype, attention: str, device: torch.device
 ) -> Subject:
-    """Return a model with random weights; without `layers`, as much of it as fits. UsageError where it does not."""
-    run, every = depth(shape, layers, dtype, device)
-    model = built(published(shape, run), dtype, attention, device)
-    part = f"all {every}" if run == every else f"the first {run} of {every}"
-    told = (
+    """Return a model with random weights and `layers` language-model layers, or as many as fit if it is None.
+
+    Raises UsageError if the model does not fit or has fewer layers.
+    """
+    built_layers, all_layers = choose_depth(shape, layers, dtype, device)
+    model = build_model(published_config(shape, built_layers), dtype, attention, device)
+    part = f"all {all_layers}" if built_layers == all_layers else f"the first {built_layers} of {all_layers}"
+    description = (
         f"{name} with random weights, {part} layers of its language model, pictures of {shape.picture} pixels, "
-        f"{BEFORE + BEHIND} tokens of text"
+        f"{TEXT_BEFORE + TEXT_AFTER} tokens of text"
     )
-    return Subject(model, told, lambda batch: noise(shape, model, batch))
+    return Subject(model, description, lambda batch: noise_inputs(shape, model, batch))
 
 
 def checkpoint_subject(path: str, dtype: Any, attention: str, device: torch.device) -> Subject:
-    """Return a checkpoint, which is asked about noise. UsageError if it cannot be loaded."""
+    """Return a checkpoint with noise pictures as inputs. Raises UsageError if it cannot be loaded."""
     model, processor = Backbone(path, dtype, attention).load()
     model = model.to(device).eval()
 
     def inputs(batch: int) -> dict[str, Any]:
-        noises = [random.Random(i).randbytes(3 * SIDE**2) for i in range(batch)]
-        pictures = [Image.frombytes("RGB", (SIDE, SIDE), one) for one in noises]
-        samples = [Sample(str(i), QUESTION, (), pictures=(one,)) for i, one in enumerate(pictures)]
+        noise = [random.Random(i).randbytes(3 * PICTURE_SIDE**2) for i in range(batch)]
+        pictures = [Image.frombytes("RGB", (PICTURE_SIDE, PICTURE_SIDE), pixels) for pixels in noise]
+        samples = [Sample(str(i), QUESTION, (), pictures=(picture,)) for i, picture in enumerate(pictures)]
         return dict(processor_inputs(processor, samples).to(device, model.dtype))
 
-    return Subject(model, f"{path}, pictures of {SIDE} x {SIDE} pixels for its processor", inputs, processor)
+    description = f"{path}, pictures of {PICTURE_SIDE} x {PICTURE_SIDE} pixels for its processor"
+    return Subject(model, description, inputs, processor)
 
 
-def published(shape: Shape, layers: int | None = None) -> PreTrainedConfig:
-    """Return its configuration, of a language model with the first `layers` only where they are given."""
+def published_config(shape: Shape, layers: int | None = None) -> PreTrainedConfig:
+    """Return the configuration of a shape, with only the first `layers` language-model layers unless it is None."""
     config = PUBLISHED[shape.checkpoint]()
     text: Any = config.get_text_config()
     for name, size in shape.language.items():
@@ -73,37 +79,39 @@ def published(shape: Shape, layers: int | None = None) -> PreTrainedConfig:
     return config
 
 
-def depth(shape: Shape, wanted: int | None, dtype: torch.dtype, device: torch.device) -> tuple[int, int]:
-    """Return how many layers of the language model to run, and how many it has: those wanted, or that fit.
+def choose_depth(shape: Shape, requested: int | None, dtype: torch.dtype, device: torch.device) -> tuple[int, int]:
+    """Return how many language-model layers to build, and how many the published model has.
 
-    UsageError for more than there are, or where not even one fits.
+    The first number is `requested`, or as many as fit into memory if that is None. Raises UsageError if `requested`
+    exceeds the published number, or if not even one layer fits.
     """
-    every = published(shape).get_text_config().num_hidden_layers
-    if wanted is not None:
-        if wanted > every:
-            raise UsageError(f"--layers {wanted}: the language model of this shape has {every}")
-        return wanted, every
-    one, two = (_bytes(published(shape, layers), dtype) for layers in (1, 2))
-    room = memory(device) * 2 // 3  # keys, values and activations want the rest
-    fitting = 1 + (room - one) // (two - one)
+    all_layers = published_config(shape).get_text_config().num_hidden_layers
+    if requested is not None:
+        if requested > all_layers:
+            raise UsageError(f"--layers {requested}: the language model of this shape has {all_layers}")
+        return requested, all_layers
+    one_layer = _weight_bytes(published_config(shape, 1), dtype)
+    two_layers = _weight_bytes(published_config(shape, 2), dtype)
+    room = available_bytes(device) * 2 // 3  # the rest is for the KV cache and activations
+    fitting = 1 + (room - one_layer) // (two_layers - one_layer)
     if fitting < 1:
-        raise UsageError(f"weights of {one / 2**30:.1f} GiB and more do not fit {device}: give a smaller --shape")
-    return min(fitting, every, ON_CPU if device.type == "cpu" else every), every
+        raise UsageError(f"weights of at least {one_layer / 2**30:.1f} GiB do not fit {device}: give a smaller --shape")
+    return min(fitting, all_layers, MAX_CPU_LAYERS if device.type == "cpu" else all_layers), all_layers
 
 
-def memory(device: torch.device) -> int:
-    """Return the bytes that a GPU has free, or those of the machine."""
+def available_bytes(device: torch.device) -> int:
+    """Return the free memory of a GPU, or the total memory of the machine for a CPU, in bytes."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-def _bytes(config: PreTrainedConfig, dtype: torch.dtype) -> int:
+def _weight_bytes(config: PreTrainedConfig, dtype: torch.dtype) -> int:
     return sum(weight.numel() for weight in on_meta(config).parameters()) * dtype.itemsize
 
 
-def built(config: PreTrainedConfig, dtype: torch.dtype, attention: str, device: torch.device) -> Any:
-    """Return the model of a configuration with random weights, each written once. UsageError for an unknown kernel."""
+def build_model(config: PreTrainedConfig, dtype: torch.dtype, attention: str, device: torch.device) -> Any:
+    """Build a model with random weights directly on the device. Raises UsageError for an unknown attention kernel."""
     try:
         with torch.device("meta"):
             model = AutoModelForImageTextToText.from_config(config, dtype=dtype, attn_implementation=attention)
@@ -111,22 +119,22 @@ def built(config: PreTrainedConfig, dtype: torch.dtype, attention: str, device: 
         raise UsageError(f"--attn {attention}: {str(error).strip().splitlines()[0]}") from error
     torch.manual_seed(0)
     model.to_empty(device=device).init_weights()
-    model.generation_config.pad_token_id = 0  # without one, generate tells at every call which it takes
+    model.generation_config.pad_token_id = 0  # without it, generate logs its choice at every call
     return model.eval()
 
 
-def noise(shape: Shape, model: Any, batch: int) -> dict[str, Any]:
-    """Return what a processor would make of so many samples: a picture and a prompt each."""
-    draw = torch.Generator().manual_seed(0)
-    ids = torch.randint(3, 20, (batch, BEFORE + shape.placeholders + BEHIND), generator=draw)
-    ids[:, BEFORE : BEFORE + shape.placeholders] = model.config.image_token_id
-    pixels = torch.randn(batch * shape.pixels[0], *shape.pixels[1:], generator=draw)
+def noise_inputs(shape: Shape, model: Any, batch: int) -> dict[str, Any]:
+    """Return random inputs in the processor's format: one picture and one prompt for each of `batch` samples."""
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(3, 20, (batch, TEXT_BEFORE + shape.placeholders + TEXT_AFTER), generator=generator)
+    ids[:, TEXT_BEFORE : TEXT_BEFORE + shape.placeholders] = model.config.image_token_id
+    pixels = torch.randn(batch * shape.pixels[0], *shape.pixels[1:], generator=generator)
     inputs = {
         "input_ids": ids,
         "attention_mask": torch.ones_like(ids),
         "pixel_values": pixels.to(model.dtype),
         **{name: torch.tensor([row] * batch) for name, row in shape.geometry.items()},
     }
-    if hasattr(model.base_model, "get_rope_index"):  # M-RoPE is laid out by them
+    if hasattr(model.base_model, "get_rope_index"):  # M-RoPE positions are computed from the token types
         inputs["mm_token_type_ids"] = (ids == model.config.image_token_id).long()
-    return {name: given.to(model.device) for name, given in inputs.items()}
+    return {name: tensor.to(model.device) for name, tensor in inputs.items()}

@@ -1,6 +1,6 @@
-"""`vtcframe report`: one page about finished runs, that asks nobody else for anything, and the same as Markdown.
+"""`vtcframe report`: compare finished runs in a self-contained HTML page and in Markdown.
 
-The short of it can be had as a model card of the Hugging Face Hub.
+A summary can be written as a section of a Hugging Face model card.
 """
 
 import argparse
@@ -12,50 +12,46 @@ from vtcframe.atomic import write_atomic
 from vtcframe.errors import UsageError
 
 FORMS = ".html", ".md"
-NEEDED = "scipy", "jinja2"  # the extra `report`
+REQUIRED_PACKAGES = "scipy", "jinja2"  # the extra `report`
 
 
 def main(arguments: list[str]) -> int:
-    """Write report.html and report.md about the runs below some folders, and return the exit status.
+    """Write report.html and report.md for the runs below the given folders, and return the exit status.
 
-    UsageError where there are none.
+    Raises UsageError if there are no finished runs.
     """
-    options = argparse.ArgumentParser(
+    parser = argparse.ArgumentParser(
         prog="vtcframe report",
-        description="Finished runs side by side: a page that stands alone, and the same as Markdown.",
+        description="Compare finished runs in a self-contained HTML page and in Markdown.",
     )
-    options.add_argument("folder", nargs="+", type=Path, help="run folders, or folders of them")
-    options.add_argument(
-        "--out", type=Path, help="where to: OUT.html and OUT.md; report in the first folder when not given"
+    parser.add_argument("folder", nargs="+", type=Path, help="run folders, or folders of them")
+    parser.add_argument("--out", type=Path, help="path of OUT.html and OUT.md (default: report in the first folder)")
+    parser.add_argument(
+        "--card", action="store_true", help="also write OUT-card.md, a section for the README.md of a model on the Hub"
     )
-    options.add_argument(
-        "--card", action="store_true", help="write OUT-card.md, too: a section for the README.md of a model on the Hub"
-    )
-    given = options.parse_args(arguments)
-    out = given.out or given.folder[0] / "report"
-    written = write(given.folder, out.with_suffix("") if out.suffix in FORMS else out, given.card)
+    options = parser.parse_args(arguments)
+    out = options.out or options.folder[0] / "report"
+    written = write(options.folder, out.with_suffix("") if out.suffix in FORMS else out, options.card)
     print(f"written to {', '.join(map(str, written))}")
     return 0
 
 
 def write(folders: Sequence[Path], out: Path, with_card: bool = False) -> list[Path]:
-    """Write OUT.html and OUT.md, and OUT-card.md if asked for, each at once, and return them.
+    """Write OUT.html and OUT.md, and OUT-card.md if `with_card`, each atomically, and return their paths.
 
-    UsageError where there is nothing to write about.
+    Raises UsageError if there are no finished runs or a file cannot be written.
     """
     check_extra()
-    from vtcframe.report.page import render  # lazily: scipy takes its time, too
+    from vtcframe.report.page import render  # imported late: scipy is slow to import
     from vtcframe.report.runs import load_runs
 
     for folder in folders:
         if not folder.is_dir():
-            raise UsageError(
-                f"there is no folder {folder}: give one with the runs of vtcframe predict or sweep below it"
-            )
+            raise UsageError(f"there is no folder {folder}: give a folder with runs of vtcframe predict or sweep")
     runs = load_runs(folders)
     pages = {f".{form}": page for form, page in render(runs, out.parent).items()}
     if with_card:
-        from vtcframe.report.model_card import card  # lazily: it imports torch
+        from vtcframe.report.model_card import card  # imported late: it imports torch
 
         pages["-card.md"] = card(runs)
     written = []
@@ -71,6 +67,6 @@ def write(folders: Sequence[Path], out: Path, with_card: bool = False) -> list[P
 
 
 def check_extra() -> None:
-    """UsageError where what a report is made with is not installed."""
-    if missing := [name for name in NEEDED if find_spec(name) is None]:
-        raise UsageError(f"a report needs {' and '.join(missing)}: pip install 'vtcframe[report]'")
+    """Raise UsageError if packages that a report needs are not installed."""
+    if missing := [name for name in REQUIRED_PACKAGES if find_spec(name) is None]:
+        raise UsageError(f"a report needs {' and '.join(missing)}: run pip install 'vtcframe[report]'")

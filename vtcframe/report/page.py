@@ -1,4 +1,4 @@
-"""The report as a page and as Markdown: the same sections, two templates."""
+"""The report as an HTML page and as Markdown: the same sections in two templates."""
 
 import base64
 import os
@@ -9,14 +9,14 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
 from vtcframe.report.runs import LoadedRuns
-from vtcframe.report.sections import told
+from vtcframe.report.sections import make_sections
 
-WIDEST = 1000  # pixels that sheets are shrunk to
+MAX_WIDTH = 1000  # pixels; wider sheets are scaled down
 
 
-def render(found: LoadedRuns, beside: Path) -> dict[str, str]:
-    """Return the report by the ending of its file, html and md. `beside` is the folder of these files."""
-    pages = Environment(
+def render(loaded: LoadedRuns, folder: Path) -> dict[str, str]:
+    """Return the report as {"html": page, "md": text}. `folder` is the folder of these files, for relative paths."""
+    environment = Environment(
         loader=PackageLoader("vtcframe.report"),
         autoescape=lambda name: bool(name and ".html" in name),
         undefined=StrictUndefined,
@@ -24,35 +24,37 @@ def render(found: LoadedRuns, beside: Path) -> dict[str, str]:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    pages.filters |= {
-        "embedded": embedded,
-        "line": in_a_line,
-        "fenced": fenced,
-        "near": lambda path: Path(os.path.relpath(path, beside)).as_posix(),
+    environment.filters |= {
+        "data_uri": data_uri,
+        "line": escape_line,
+        "block": indent_block,
+        "relative": lambda path: Path(os.path.relpath(path, folder)).as_posix(),
     }
-    sections = list(told(found))
-    return {form: pages.get_template(f"report.{form}.j2").render(sections=sections) for form in ("html", "md")}
+    sections = list(make_sections(loaded))
+    return {form: environment.get_template(f"report.{form}.j2").render(sections=sections) for form in ("html", "md")}
 
 
-def embedded(path: Path) -> str:
+def data_uri(path: Path) -> str:
     """Return a picture, at most 1000 pixels wide, as a data URI."""
     with Image.open(path) as sheet:
-        shown = sheet.convert("RGB")
-    if shown.width > WIDEST:
-        shown = shown.resize((WIDEST, round(shown.height * WIDEST / shown.width)), Image.Resampling.LANCZOS)
+        picture = sheet.convert("RGB")
+    if picture.width > MAX_WIDTH:
+        picture = picture.resize(
+            (MAX_WIDTH, round(picture.height * MAX_WIDTH / picture.width)), Image.Resampling.LANCZOS
+        )
     out = BytesIO()
-    shown.save(out, format="JPEG", quality=80)
+    picture.save(out, format="JPEG", quality=80)
     return "data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode()
 
 
-def in_a_line(text: str) -> str:
-    """Return text as a cell of a Markdown table, or a line of its prose, can hold it."""
-    kept = " ".join(text.split())
+def escape_line(text: str) -> str:
+    """Return text as one line, escaped for a Markdown table cell or a line of prose."""
+    line = " ".join(text.split())
     for sign in "\\|<*_":
-        kept = kept.replace(sign, "\\" + sign)
-    return kept
+        line = line.replace(sign, "\\" + sign)
+    return line
 
 
-def fenced(text: str) -> str:
-    """Return text as a block of Markdown that nothing in it can end."""
+def indent_block(text: str) -> str:
+    """Return text as an indented Markdown code block, which no content can terminate."""
     return "\n".join(["    " + line for line in text.rstrip("\n").split("\n")])

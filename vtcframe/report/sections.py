@@ -1,48 +1,56 @@
-"""The sections of a report: tables, plots, pictures, what failed and what ran."""
+"""The sections of a report: tables, plots, pictures, failed samples and runs."""
 
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from vtcframe.report.plots import Point, legend, plot
+from vtcframe.report.plots import Point, legend_mark, plot
 from vtcframe.report.runs import UNPRUNED, LoadedRuns, Run
-from vtcframe.report.statistics import Average, Difference, MethodResult, averages, entries, sets
-from vtcframe.report.wording import labelled, listed, sentences
+from vtcframe.report.statistics import (
+    Average,
+    Difference,
+    MethodResult,
+    average_over_data,
+    collect_results,
+    split_by_data,
+)
+from vtcframe.report.wording import join_names, label, write_sentences
 from vtcframe.runs.baselines import BASELINES
 
-PICTURES = 2  # sheets of each model and data
-IDS, REASONS = 5, 20  # ids told of a reason for failing, and reasons told of a run
-NONE = "\u2013"  # in place of a figure
-DIFFERENT_RUN = "*"  # behind a pace whose two times are of different runs
+PICTURES = 2  # sheets per model and data
+IDS = 5  # sample ids listed for each failure reason
+REASONS = 20  # failure reasons listed for each run
+NONE = "\u2013"  # shown for a missing figure
+DIFFERENT_RUN = "*"  # marks a time ratio of two different runs
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One cell, and what it is sorted by: its text unless that is a number."""
+    """The text of one cell, and the number by which it is sorted; None sorts by text."""
 
     text: str
     key: float | None = None
 
     @property
     def number(self) -> bool:
-        """Whether it is set flush right, as numbers and missing ones are."""
+        """Whether the cell is right-aligned: numbers and missing figures."""
         return self.key is not None or self.text == NONE
 
 
 @dataclass(frozen=True)
 class Table:
-    """A line a method and budget."""
+    """A table with one row per method and budget, run, or failure reason."""
 
     caption: str
     heads: Sequence[str]
-    lines: Sequence[Sequence[Cell]]
-    strong: Sequence[bool] = ()  # lines of baselines
+    rows: Sequence[Sequence[Cell]]
+    baselines: Sequence[bool] = ()  # for each row, whether it is a baseline
 
 
 @dataclass
 class Section:
-    """A heading and what stands below it."""
+    """A heading and the content below it."""
 
     title: str
     notes: list[str] = field(default_factory=list)
@@ -50,174 +58,199 @@ class Section:
     plots: list[str] = field(default_factory=list)  # SVG
     legend: list[tuple[str, str]] = field(default_factory=list)  # mark as SVG, method
     sheets: list[tuple[str, Path]] = field(default_factory=list)  # id of the sample, file
-    folds: list[tuple[str, str]] = field(default_factory=list)  # title and text of what is folded away
+    details: list[tuple[str, str]] = field(default_factory=list)  # title and text of collapsible blocks
 
 
-def told(found: LoadedRuns) -> Iterator[Section]:
-    """Yield the sections in their order."""
-    made = entries(found.runs)
-    methods = list(dict.fromkeys(one.method for one in made))
-    yield Section("In words", sentences(found, made))
-    for model in dict.fromkeys(one.model for one in made):
-        if over := [one for one in averages(made) if one.model == model]:
-            yield _mean(model, over, methods)
-    for (model, data), own in sets(made).items():
-        yield _measured(own, [run for run in found.runs if (run.model, run.data) == (model, data)], methods)
-    yield _failed(found.runs)
-    yield _runs(found)
+def make_sections(loaded: LoadedRuns) -> Iterator[Section]:
+    """Yield the sections in order."""
+    results = collect_results(loaded.runs)
+    methods = list(dict.fromkeys(result.method for result in results))
+    yield Section("Summary", write_sentences(loaded, results))
+    for model in dict.fromkeys(result.model for result in results):
+        if averages := [average for average in average_over_data(results) if average.model == model]:
+            yield _average_section(model, averages, methods)
+    for (model, data), group in split_by_data(results).items():
+        runs = [run for run in loaded.runs if (run.model, run.data) == (model, data)]
+        yield _data_section(group, runs, methods)
+    yield _failure_section(loaded.runs)
+    yield _run_section(loaded)
 
 
-def _mean(model: str, over: Sequence[Average], methods: Sequence[str]) -> Section:
-    data = list(over[0].percent)
+def _average_section(model: str, averages: Sequence[Average], methods: Sequence[str]) -> Section:
+    data = list(averages[0].percent)
     table = Table(
-        "Percent of the untouched model",
-        ["method", "budget", *data, "mean", "least without one", *(f"without {name}" for name in data)],
+        "Percent of the unpruned model",
+        ["method", "budget", *data, "mean", "min without one", *(f"without {name}" for name in data)],
         [
             [
-                *_named(one),
-                *(_figure(value, ".1f") for value in one.percent.values()),
-                _figure(one.mean, ".1f"),
-                _figure(one.least, ".1f"),
-                *(_figure(value, ".1f") for value in one.without.values()),
+                *_name_cells(average),
+                *(_figure(value, ".1f") for value in average.percent.values()),
+                _figure(average.mean, ".1f"),
+                _figure(average.least, ".1f"),
+                *(_figure(value, ".1f") for value in average.without.values()),
             ]
-            for one in over
+            for average in averages
         ],
-        [_baseline(one.method) for one in over],
+        [_is_baseline(average.method) for average in averages],
     )
-    whole = [one for one in over if one.mean is not None]
-    points = {
-        "visual tokens a layer reads": [(one, one.layer) for one in whole],
-        "seconds a sample, as measured": [(one, one.seconds) for one in whole if one.seconds is not None],
+    complete = [average for average in averages if average.mean is not None]
+    costs = {
+        "visual tokens per layer": [(average, average.tokens_per_layer) for average in complete],
+        "seconds per sample, as measured": [
+            (average, average.seconds) for average in complete if average.seconds is not None
+        ],
     }
     plots = [
         plot(
-            [Point(one.method, _told(one, one.mean), cost, one.mean or 0) for one, cost in own],
-            across,
+            [
+                Point(average.method, _describe(average, average.mean), cost, average.mean or 0)
+                for average, cost in points
+            ],
+            x_label,
             "% of unpruned",
             methods,
         )
-        for across, own in points.items()
+        for x_label, points in costs.items()
     ]
     note = (
-        "Every set of questions counts alike. A ranking that changes when one set is left out hangs on that set: "
-        "compare the columns “without”. A mean is told only where every set has a figure."
+        "Every set of questions has the same weight. A ranking that changes when one set is left out depends on that "
+        "set: compare the columns “without”. A mean is shown only if every set has a figure."
     )
     return Section(
-        f"{model}: mean over {len(data)} sets", [note], [table], [p for p in plots if p], _legend(over, methods)
+        f"{model}: mean over {len(data)} sets",
+        [note],
+        [table],
+        [svg for svg in plots if svg],
+        _legend(averages, methods),
     )
 
 
-def _measured(own: Sequence[MethodResult], runs: Sequence[Run], methods: Sequence[str]) -> Section:
-    one = own[0]
-    headline = f"score ({list(one.scores)[-1] if one.scores else NONE})"
-    strong = [_baseline(one.method) for one in own]
+def _data_section(results: Sequence[MethodResult], runs: Sequence[Run], methods: Sequence[str]) -> Section:
+    first = results[0]
+    headline = f"score ({list(first.scores)[-1] if first.scores else NONE})"
+    baselines = [_is_baseline(result.method) for result in results]
     scores = Table(
         "Scores",
-        ["method", "budget", "seeds", "questions", headline, "least", "greatest", "s.d.", "% of unpruned"],
+        ["method", "budget", "seeds", "questions", headline, "min", "max", "s.d.", "% of unpruned"],
         [
             [
-                *_named(one),
-                Cell(str(len(one.values)), len(one.values)),
-                Cell(str(len(one.grades)), len(one.grades)),
-                _score(one.value),
-                *(_score(value) for value in (one.spread or (None,) * 3)),
-                _figure(one.percent, ".1f"),
+                *_name_cells(result),
+                Cell(str(len(result.values)), len(result.values)),
+                Cell(str(len(result.grades)), len(result.grades)),
+                _score(result.value),
+                *(_score(value) for value in (result.spread or (None,) * 3)),
+                _figure(result.percent, ".1f"),
             ]
-            for one in own
+            for result in results
         ],
-        strong,
+        baselines,
     )
-    pairs = Table(
+    pruned = [result for result in results if result.method != UNPRUNED]
+    differences = Table(
         "Paired differences in grade",
         [
-            "method", "budget", "to unpruned", "95 % interval", "verdict", "McNemar p",
-            "to the better of random and uniform", "95 % interval", "verdict",
+            "method", "budget", "minus unpruned", "95 % interval", "verdict", "McNemar p",
+            "minus the better of random and uniform", "95 % interval", "verdict",
         ],
         [
             [
-                *_named(one),
-                *_difference(one.against_unpruned),
-                _figure(one.against_unpruned and one.against_unpruned.mcnemar, ".3g"),
-                *_difference(one.against_baseline, one.baseline),
+                *_name_cells(result),
+                *_difference_cells(result.against_unpruned),
+                _figure(result.against_unpruned and result.against_unpruned.mcnemar, ".3g"),
+                *_difference_cells(result.against_baseline, result.baseline),
             ]
-            for one in own
-            if one.method != UNPRUNED
+            for result in pruned
         ],
-        [_baseline(one.method) for one in own if one.method != UNPRUNED],
+        [_is_baseline(result.method) for result in pruned],
     )  # fmt: skip
     cost = Table(
         "Cost",
         [
-            "method", "budget", "tokens before", "tokens left", "newlines and the like", "tokens a layer", "KV MiB",
-            "seconds", "times unpruned",
+            "method", "budget", "tokens before", "tokens kept", "structural tokens", "tokens per layer", "KV MiB",
+            "seconds", "seconds / unpruned",
         ],
         [
             [
-                *_named(one),
-                *(_figure(value, ".1f") for value in (one.before, one.left, one.structural, one.layer)),
-                _figure(None if one.kv is None else one.kv / 2**20, ".3f"),
-                _figure(one.seconds, ".4f"),
-                _pace(one),
+                *_name_cells(result),
+                _figure(result.tokens_before, ".1f"),
+                _figure(result.tokens_kept, ".1f"),
+                _figure(result.structural_tokens, ".1f"),
+                _figure(result.tokens_per_layer, ".1f"),
+                _figure(None if result.kv_bytes is None else result.kv_bytes / 2**20, ".3f"),
+                _figure(result.seconds, ".4f"),
+                _time_ratio(result),
             ]
-            for one in own
+            for result in results
         ],
-        strong,
+        baselines,
     )  # fmt: skip
-    names = list(dict.fromkeys(name for one in own for name in one.scores))
-    parts = Table(
+    names = list(dict.fromkeys(name for result in results for name in result.scores))
+    columns = Table(
         "By column",
         ["method", "budget", *names],
-        [[*_named(one), *(_score(one.scores.get(name)) for name in names)] for one in own],
-        strong,
+        [[*_name_cells(result), *(_score(result.scores.get(name)) for name in names)] for result in results],
+        baselines,
     )
-    known = [one for one in own if one.value is not None]
+    scored = [result for result in results if result.value is not None]
     costs = {
-        "visual tokens a layer reads": [(one, one.layer) for one in known],
-        "seconds a sample, as measured": [(one, one.seconds) for one in known if one.seconds is not None],
+        "visual tokens per layer": [(result, result.tokens_per_layer) for result in scored],
+        "seconds per sample, as measured": [
+            (result, result.seconds) for result in scored if result.seconds is not None
+        ],
     }
     plots = [
         plot(
-            [Point(o.method, _told(o, o.value), cost, o.value or 0, o.spread and o.spread[:2]) for o, cost in points],
-            across,
+            [
+                Point(
+                    result.method,
+                    _describe(result, result.value),
+                    cost,
+                    result.value or 0,
+                    result.spread and result.spread[:2],
+                )
+                for result, cost in points
+            ],
+            x_label,
             headline,
             methods,
         )
-        for across, points in costs.items()
+        for x_label, points in costs.items()
     ]
     sheets = [(file.stem, file) for run in runs for file in sorted((run.path / "pictures").glob("*.png"))]
     return Section(
-        f"{one.model}: {one.data}",
-        list(_how(own)),
-        [scores, *([pairs] if pairs.lines else []), cost, *([parts] if len(names) > 1 else [])],
-        [p for p in plots if p],
-        _legend(own, methods),
+        f"{first.model}: {first.data}",
+        list(_notes(results)),
+        [scores, *([differences] if differences.rows else []), cost, *([columns] if len(names) > 1 else [])],
+        [svg for svg in plots if svg],
+        _legend(results, methods),
         sheets[:PICTURES],
     )
 
 
-def _how(own: Sequence[MethodResult]) -> Iterator[str]:
-    compared = next((one.against_unpruned for one in own if one.against_unpruned is not None), None)
-    if compared is not None:
-        one = own[0]
-        alone = len(set(one.units.values())) == len(one.units)
-        what = "questions" if alone else "pictures or groups, each with all of its questions"
+def _notes(results: Sequence[MethodResult]) -> Iterator[str]:
+    differences = [result.against_unpruned for result in results if result.against_unpruned is not None]
+    if differences:
+        units = results[0].units
+        independent = len(set(units.values())) == len(units)
+        unit = "questions" if independent else "pictures or groups, each with all of its questions"
         yield (
-            f"Differences are those of the mean grade of a question (0..1), paired; intervals are percentiles of 2000 "
-            f"bootstraps over {compared.units} {what}. McNemar's test is exact, takes questions for independent, and "
-            "is told where every grade is 0 or 1."
+            "Differences are paired differences of a question's grade (0..1). Intervals are percentiles of 2000 "
+            f"bootstrap resamples over {differences[0].units} {unit}. McNemar's test is exact, assumes independent "
+            "questions, and is shown only if every grade is 0 or 1."
         )
-    yield "Baselines are set in bold. Values of several seeds are means, with least, greatest and standard deviation."
-    if any(not one.same_run for one in own):
-        yield f"{DIFFERENT_RUN} its seconds and those of the untouched model are of different runs."
+    yield "Baselines are in bold. Values of several seeds are means, with minimum, maximum and standard deviation."
+    if any(not result.same_run for result in results):
+        yield f"{DIFFERENT_RUN} The times of the method and of the unpruned model are from different runs."
 
 
-def _named(one: MethodResult | Average) -> list[Cell]:
-    if one.method == UNPRUNED:
-        return [Cell(one.method), Cell(NONE)]
-    return [Cell(one.method), Cell(one.budget, float(one.budget.partition(" ")[0]))]  # 0.25, or 64 tokens an image
+def _name_cells(result: MethodResult | Average) -> list[Cell]:
+    if result.method == UNPRUNED:
+        return [Cell(result.method), Cell(NONE)]
+    amount = float(result.budget.partition(" ")[0])  # of "0.25" or "64 tokens a image"
+    return [Cell(result.method), Cell(result.budget, amount)]
 
 
-def _baseline(method: str) -> bool:
+def _is_baseline(method: str) -> bool:
     return method.partition("(")[0] in (UNPRUNED, *BASELINES)
 
 
@@ -226,67 +259,72 @@ def _figure(value: float | None, form: str) -> Cell:
 
 
 def _score(value: float | None) -> Cell:
-    return _figure(value, ".3f" if value is None or abs(value) <= 1 else ".1f")  # MME's figures go to 2000
+    return _figure(value, ".3f" if value is None or abs(value) <= 1 else ".1f")  # MME scores range up to 2000
 
 
-def _difference(one: Difference | None, baseline: str | None = None) -> list[Cell]:
-    if one is None:
+def _difference_cells(difference: Difference | None, baseline: str | None = None) -> list[Cell]:
+    if difference is None:
         return [Cell(NONE)] * 3
-    low_high = NONE if one.interval is None else "{:+.3f} to {:+.3f}".format(*one.interval)
-    behind = f" ({baseline})" if baseline else ""
+    interval = NONE if difference.interval is None else "{:+.3f} to {:+.3f}".format(*difference.interval)
+    suffix = f" ({baseline})" if baseline else ""
     return [
-        Cell(f"{one.mean:+.3f}{behind}", one.mean),
-        Cell(low_high, one.interval and one.interval[0]),
-        Cell(one.verdict),
+        Cell(f"{difference.mean:+.3f}{suffix}", difference.mean),
+        Cell(interval, difference.interval and difference.interval[0]),
+        Cell(difference.verdict),
     ]
 
 
-def _pace(one: MethodResult) -> Cell:
-    if one.pace is None:
+def _time_ratio(result: MethodResult) -> Cell:
+    if result.time_ratio is None:
         return Cell(NONE)
-    slower = " slower" if one.pace > 1 and one.method != UNPRUNED else ""
-    return Cell(f"{one.pace:.2f}{slower}{'' if one.same_run else DIFFERENT_RUN}", one.pace)
+    slower = " slower" if result.time_ratio > 1 and result.method != UNPRUNED else ""
+    return Cell(f"{result.time_ratio:.2f}{slower}{'' if result.same_run else DIFFERENT_RUN}", result.time_ratio)
 
 
-def _told(one: MethodResult | Average, value: float | None) -> str:
-    time = "" if one.seconds is None else f", {one.seconds:.4f} s"
-    return f"{labelled(one)}: {value:.4g}, {one.layer:.1f} tokens a layer{time}"
+def _describe(result: MethodResult | Average, value: float | None) -> str:
+    time = "" if result.seconds is None else f", {result.seconds:.4f} s"
+    return f"{label(result)}: {value:.4g}, {result.tokens_per_layer:.1f} tokens per layer{time}"
 
 
-def _legend(own: Sequence[MethodResult] | Sequence[Average], methods: Sequence[str]) -> list[tuple[str, str]]:
-    return [(legend(method, methods), method) for method in dict.fromkeys(one.method for one in own)]
+def _legend(results: Sequence[MethodResult] | Sequence[Average], methods: Sequence[str]) -> list[tuple[str, str]]:
+    names = dict.fromkeys(result.method for result in results)
+    return [(legend_mark(method, methods), method) for method in names]
 
 
-def _failed(runs: Sequence[Run]) -> Section:
-    lines, left = [], []
+def _failure_section(runs: Sequence[Run]) -> Section:
+    rows = []
+    omitted = []
     for run in runs:
         reasons: dict[str, list[str]] = {}
         for row in run.rows:
             if row.error is not None:
                 reasons.setdefault(row.error, []).append(row.id)
         for reason, ids in list(reasons.items())[:REASONS]:
-            more = f" and {len(ids) - IDS} more" if len(ids) > IDS else ""
-            lines.append([Cell(run.name), Cell(str(len(ids)), len(ids)), Cell(listed(ids[:IDS]) + more), Cell(reason)])
+            rest = f" and {len(ids) - IDS} more" if len(ids) > IDS else ""
+            id_text = join_names(ids[:IDS]) + rest
+            rows.append([Cell(run.name), Cell(str(len(ids)), len(ids)), Cell(id_text), Cell(reason)])
         if len(reasons) > REASONS:
-            left.append(f"{run.name}: {len(reasons) - REASONS} more reasons are in its predictions.jsonl.")
-    if not lines:
+            omitted.append(f"{run.name}: {len(reasons) - REASONS} more reasons are in its predictions.jsonl.")
+    if not rows:
         return Section("Failed samples", ["None."])
-    note = "They count in no figure, unless their benchmark's rules say so."
-    return Section("Failed samples", [note, *left], [Table("Failed", ["run", "samples", "ids", "why"], lines)])
+    note = "Failed samples are excluded from all figures, unless the rules of their benchmark count them."
+    return Section("Failed samples", [note, *omitted], [Table("Failed", ["run", "samples", "ids", "reason"], rows)])
 
 
-def _runs(found: LoadedRuns) -> Section:
-    section = Section("Runs", ["The configuration, versions and attempts of each, as its run.json has them."])
+def _run_section(loaded: LoadedRuns) -> Section:
+    section = Section("Runs", ["The configuration, versions and attempts of each run, from its run.json."])
     heads = ["run", "model", "data", "samples", "attempts", "processes"]
-    lines = []
-    for run in found.runs:
-        attempts, samples = run.told["attempts"], len({row.id for row in run.rows})
-        lines.append([
+    rows = []
+    for run in loaded.runs:
+        attempts = run.manifest["attempts"]
+        samples = len({row.id for row in run.rows})
+        processes = join_names([str(attempt["processes"]) for attempt in attempts])
+        rows.append([
             Cell(run.name), Cell(run.model), Cell(run.data), Cell(str(samples), samples),
-            Cell(str(len(attempts)), len(attempts)), Cell(listed([str(one["processes"]) for one in attempts])),
+            Cell(str(len(attempts)), len(attempts)), Cell(processes),
         ])  # fmt: skip
-        section.folds.append((f"{run.name}/run.json", json.dumps(run.told, indent=1, ensure_ascii=False)))
+        section.details.append((f"{run.name}/run.json", json.dumps(run.manifest, indent=1, ensure_ascii=False)))
         if run.configuration is not None:
-            section.folds.append((f"{run.name}/config.yaml", run.configuration))
-    section.tables.append(Table("Runs", heads, lines))
+            section.details.append((f"{run.name}/config.yaml", run.configuration))
+    section.tables.append(Table("Runs", heads, rows))
     return section

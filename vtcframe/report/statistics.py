@@ -1,4 +1,4 @@
-"""The figures of a report: scores over seeds, paired differences with their intervals, what it cost."""
+"""The figures of a report: scores over seeds, paired differences with intervals, and costs."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -8,27 +8,29 @@ from typing import Any
 import numpy as np
 from scipy.stats import binomtest, bootstrap
 
-from vtcframe.data.results import Prediction, seconds
+from vtcframe.data.results import Prediction, mean_seconds
 from vtcframe.report.runs import UNPRUNED, Run
 from vtcframe.runs.baselines import BASELINES, CHANCE
 
-RESAMPLES, LEVEL, DRAWN = 2000, 0.95, 2_000_000  # DRAWN: numbers at a time, for the memory's sake
-SHARED = "picture", "group"  # keys of a row's meta that say which questions are no independent ones
-Grades = Mapping[str, float]  # id -> how right its answer is, mean over seeds
+RESAMPLES = 2000  # of the bootstrap
+LEVEL = 0.95  # confidence level of intervals
+BATCH_NUMBERS = 2_000_000  # random numbers per bootstrap batch, which limits the memory
+SHARED_KEYS = "picture", "group"  # keys of a row's meta that mark dependent questions
+Grades = Mapping[str, float]  # question id -> correctness of the answer, mean over seeds
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Mean of the paired differences in grade, with its interval; None for an interval of fewer than two units."""
+    """Mean of the paired differences in grade, with its interval; the interval is None for fewer than two units."""
 
     mean: float
     interval: tuple[float, float] | None
-    mcnemar: float | None  # exact p of the questions that only one of the two got right; None for graded answers
-    units: int  # pictures or questions that were drawn
+    mcnemar: float | None  # p-value of the exact McNemar test; None unless every grade is 0 or 1
+    units: int  # number of resampled units: pictures, groups or questions
 
     @property
     def verdict(self) -> str:
-        """What the interval allows to say."""
+        """The conclusion that the interval supports: lower, higher, or not shown to differ."""
         if self.interval is None or self.interval[0] <= 0 <= self.interval[1]:
             return "not shown to differ"
         return "lower" if self.mean < 0 else "higher"
@@ -36,29 +38,29 @@ class Difference:
 
 @dataclass(frozen=True)
 class MethodResult:
-    """One method at one budget, all its seeds, asked one set of questions by one model."""
+    """The figures of one method at one budget, over all seeds, for one model and one set of questions."""
 
     model: str
     data: str
     method: str
-    budget: str  # in words
-    run: str | None  # the folder that its rows are from; None where its seeds are from several
-    values: tuple[float | None, ...]  # the headline, one a seed
-    scores: Mapping[str, float | None]  # of all columns, mean over seeds
+    budget: str  # as text
+    run: str | None  # name of the run of all rows; None if the seeds are from several runs
+    values: tuple[float | None, ...]  # headline score of each seed
+    scores: Mapping[str, float | None]  # mean over seeds of each column
     grades: Grades = field(repr=False)
-    units: Mapping[str, Any] = field(repr=False)  # id -> what it is drawn with
-    before: float  # visual tokens of the untouched model
-    left: float
-    structural: float
-    layer: float  # that a layer of the language model reads
-    kv: float | None  # bytes
+    units: Mapping[str, Any] = field(repr=False)  # question id -> bootstrap unit
+    tokens_before: float  # visual tokens of the unpruned model
+    tokens_kept: float
+    structural_tokens: float
+    tokens_per_layer: float  # visual tokens in a layer of the language model, mean over layers
+    kv_bytes: float | None
     seconds: float | None
-    pace: float | None = None  # seconds over those of the untouched model in the same run; else in its first run
-    same_run: bool = True  # whether `pace` is of one run
+    time_ratio: float | None = None  # seconds / seconds of the unpruned model, in the same run or else its first run
+    same_run: bool = True  # whether both times of `time_ratio` are of the same run
     against_unpruned: Difference | None = None
     baseline: str | None = None  # the better of random and uniform at this budget
     against_baseline: Difference | None = None
-    percent: float | None = None  # of the untouched model's headline
+    percent: float | None = None  # headline score in percent of the unpruned model's
 
     @property
     def name(self) -> str:
@@ -67,218 +69,231 @@ class MethodResult:
 
     @property
     def value(self) -> float | None:
-        """Mean of the headline over seeds."""
+        """Mean of the headline score over seeds."""
         return mean(self.values)
 
     @property
     def spread(self) -> tuple[float, float, float] | None:
-        """Least, greatest and standard deviation over seeds; None for fewer than two."""
-        known = [value for value in self.values if value is not None]
-        return (min(known), max(known), stdev(known)) if len(known) > 1 else None
+        """Minimum, maximum and standard deviation over seeds; None for fewer than two values."""
+        values = [value for value in self.values if value is not None]
+        return (min(values), max(values), stdev(values)) if len(values) > 1 else None
 
 
 def mean(values: Iterable[float | None]) -> float | None:
-    """Mean of values that are all known; None where one is not, or where there are none."""
-    told = list(values)
-    known = [value for value in told if value is not None]
-    return fmean(known) if known and len(known) == len(told) else None
+    """Return the mean; None if a value is None or there are no values."""
+    numbers = list(values)
+    present = [value for value in numbers if value is not None]
+    return fmean(present) if present and len(present) == len(numbers) else None
 
 
-def entries(runs: Sequence[Run]) -> list[MethodResult]:
-    """Return what was asked, by model, data, then the untouched model, baselines and other methods, by budget.
+def collect_results(runs: Sequence[Run]) -> list[MethodResult]:
+    """Return the results of all methods and budgets.
 
-    Where several runs hold the same answers (each holds the untouched model's), those of the first count.
+    They are sorted by model and data, then the unpruned model, baselines and other methods, then by budget. If several
+    runs hold the same answers (each holds those of the unpruned model), the first run counts.
     """
     rows: dict[tuple[str, ...], dict[str, tuple[Run, list[Prediction]]]] = {}
-    untouched: dict[tuple[str, str, str], list[Prediction]] = {}
+    unpruned_rows: dict[tuple[str, str, str], list[Prediction]] = {}
     for run in runs:
-        for method, seed, budget, row in run.answers():
+        for method, seed, budget, row in run.labelled_rows():
             if method == UNPRUNED:
-                untouched.setdefault((run.model, run.data, run.name), []).append(row)
-            owner, own = rows.setdefault((run.model, run.data, method, budget), {}).setdefault(seed, (run, []))
+                unpruned_rows.setdefault((run.model, run.data, run.name), []).append(row)
+            owner, owner_rows = rows.setdefault((run.model, run.data, method, budget), {}).setdefault(seed, (run, []))
             if owner is run:
-                own.append(row)
-    made = [_entry(key, seeds) for key, seeds in rows.items()]
-    first = {(one.model, one.data): one for one in made if one.method == UNPRUNED}
-    compared = [_beside_unpruned(one, first.get((one.model, one.data)), untouched) for one in made]
-    compared = [_beside_chance(one, compared) for one in compared]
-    places = {place: at for at, place in enumerate(dict.fromkeys((run.model, run.data) for run in runs))}
-    methods = {method: at for at, method in enumerate(dict.fromkeys(one.method for one in compared))}
-    rank = {name: at for at, name in enumerate((UNPRUNED, *BASELINES))}
+                owner_rows.append(row)
+    results = [_method_result(key, seeds) for key, seeds in rows.items()]
+    unpruned = {(result.model, result.data): result for result in results if result.method == UNPRUNED}
+    results = [
+        _compare_to_unpruned(result, unpruned.get((result.model, result.data)), unpruned_rows) for result in results
+    ]
+    results = [_compare_to_baselines(result, results) for result in results]
+    data_rank = {key: rank for rank, key in enumerate(dict.fromkeys((run.model, run.data) for run in runs))}
+    method_rank = {method: rank for rank, method in enumerate(dict.fromkeys(result.method for result in results))}
+    baseline_rank = {name: rank for rank, name in enumerate((UNPRUNED, *BASELINES))}
     return sorted(
-        compared,
-        key=lambda one: (
-            places[one.model, one.data],
-            rank.get(one.name, len(rank)),
-            methods[one.method],
-            -one.layer,
-            one.budget,
+        results,
+        key=lambda result: (
+            data_rank[result.model, result.data],
+            baseline_rank.get(result.name, len(baseline_rank)),
+            method_rank[result.method],
+            -result.tokens_per_layer,
+            result.budget,
         ),
     )
 
 
-def _entry(key: tuple[str, ...], seeds: Mapping[str, tuple[Run, list[Prediction]]]) -> MethodResult:
-    run, names = next(iter(seeds.values()))[0], {run.name for run, _ in seeds.values()}
-    drawn = [rows for _, rows in sorted(seeds.values(), key=lambda own: str(own[1][0].label))]
-    scores = [run.score(rows) for rows in drawn]
+def _method_result(key: tuple[str, ...], seeds: Mapping[str, tuple[Run, list[Prediction]]]) -> MethodResult:
+    run = next(iter(seeds.values()))[0]
+    run_names = {run.name for run, _ in seeds.values()}
+    seed_rows = [rows for _, rows in sorted(seeds.values(), key=lambda pair: str(pair[1][0].label))]
+    scores = [run.score(rows) for rows in seed_rows]
     grades: dict[str, list[float | None]] = {}
-    for rows in drawn:
+    for rows in seed_rows:
         for row in rows:
             grades.setdefault(row.id, []).append(run.grade(row))
-    means = {name: mean(own) for name, own in grades.items() if len(own) == len(drawn)}
-    every = [row for rows in drawn for row in rows]
-    kv = [row.kv_bytes for row in every]
+    means = {name: mean(values) for name, values in grades.items() if len(values) == len(seed_rows)}
+    all_rows = [row for rows in seed_rows for row in rows]
     return MethodResult(
         *key,
-        run=run.name if len(names) == 1 else None,
+        run=run.name if len(run_names) == 1 else None,
         values=tuple(list(score.values())[-1].value if score else None for score in scores),
         scores={name: mean(score[name].value for score in scores if name in score) for name in scores[0]},
         grades={name: value for name, value in means.items() if value is not None},
-        units={row.id: unit(row) for row in drawn[0]},
-        before=fmean(row.visual_tokens_before or 0 for row in every),
-        left=fmean(row.visual_tokens or 0 for row in every),
-        structural=fmean(row.structural_tokens or 0 for row in every),
-        layer=fmean(row.processed or 0 for row in every),
-        kv=mean(kv),
-        seconds=mean(seconds(rows) for rows in drawn),
+        units={row.id: bootstrap_unit(row) for row in seed_rows[0]},
+        tokens_before=fmean(row.visual_tokens_before or 0 for row in all_rows),
+        tokens_kept=fmean(row.visual_tokens or 0 for row in all_rows),
+        structural_tokens=fmean(row.structural_tokens or 0 for row in all_rows),
+        tokens_per_layer=fmean(row.mean_tokens_per_layer or 0 for row in all_rows),
+        kv_bytes=mean(row.kv_bytes for row in all_rows),
+        seconds=mean(mean_seconds(rows) for rows in seed_rows),
     )
 
 
-def unit(row: Prediction) -> Any:
-    """What a question is drawn with: the picture or group that its benchmark names, else all about its pictures."""
-    named = next(((row.type, row.meta[key]) for key in SHARED if key in row.meta), None)
-    return named or tuple(row.images) or row.id
+def bootstrap_unit(row: Prediction) -> Any:
+    """Return what a question is resampled with: the picture or group of its benchmark, else its images, else its id."""
+    unit = next(((row.type, row.meta[key]) for key in SHARED_KEYS if key in row.meta), None)
+    return unit or tuple(row.images) or row.id
 
 
-def _beside_unpruned(
-    one: MethodResult, unpruned: MethodResult | None, untouched: Mapping[tuple[str, str, str], list[Prediction]]
+def _compare_to_unpruned(
+    result: MethodResult,
+    unpruned: MethodResult | None,
+    unpruned_rows: Mapping[tuple[str, str, str], list[Prediction]],
 ) -> MethodResult:
     if unpruned is None:
-        return one
-    whole = unpruned.value
-    told = replace(one, percent=100 * one.value / whole if one.value is not None and whole else None)
-    own = untouched.get((one.model, one.data, one.run or ""))
-    beside = unpruned.seconds if own is None else seconds(own)
-    if one.seconds is not None and beside:
-        told = replace(told, pace=one.seconds / beside, same_run=own is not None)
-    if one.method == UNPRUNED:
-        return told
-    return replace(told, against_unpruned=difference(one.grades, unpruned.grades, one.units))
+        return result
+    full = unpruned.value
+    percent = 100 * result.value / full if result.value is not None and full else None
+    compared = replace(result, percent=percent)
+    rows = unpruned_rows.get((result.model, result.data, result.run or ""))
+    unpruned_seconds = unpruned.seconds if rows is None else mean_seconds(rows)
+    if result.seconds is not None and unpruned_seconds:
+        compared = replace(compared, time_ratio=result.seconds / unpruned_seconds, same_run=rows is not None)
+    if result.method == UNPRUNED:
+        return compared
+    return replace(compared, against_unpruned=paired_difference(result.grades, unpruned.grades, result.units))
 
 
-def _beside_chance(one: MethodResult, others: Sequence[MethodResult]) -> MethodResult:
+def _compare_to_baselines(result: MethodResult, others: Sequence[MethodResult]) -> MethodResult:
     rivals = [
         other
         for other in others
-        if (other.model, other.data, other.budget) == (one.model, one.data, one.budget)
+        if (other.model, other.data, other.budget) == (result.model, result.data, result.budget)
         and other.name in CHANCE
         and other.value is not None
     ]
-    if not rivals or one.name in (*CHANCE, UNPRUNED):
-        return one
+    if not rivals or result.name in (*CHANCE, UNPRUNED):
+        return result
     best = max(rivals, key=lambda other: other.value or 0)
-    return replace(one, baseline=best.name, against_baseline=difference(one.grades, best.grades, one.units))
+    difference = paired_difference(result.grades, best.grades, result.units)
+    return replace(result, baseline=best.name, against_baseline=difference)
 
 
-def difference(here: Grades, there: Grades, units: Mapping[str, Any]) -> Difference | None:
-    """Compare the grades of the questions that both answered; None where there are none.
+def paired_difference(grades: Grades, others: Grades, units: Mapping[str, Any]) -> Difference | None:
+    """Compare grades of the questions that both methods answered; None if there are none.
 
-    Bootstrap of the pairs (percentiles of 2000 draws, seed 0; scipy): units are drawn, each with all of its questions.
-    Grades are means over seeds, so that the interval is that of other questions and not that of other seeds.
+    The interval is a paired bootstrap (percentiles of 2000 resamples, seed 0; scipy) over units, each with all of its
+    questions. Grades are means over seeds, so the interval covers the choice of questions, not of seeds.
     """
-    both = [name for name in here if name in there]
-    if not both:
+    common = [name for name in grades if name in others]
+    if not common:
         return None
-    totals: dict[Any, list[float]] = {}
-    for name in both:
-        totals.setdefault(units[name], []).append(here[name] - there[name])
-    sums = np.array([sum(own) for own in totals.values()])
-    sizes = np.array([len(own) for own in totals.values()])
+    differences: dict[Any, list[float]] = {}
+    for name in common:
+        differences.setdefault(units[name], []).append(grades[name] - others[name])
+    sums = np.array([sum(values) for values in differences.values()])
+    sizes = np.array([len(values) for values in differences.values()])
     interval = None
     if len(sums) > 1:
-        drawn = bootstrap(
+        limits = bootstrap(
             (sums, sizes),
             lambda sums, sizes, axis: sums.sum(axis) / sizes.sum(axis),
             paired=True,
             vectorized=True,
             n_resamples=RESAMPLES,
-            batch=max(1, DRAWN // len(sums)),
+            batch=max(1, BATCH_NUMBERS // len(sums)),
             confidence_level=LEVEL,
             method="percentile",
             rng=np.random.default_rng(0),
         ).confidence_interval
-        interval = float(drawn.low), float(drawn.high)
-    return Difference(float(sums.sum() / sizes.sum()), interval, _mcnemar(here, there, both), len(sums))
+        interval = float(limits.low), float(limits.high)
+    return Difference(float(sums.sum() / sizes.sum()), interval, _mcnemar(grades, others, common), len(sums))
 
 
-def _mcnemar(here: Grades, there: Grades, both: Sequence[str]) -> float | None:
-    if not all(grades[name] in (0, 1) for grades in (here, there) for name in both):
+def _mcnemar(grades: Grades, others: Grades, names: Sequence[str]) -> float | None:
+    if not all(values[name] in (0, 1) for values in (grades, others) for name in names):
         return None
-    gained = sum(here[name] > there[name] for name in both)
-    lost = sum(here[name] < there[name] for name in both)
-    return float(binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
+    better = sum(grades[name] > others[name] for name in names)
+    worse = sum(grades[name] < others[name] for name in names)
+    return float(binomtest(better, better + worse).pvalue) if better + worse else 1.0
 
 
-def sets(made: Iterable[MethodResult]) -> dict[tuple[str, str], list[MethodResult]]:
-    """Split entries by model and data."""
+def split_by_data(results: Iterable[MethodResult]) -> dict[tuple[str, str], list[MethodResult]]:
+    """Split results by model and data."""
     split: dict[tuple[str, str], list[MethodResult]] = {}
-    for one in made:
-        split.setdefault((one.model, one.data), []).append(one)
+    for result in results:
+        split.setdefault((result.model, result.data), []).append(result)
     return split
 
 
 @dataclass(frozen=True)
 class Average:
-    """One method at one budget over all the data of a model, in percent of the untouched model."""
+    """One method at one budget over all data of a model, in percent of the unpruned model."""
 
     model: str
     method: str
     budget: str
     percent: Mapping[str, float | None]  # by data
-    layer: float
+    tokens_per_layer: float
     seconds: float | None
 
     @property
     def mean(self) -> float | None:
-        """Over all data; None where one has no figure."""
+        """Mean over all data; None if a figure is missing."""
         return mean(self.percent.values())
 
     @property
     def without(self) -> dict[str, float | None]:
-        """Leave-one-out: the mean over all data but the named."""
-        return {left: mean(value for data, value in self.percent.items() if data != left) for left in self.percent}
+        """Leave-one-out: for each data, the mean over all other data."""
+        return {
+            excluded: mean(value for data, value in self.percent.items() if data != excluded)
+            for excluded in self.percent
+        }
 
     @property
     def least(self) -> float | None:
-        """The least of those; None where one is not known."""
-        known = [value for value in self.without.values() if value is not None]
-        return min(known) if len(known) == len(self.percent) else None
+        """The minimum of the leave-one-out means; None if one is missing."""
+        means = [value for value in self.without.values() if value is not None]
+        return min(means) if len(means) == len(self.percent) else None
 
 
-def averages(made: Sequence[MethodResult]) -> list[Average]:
-    """Average each method and budget over the data of its model, where there is more than one; in `made`'s order."""
+def average_over_data(results: Sequence[MethodResult]) -> list[Average]:
+    """Average each method and budget over the data of its model, in the order of `results`.
+
+    Models with a single set of data are left out.
+    """
     data: dict[str, dict[str, None]] = {}
-    for one in made:
-        data.setdefault(one.model, {})[one.data] = None
+    for result in results:
+        data.setdefault(result.model, {})[result.data] = None
     split: dict[tuple[str, str, str], dict[str, MethodResult]] = {}
-    for one in made:
-        split.setdefault((one.model, one.method, one.budget), {})[one.data] = one
+    for result in results:
+        split.setdefault((result.model, result.method, result.budget), {})[result.data] = result
     return [
         Average(
             *key,
-            percent={name: own[name].percent if name in own else None for name in data[key[0]]},
-            layer=fmean(one.layer for one in own.values()),
-            seconds=mean(own[name].seconds if name in own else None for name in data[key[0]]),
+            percent={name: by_data[name].percent if name in by_data else None for name in data[key[0]]},
+            tokens_per_layer=fmean(result.tokens_per_layer for result in by_data.values()),
+            seconds=mean(by_data[name].seconds if name in by_data else None for name in data[key[0]]),
         )
-        for key, own in split.items()
+        for key, by_data in split.items()
         if len(data[key[0]]) > 1
     ]
 
 
-def front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Return those (cost, value) that no other beats: none is as cheap and better, or as good and cheaper."""
-    best: list[tuple[float, float]] = []
+def pareto_front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Return the points (cost, value) that no other point dominates, by increasing cost."""
+    front: list[tuple[float, float]] = []
     for cost, value in sorted(set(points), key=lambda point: (point[0], -point[1])):
-        if not best or value > best[-1][1]:
-            best.append((cost, value))
-    return best
+        if not front or value > front[-1][1]:
+            front.append((cost, value))
+    return front

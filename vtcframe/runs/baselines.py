@@ -4,4 +4,4 @@ CHANCE, POOL, DOWNSAMPLE = ("RandomPruner", "UniformPruner"), "Pool", "Downsampl
 CONFIGURATION = "config.yaml"  # of a run, in its folder MODEL/DATA/NUMBER
 
 
-BASELINES = *CHANCE, POOL, DOWNSAMPLE  # always beside; the last is a transform and prunes nothing
+BASELINES = *CHANCE, POOL, DOWNSAMPLE  # the last is a transform and prunes nothing

@@ -1,4 +1,4 @@
-"""`vtcframe predict`: what the command line gives, checked against the classes that run it."""
+"""`vtcframe predict`: the command line and configuration files, checked against the classes that run them."""
 
 import logging
 import sys
@@ -44,7 +44,7 @@ class Command(LightningCLI):
     """Model, data, writer and trainer of one configuration."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add the writer, and hand its progress to the data module and the predictor."""
+        """Add the writer, and pass its progress to the data module and the predictor."""
         parser.add_lightning_class_args(Writer, "writer")
         for group in ("data", "model"):
             parser.link_arguments("writer.progress", f"{group}.progress", apply_on="instantiate")
@@ -52,7 +52,7 @@ class Command(LightningCLI):
             parser.sections = SECTIONS
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parse what `main` was given, whatever stands in sys.argv."""
+        """Parse the arguments of `main`, not sys.argv."""
         self.config = parser.parse_args(args)
 
 
@@ -73,12 +73,12 @@ def run(arguments: list[str]) -> list[str]:
     disable_progress_bar()  # of loading weights
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*does not have many workers")  # how many is the user's option
-        warnings.filterwarnings("ignore", message=".*across ranks is zero")  # all was answered earlier
-        warnings.filterwarnings("ignore", category=FutureWarning, module="lightning")  # theirs to mend
+        warnings.filterwarnings("ignore", message=".*across ranks is zero")  # every question was answered earlier
+        warnings.filterwarnings("ignore", category=FutureWarning, module="lightning")  # Lightning calls them itself
         command = _command(arguments)
         try:
             command.trainer.predict(command.model, datamodule=command.datamodule, return_predictions=False)
-        except ComponentError as error:  # of the benchmark: what pruners do wrong stands in their rows
+        except ComponentError as error:  # of the benchmark: errors of pruners are in their rows
             raise UsageError(str(error)) from error
     return command.config_init["writer"].failed
 
@@ -103,6 +103,6 @@ def _command(arguments: list[str]) -> Command:
             load_from_checkpoint_support=False,
         )
     except (ValueError, TypeError, LookupError, MisconfigurationException) as error:
-        whose = "" if isinstance(error, ComponentError) else plugin_prefix(error)
-        raise UsageError(whose + shorten_error(str(error)).removeprefix("  - " if whose else "")) from error
+        prefix = "" if isinstance(error, ComponentError) else plugin_prefix(error)
+        raise UsageError(prefix + shorten_error(str(error)).removeprefix("  - " if prefix else "")) from error
     return command

@@ -1,4 +1,4 @@
-"""Other forms of predictions.jsonl: a column for each field of a row, as JSON where it is neither text nor number."""
+"""Other formats of predictions.jsonl: a column for each field of a row, as JSON unless it is text or a number."""
 
 import csv
 import json
@@ -16,11 +16,11 @@ from vtcframe.errors import UsageError
 from vtcframe.runs.shards import report_write_errors
 
 ARROW = {str: "string", int: "int64", float: "double"}
-GROUP = 10_000  # rows that a Parquet file is written by
+GROUP = 10_000  # rows in a row group of a Parquet file
 
 
 def _arrow(declared: Any) -> str | None:
-    """Return Arrow's name of a field's type, or None for what becomes JSON."""
+    """Return the name of a field's type in Arrow, or None if it is written as JSON."""
     options = get_args(declared) if isinstance(declared, UnionType) else (declared,)
     return next((ARROW[kind] for kind in options if kind in ARROW), None)
 
@@ -28,14 +28,14 @@ def _arrow(declared: Any) -> str | None:
 COLUMNS = {field.name: _arrow(field.type) for field in fields(Prediction)}
 
 
-def check(form: str) -> None:
-    """UsageError for a form that cannot be written here; better before a run than after it."""
+def check_format(form: str) -> None:
+    """Raise UsageError, before the run, for a format that cannot be written in this environment."""
     if form == "parquet" and find_spec("pyarrow") is None:
         raise UsageError("Parquet is written by pyarrow, which is not installed: pip install 'vtcframe[parquet]'")
 
 
 def export(form: str, rows: Iterable[Mapping[str, Any]], path: Path) -> Path:
-    """Write rows in the form beside the file `path` and return where. UnfinishedError where they cannot be written."""
+    """Write rows in a format beside the file `path`, and return the new path. UnfinishedError if that fails."""
     path = path.with_suffix(f".{form}")
     with report_write_errors(path), atomic_path(path) as part:
         FORMS[form](({name: _cell(row.get(name), kind) for name, kind in COLUMNS.items()} for row in rows), part)

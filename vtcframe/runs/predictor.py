@@ -1,4 +1,4 @@
-"""The predict loop: questions answered by the untouched model, by a pruned one, or by several to compare."""
+"""The predict loop: the untouched model, a pruned one, or several plans to compare answer questions."""
 
 import copy
 import logging
@@ -9,32 +9,30 @@ from typing import Any
 
 import torch
 from lightning import LightningModule
-from PIL import Image
 from torch import Tensor
 
 from vtcframe.adapters.arrangement import Arrangement
 from vtcframe.adapters.base import adapter_for
-from vtcframe.core.budget import Budget
 from vtcframe.core.component_data import UNPRUNED, budget_data, stage_data
 from vtcframe.core.contracts import RESOURCE_ERRORS
-from vtcframe.core.stages import Plan, Pruner, Stage, plan_for, plan_from_stages
+from vtcframe.core.stages import Plan, Stage, plan_from_stages
 from vtcframe.data.datamodule import Questions
-from vtcframe.data.processor import processor_inputs, visible_region
+from vtcframe.data.processor import processor_inputs
 from vtcframe.data.progress import RunProgress
 from vtcframe.data.results import Prediction, format_budget
 from vtcframe.data.sample import Sample
-from vtcframe.drawing import Picture
 from vtcframe.errors import ComponentError, UsageError
 from vtcframe.inference.checkpoint import Backbone
 from vtcframe.inference.checks import check_options
 from vtcframe.inference.outcome import Outcome
 from vtcframe.inference.session import EncodedBatch, PrunedGeneration, Session
 from vtcframe.inference.stopwatch import Stopwatch
+from vtcframe.runs.comparison import Comparison
 from vtcframe.runs.rows import make_row, run_fields, view_records
 
 LOGGER = logging.getLogger(__name__)
 DEFAULTS = {"do_sample": False, "max_new_tokens": 32}
-HALF = {"bf16-true": "bfloat16", "16-true": "float16"}  # the trainer's precision -> the type that weights are loaded in
+HALF = {"bf16-true": "bfloat16", "16-true": "float16"}  # precision of the trainer -> data type of the weights
 REFUSED = {
     "max_length": "pruned prompts are shorter, so give max_new_tokens",
     "min_length": "pruned prompts are shorter, so give min_new_tokens",
@@ -44,37 +42,28 @@ REFUSED = {
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """Every pruner at every budget, beside the untouched model.
-
-    Args:
-        pruners: For example [{name: VtcCls, last: 3}, RandomPruner].
-        budgets: For example [{ratio: 0.25}, {tokens: 64}].
-    """
-
-    pruners: list[Pruner]
-    budgets: list[Budget]
-
-    def runs(self) -> list[Plan | None]:
-        """Return what is to be run; None is the untouched model."""
-        return [None, *(plan_for(pruner, budget) for pruner in self.pruners for budget in self.budgets)]
-
-
-@dataclass(frozen=True)
 class PredictBatch:
-    """Samples that are answered together, and what runs share of them."""
+    """Samples that are answered together, and what the runs share.
+
+    Attributes:
+        samples: The samples.
+        inputs: What `generate` takes, on the model's device.
+        arrangement: The arrangement of the inputs.
+        pruning: The sessions that drop something of these samples.
+        arrange_seconds: Seconds of the arrangement, per sample.
+        encoded: Stages inside the encoder -> the encoded batch, and seconds per sample.
+    """
 
     samples: Sequence[Sample]
     inputs: Mapping[str, Any]
     arrangement: Arrangement
-    pruning: Sequence[Session]  # the runs that drop something
-    arrange_seconds: float  # a sample
-    # encodings that runs share, and seconds a sample, by the stages inside the encoder
+    pruning: Sequence[Session]
+    arrange_seconds: float
     encoded: dict[tuple[Stage, ...], tuple[EncodedBatch, float]] = field(default_factory=dict)
 
 
 class _RefusedError(ValueError):
-    """A batch that cannot be asked, because of one sample of it or because of the processor."""
+    """A batch that cannot be answered, because of one of its samples or because of the processor."""
 
 
 class Predictor(LightningModule):
@@ -82,10 +71,10 @@ class Predictor(LightningModule):
 
     Args:
         backbone: The model.
-        stages: Where it is pruned: [{at: projector, pruner: {name: VtcCls, last: 3}, budget: {tokens: 64}}].
+        stages: Stages that prune: [{at: projector, pruner: {name: VtcCls, last: 3}, budget: {tokens: 64}}].
         compare: Pruners and budgets to compare with each other and with the untouched model.
-        generation: Options of transformers' generate; greedy, max_new_tokens 32, unless they say otherwise.
-        progress: Which samples are pending and which get view records, as the run's writer says; without one every
+        generation: Options of transformers' generate, in addition to do_sample=False and max_new_tokens=32.
+        progress: Which samples are pending and which get view records; set by the writer of the run. By default every
             sample is pending and none gets view records.
     """
 
@@ -99,17 +88,17 @@ class Predictor(LightningModule):
     ) -> None:
         super().__init__()
         if stages is not None and compare is not None:
-            raise ValueError("give stages or compare, not both: compare puts its pruners at stages of their own")
+            raise ValueError("give stages or compare, not both: the pruners of compare choose their own stages")
         for name in REFUSED.keys() & (generation or {}).keys():
             raise ValueError(f"generation cannot have {name}: {REFUSED[name]}")
         self.backbone, self.generation = backbone, DEFAULTS | (generation or {})
-        self.runs = compare.runs() if compare is not None else [plan_from_stages(stages) if stages else None]
+        self.runs = compare.plans() if compare is not None else [plan_from_stages(stages) if stages else None]
         self.model: Any = None
         self.exact: dict[str, Tensor] = {}
         self.progress = RunProgress.opened() if progress is None else progress
-        self._loaded: tuple[Any, Any] | None = None  # model and processor, where the caller has loaded them
-        self._failing: set[str] = set()  # methods of which it was told that they fail
-        self._lost: list[Session] = []  # runs that failed on every sample of a batch
+        self._loaded: tuple[Any, Any] | None = None  # model and processor, if the caller has loaded them
+        self._failing: set[str] = set()  # methods whose failure was reported
+        self._disabled: list[Session] = []  # sessions that failed on every sample of a batch
 
     @classmethod
     def with_model(
@@ -124,8 +113,8 @@ class Predictor(LightningModule):
     ) -> "Predictor":
         """Return a predictor that is set up with a loaded model; None among the plans is the untouched model.
 
-        `backbone` is where the model was loaded from, for its vocabulary and for error messages. With `views` every
-        row of a pruned sample gets view records.
+        `backbone` is the checkpoint of the model, for its vocabulary and for error messages. With `views` every row of
+        a pruned sample gets view records.
         """
         predictor = cls(backbone, generation=generation, progress=RunProgress.opened(views=views))
         predictor.runs, predictor._loaded = list(plans), (model, processor)
@@ -133,15 +122,15 @@ class Predictor(LightningModule):
         return predictor
 
     def setup(self, stage: str) -> None:
-        """Load the backbone. UsageError for what cannot be loaded, has no adapter, or does not know an option."""
+        """Load the backbone. UsageError if it cannot be loaded, has no adapter, or does not know an option."""
         data = getattr(self._trainer, "datamodule", None)
         if isinstance(data, Questions) and not self.progress.pending(data.samples):
-            return  # every answer is there
+            return  # every question is answered
         precision = HALF.get(getattr(self._trainer, "precision", ""))
         backbone = replace(self.backbone, dtype=precision) if precision else self.backbone
         self.model, self.processor = self._loaded or backbone.load()
-        self.exact = {name: own for name, own in self.model.named_buffers() if own.dtype == torch.float32}
-        self.language = self.backbone.language()
+        self.exact = {name: buffer for name, buffer in self.model.named_buffers() if buffer.dtype == torch.float32}
+        self.vocabulary = self.backbone.question_vocabulary()
         self.options = copy.deepcopy(self.model.generation_config)
         try:
             unknown = self.options.update(**self.generation)
@@ -155,13 +144,13 @@ class Predictor(LightningModule):
             raise UsageError(f"generation has options that transformers does not know: {', '.join(unknown)}")
 
     def on_predict_start(self) -> None:
-        """Undo what Lightning's half precisions do to rotary frequencies, which models keep in float32 on purpose."""
-        for name, own in self.exact.items():
+        """Restore buffers, as rotary frequencies, that models keep in float32 and Lightning's half precisions cast."""
+        for name, buffer in self.exact.items():
             module, _, leaf = name.rpartition(".")
-            setattr(self.model.get_submodule(module), leaf, own.to(self.device))
+            setattr(self.model.get_submodule(module), leaf, buffer.to(self.device))
 
     def facts(self) -> dict[str, Any]:
-        """Return what its answers depend on, by the keys of the configuration."""
+        """Return what the answers depend on: key of the configuration, or version of a distribution -> value."""
         runs = [
             UNPRUNED if plan is None else {"stages": [stage_data(stage) for stage in plan.stages]} for plan in self.runs
         ]
@@ -172,13 +161,13 @@ class Predictor(LightningModule):
         } | {f"version of {name}": version(name) for name in ("vtcframe", "torch", "transformers")}
 
     def predict_step(self, batch: Iterable[Sample], batch_idx: int) -> list[Prediction]:
-        """Answer each sample in every run. One that could not be loaded gets a single row, with its error.
+        """Return the rows of a batch, for each sample one row per run. A sample that could not be loaded has one row.
 
-        Where a component fails, the rows of its run have the error, and the other runs go on.
+        If a component fails, the rows of its run have the error, and the other runs go on.
         """
-        batch = [self._understood(sample) for sample in batch]
+        batch = [self._with_vocabulary_error(sample) for sample in batch]
         loaded = [sample for sample in batch if sample.error is None]
-        answers = iter(self._answered(loaded) if loaded else ())
+        answers = iter(self._answer_or_refuse(loaded) if loaded else ())
         return [
             replace(row, batch=batch_idx)
             for sample in batch
@@ -186,51 +175,34 @@ class Predictor(LightningModule):
         ]
 
     def on_predict_batch_end(self, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Tell once of each method that fails, when it does so first: a run may take all night."""
+        """Log the first failure of each method at once: a run may take all night."""
         for row in outputs:
             if row.error is not None and row.label is not None and row.label not in self._failing:
                 self._failing.add(row.label)
                 if self.trainer.is_global_zero:
                     LOGGER.warning("%s", row.error)
 
-    def _understood(self, sample: Sample) -> Sample:
-        """Return it with an error where the model knows some of its words not at all: any answer would mean nothing."""
-        if self.language is None or sample.error is not None:
+    def _with_vocabulary_error(self, sample: Sample) -> Sample:
+        """Return a sample with an error if its question has words that the model does not know."""
+        if self.vocabulary is None or sample.error is not None:
             return sample
-        return replace(sample, error=self.language.misunderstood(sample.question))
+        return replace(sample, error=self.vocabulary.describe_unknown_words(sample.question))
 
-    def shown(self, sample: Sample) -> list[Picture]:
-        """Return the pictures that boxes of views lie in, as the processor crops them, then its videos' frames."""
-        alone = len(sample.pictures) == 1
-        pictures: list[Picture] = [self._crop(picture, alone=alone) for picture in sample.pictures]
-        return pictures + [[self._crop(frame, True) for frame in frames[:: self.merged]] for frames in sample.videos]
-
-    @property
-    def merged(self) -> int:
-        """How many frames of a video become one view: Qwen's towers merge two."""
-        return getattr(getattr(self.processor, "video_processor", None), "temporal_patch_size", 1)
-
-    def _crop(self, picture: Image.Image, video: bool = False, alone: bool = True) -> Image.Image:
-        top, left, bottom, right = visible_region(self.processor, (picture.height, picture.width), video, alone)
-        x, y = round(left * picture.width), round(top * picture.height)
-        width, height = round((right - left) * picture.width), round((bottom - top) * picture.height)
-        return picture.crop((x, y, x + max(width, 1), y + max(height, 1)))
-
-    def _answered(self, samples: Sequence[Sample]) -> list[list[Prediction]]:
-        """Answer a batch. A sample that processor or adapter refuses gets a row with the error, the others answers."""
+    def _answer_or_refuse(self, samples: Sequence[Sample]) -> list[list[Prediction]]:
+        """Answer a batch. A sample that the processor or the adapter refuses has one row, with the error."""
         try:
             return self._answer(samples)
         except _RefusedError as error:
             if len(samples) > 1:
-                return [rows for sample in samples for rows in self._answered([sample])]
-            return [[make_row(samples[0], error=f"{self.backbone.path} cannot be asked this: {error}")]]
+                return [rows for sample in samples for rows in self._answer_or_refuse([sample])]
+            return [[make_row(samples[0], error=f"{self.backbone.path} cannot answer this question: {error}")]]
 
     def _answer(self, samples: Sequence[Sample], sessions: Sequence[Session] | None = None) -> list[list[Prediction]]:
-        """Return the rows of each sample, one a run; all runs unless they are given.
+        """Return the rows of each sample, one for each of `sessions`, by default of all runs.
 
-        Pictures are encoded once for all the runs that prune at the same stages inside the encoder, or at none. A run
-        that fails on a batch is tried on each of its samples, so that one of them does not fail the others; one that
-        has failed on all of them is not again.
+        Pictures are encoded once for all runs with the same stages inside the encoder. A run that fails on a batch is
+        tried on each of its samples, so that one sample does not fail the others. It is not tried again on single
+        samples after it has failed on all samples of a batch.
         """
         sessions = self.sessions if sessions is None else sessions
         inputs = self._inputs(samples)
@@ -244,25 +216,26 @@ class Predictor(LightningModule):
             try:
                 answers = self._run(session, batch)
             except ComponentError as error:
-                if len(samples) > 1 and session not in self._lost:
+                if len(samples) > 1 and session not in self._disabled:
                     answers = [self._answer([sample], [session])[0][0] for sample in samples]
                     if all(row.error is not None for row in answers):
-                        self._lost.append(session)
+                        self._disabled.append(session)
                 else:
                     answers = [
-                        make_row(sample, **run_fields(session.plan), error=self._failed(session.plan, error))
+                        make_row(sample, **run_fields(session.plan), error=self._describe_failure(session.plan, error))
                         for sample in samples
                     ]
-            for own, row in zip(rows, answers, strict=True):
-                own.append(row)
+            for sample_rows, row in zip(rows, answers, strict=True):
+                sample_rows.append(row)
         return rows
 
     def _run(self, session: Session, batch: "PredictBatch") -> list[Prediction]:
-        """Return the row of each sample in one run. ComponentError where one of its components fails."""
-        inputs, layout, count = batch.inputs, batch.arrangement.layout, len(batch.samples)
-        encoded, encode_seconds = None, 0.0  # where nothing is dropped the untouched model encodes within generate
+        """Return the row of each sample in one run. ComponentError if one of its components fails."""
+        inputs = batch.inputs
+        layout = batch.arrangement.layout
+        encoded, encode_seconds = None, 0.0  # if nothing is dropped, the untouched model encodes in generate
         if session in batch.pruning:
-            encoded, encode_seconds = self._encoded(session, batch)
+            encoded, encode_seconds = self._encode(session, batch)
         meter = session.stopwatch(inputs)
         prepared = None if encoded is None else self._prepare(session, batch, encoded, meter)
         outcome = self._generate(session, batch, prepared, meter)
@@ -276,7 +249,7 @@ class Predictor(LightningModule):
                 structural_tokens=int(outcome.structural_after[p]),
                 layer_tokens=outcome.tokens_per_layer[p].tolist(),
                 kv_bytes=int(outcome.kv_bytes[p]),
-                seconds=sum(outcome.seconds.values()) / count,
+                seconds=sum(outcome.seconds.values()) / len(batch.samples),
                 encode_seconds=encode_seconds,
                 views=view_records(layout, outcome.pruned, p)
                 if outcome.pruned and self.progress.needs_views(sample)
@@ -285,8 +258,8 @@ class Predictor(LightningModule):
             for p, sample in enumerate(batch.samples)
         ]
 
-    def _encoded(self, session: Session, batch: "PredictBatch") -> tuple[EncodedBatch, float]:
-        """Encode, unless a run with the same stages inside the encoder has done so; return seconds a sample, too."""
+    def _encode(self, session: Session, batch: "PredictBatch") -> tuple[EncodedBatch, float]:
+        """Encode a batch once for all runs with the same encoder stages; return it with seconds per sample."""
         assert session.plan is not None
         stages = session.plan.encoder
         if stages not in batch.encoded:
@@ -304,22 +277,23 @@ class Predictor(LightningModule):
             batch.encoded[stages] = encoded, seconds
         return batch.encoded[stages]
 
-    def _failed(self, plan: Plan | None, error: Exception) -> str:
+    def _describe_failure(self, plan: Plan | None, error: Exception) -> str:
         budget = None if plan is None else budget_data(plan.budget)
         at = "" if budget is None else f" at {format_budget(budget)}"
         return f"{plan}{at} fails on {self.backbone.path}: {error}"
 
     def _inputs(self, samples: Sequence[Sample]) -> dict[str, Any]:
-        """Return what generate takes, on the model's device."""
+        """Return the arguments of generate, on the model's device."""
         try:
-            made = processor_inputs(self.processor, samples)
-        except Exception as error:  # processors raise whatever a picture makes them stumble over
+            inputs = processor_inputs(self.processor, samples)
+        except Exception as error:  # processors raise errors of any type
             reason = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
             raise _RefusedError(f"its processor refuses: {reason}") from error
-        return dict(made.to(self.device, self.model.dtype))
+        return dict(inputs.to(self.device, self.model.dtype))
 
     def _arrange(self, inputs: Mapping[str, Any], samples: Sequence[Sample]) -> Arrangement:
-        ids, questions = [sample.id for sample in samples], [sample.question for sample in samples]
+        ids = [sample.id for sample in samples]
+        questions = [sample.question for sample in samples]
         try:
             return self.sessions[0].arrange(inputs, ids, questions)
         except ValueError as error:
@@ -336,13 +310,13 @@ class Predictor(LightningModule):
             raise
         except ValueError as error:
             raise UsageError(f"{session.plan} cannot prune {self.backbone.path}: {error}") from error
-        except Exception as error:  # places outside the evidence, for example
-            raise ComponentError(f"what it left cannot be read: {type(error).__name__}: {error}") from error
+        except Exception as error:  # positions outside the evidence, for example
+            raise ComponentError(f"its pruning cannot be used: {type(error).__name__}: {error}") from error
 
     def _generate(
         self, session: Session, batch: "PredictBatch", prepared: PrunedGeneration | None, meter: Stopwatch
     ) -> Outcome:
-        """Return the outcome of a run; its output are the answers as text."""
+        """Return the outcome of a run, with the answers as text for its output."""
 
         def answer(arguments: dict[str, Any]) -> list[str]:
             out: Tensor = self.model.generate(**arguments, generation_config=self.options)

@@ -1,7 +1,7 @@
-"""What processes leave while they run: a file for each process of each attempt, only ever appended to.
+"""Shards: files that processes append rows to, one for each process of each attempt.
 
-A shard is a line that tells who writes it, a line for each sample (its rows as one JSON array), and at the end a line
-that says so. A killed process leaves at most its last line torn, and torn lines are never read.
+The first line of a shard names its process, each following line has the rows of a sample as a JSON array, and the last
+line marks its end. If a process is killed, at most its last line is incomplete; incomplete lines are never read.
 """
 
 import json
@@ -22,21 +22,25 @@ from vtcframe.errors import UnfinishedError, UsageError
 
 NAME = re.compile(r"(\d{4,})-(\d{5,})\.jsonl")  # attempt, process
 END = {"end": True}
-HEARTBEAT_S = 5.0  # seconds between a process's signs of life
-STALE_BEATS, DEAD_BEATS = 3, 60  # pulses without one until it is gone: if its lock is free, or whatever its lock says
+HEARTBEAT_S = 5.0  # seconds between the heartbeats of a process
+STALE_BEATS = 3  # missed heartbeats after which a process whose lock is free counts as dead
+DEAD_BEATS = 60  # missed heartbeats after which a process counts as dead whatever its lock says
 
 
 class Lock:
-    """Held as long as its process lives: the system lets go of it when that dies, however it does.
+    """A file lock with a heartbeat. The operating system releases it when its process dies.
 
-    Not every shared file system tells other machines so. The file's time, which moves on by the pulse, does.
+    Not every shared file system shows locks to other machines. Therefore the holder also updates the modification time
+    of the file every HEARTBEAT_S seconds.
     """
 
     def __init__(self, path: Path) -> None:
-        self.path, self._lock, self._over = path, FileLock(path, thread_local=False), threading.Event()
+        self.path = path
+        self._lock = FileLock(path, thread_local=False)
+        self._released = threading.Event()
 
-    def take(self) -> bool:
-        """Try to. False where another process has it; True also on a file system that knows no locks."""
+    def acquire(self) -> bool:
+        """Try to acquire the lock. False if another process holds it; True also on a file system without locks."""
         try:
             self._lock.acquire(timeout=0)
         except Timeout:
@@ -47,20 +51,20 @@ class Lock:
         return True
 
     def _beat(self) -> None:
-        while not self._over.wait(HEARTBEAT_S):
-            with suppress(OSError):  # a full disk, say, is told by those who write
+        while not self._released.wait(HEARTBEAT_S):
+            with suppress(OSError):  # a full disk, for example, is reported by those who write
                 os.utime(self.path)
 
-    def give(self) -> None:
-        """Let go of it."""
-        self._over.set()
+    def release(self) -> None:
+        """Release the lock."""
+        self._released.set()
         self._lock.release(force=True)
 
 
 def is_locked(path: Path) -> bool | None:
-    """Tell whether a process has a lock, as far as this machine is told; None where there are no locks.
+    """Return whether a process holds a lock, as far as this machine can see; None on file systems without locks.
 
-    Being asked moves the file's time on.
+    The call changes the modification time of the file.
     """
     lock = FileLock(path, thread_local=False)
     try:
@@ -74,29 +78,31 @@ def is_locked(path: Path) -> bool | None:
 
 
 class HeartbeatMonitor:
-    """Tells whether the process that has a lock is gone."""
+    """Detects the death of the process that holds a lock."""
 
     def __init__(self, path: Path) -> None:
-        self.path, self._time, self._since = path, -1, time.monotonic()
+        self.path = path
+        self._modified = -1
+        self._since = time.monotonic()
 
-    def gone(self) -> bool:
-        """True once there was no sign of life for some pulses."""
-        moved = self.path.stat().st_mtime_ns
-        if moved != self._time:
-            self._time, self._since = moved, time.monotonic()
+    def is_dead(self) -> bool:
+        """Return whether the process has missed so many heartbeats that it counts as dead."""
+        modified = self.path.stat().st_mtime_ns
+        if modified != self._modified:
+            self._modified, self._since = modified, time.monotonic()
         silence = (time.monotonic() - self._since) / HEARTBEAT_S
         if silence > DEAD_BEATS:
             return True
         if silence <= STALE_BEATS:
             return False
         free = is_locked(self.path) is False
-        self._time = self.path.stat().st_mtime_ns  # asking was no sign of life
+        self._modified = self.path.stat().st_mtime_ns  # `is_locked` has changed it
         return free
 
 
 @contextmanager
 def report_write_errors(path: Path) -> Iterator[None]:
-    """Turn what keeps a file from being written into UnfinishedError, naming it."""
+    """Turn OSError into UnfinishedError that names the file which cannot be written."""
     try:
         yield
     except OSError as error:
@@ -104,45 +110,45 @@ def report_write_errors(path: Path) -> Iterator[None]:
 
 
 class Shard:
-    """One that is being written. UnfinishedError where it cannot be; what it holds already is kept."""
+    """A shard that is being written. UnfinishedError if it cannot be written; the rows in it are kept."""
 
     def __init__(self, folder: Path, attempt: int, process: int) -> None:
         self.path = shard_path(folder, attempt, process)
         self._lock = Lock(self.path.with_suffix(".lock"))
         with report_write_errors(self.path):
-            self._lock.take()
+            self._lock.acquire()
             self._file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o666)
         self._append([{"host": socket.gethostname(), "pid": os.getpid()}])
 
     def append(self, samples: Sequence[Sequence[dict[str, Any]]]) -> None:
-        """Add the rows of each sample, and wait until the disk has them."""
+        """Append the rows of each sample, and wait until they are on the disk."""
         self._append(samples)
 
     def _append(self, values: Sequence[Any]) -> None:
-        left = b"".join(json.dumps(value, ensure_ascii=False).encode() + b"\n" for value in values)
+        rest = b"".join(json.dumps(value, ensure_ascii=False).encode() + b"\n" for value in values)
         with report_write_errors(self.path):
-            while left:  # the system may take a part only
-                left = left[os.write(self._file, left) :]
+            while rest:  # a write may take only a part
+                rest = rest[os.write(self._file, rest) :]
             os.fsync(self._file)
 
     def close(self, finished: bool = False) -> None:
-        """Let go of it; `finished`: it holds all that its process was to answer."""
+        """Release the shard. `finished`: its process has answered all of its samples."""
         try:
             if finished:
                 self._append([END])
         finally:
             os.close(self._file)
-            self._lock.give()
+            self._lock.release()
 
 
 def shard_path(folder: Path, attempt: int, process: int) -> Path:
-    """Return where a process's shard lies."""
+    """Return the path of the shard of a process."""
     return folder / f"{attempt:04d}-{process:05d}.jsonl"
 
 
 @dataclass(frozen=True, slots=True)
 class RowLocation:
-    """Where a sample's rows stand: one line of a shard, or their own lines of a merged file."""
+    """Where the rows of a sample are: one line of a shard, or several lines of a merged file."""
 
     path: Path
     offset: int
@@ -150,7 +156,7 @@ class RowLocation:
     failed: bool
 
     def rows(self) -> list[dict[str, Any]]:
-        """Read them."""
+        """Read the rows."""
         with self.path.open("rb") as file:
             file.seek(self.offset)
             lines = file.read(self.length).splitlines()
@@ -158,7 +164,7 @@ class RowLocation:
 
 
 def row_locations(path: Path) -> Iterator[tuple[str, RowLocation]]:
-    """Yield id and place of each sample of a shard or merged file, a torn last line left out.
+    """Yield id and location of each sample of a shard or merged file, without an incomplete last line.
 
     UsageError, naming file, line and cure, for what cannot be read or was not written by a run.
     """
@@ -190,14 +196,14 @@ def row_locations(path: Path) -> Iterator[tuple[str, RowLocation]]:
 
 
 def _listed(value: Any) -> list[dict[str, Any]]:
-    """Return the rows of a line: a shard's array, a merged file's one row, or none of a shard's first and last line."""
+    """Return the rows of a line: the array of a shard, the one row of a merged file, or none for other lines."""
     if isinstance(value, list):
         return value
     return [] if value == END or value.keys() == {"host", "pid"} else [value]
 
 
 def is_finished(path: Path) -> bool:
-    """Tell whether a shard's process has answered all that it was to."""
+    """Return whether the process of a shard has answered all of its samples."""
     with path.open("rb") as file:
         end = json.dumps(END).encode() + b"\n"
         file.seek(max(0, path.stat().st_size - len(end)))
@@ -205,11 +211,11 @@ def is_finished(path: Path) -> bool:
 
 
 def writer_of(path: Path) -> str:
-    """Return who writes a shard, in words."""
+    """Return a description of the process that writes a shard."""
     process = int(NAME.fullmatch(path.name)[2])  # pyright: ignore[reportOptionalSubscript] (shards are named so)
     try:
         with path.open(encoding="utf-8") as file:
-            told = json.loads(file.readline())
-        return f"process {process} (pid {told['pid']} on {told['host']})"
+            header = json.loads(file.readline())
+        return f"process {process} (pid {header['pid']} on {header['host']})"
     except (OSError, ValueError, KeyError, TypeError):
         return f"process {process}"

@@ -1,4 +1,4 @@
-"""What a run leaves: predictions.jsonl, whole under its name only once the run is; exports; pictures; the table."""
+"""The output of a run: predictions.jsonl, exports, pictures, and the printed table."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -7,7 +7,6 @@ from typing import Any, Literal
 
 from lightning import Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
-from PIL import Image
 
 from vtcframe.atomic import atomic_path
 from vtcframe.core.contracts import call_component
@@ -15,14 +14,15 @@ from vtcframe.data.benchmarks.base import Benchmark
 from vtcframe.data.datamodule import Batch, Questions
 from vtcframe.data.progress import RunProgress
 from vtcframe.data.results import Prediction, runs
-from vtcframe.drawing import file_name, sheet
+from vtcframe.drawing import Picture, file_name, sheet
 from vtcframe.errors import UnfinishedError, UsageError
 from vtcframe.machine import describe_hardware
-from vtcframe.runs.exports import check, export
+from vtcframe.runs.crops import crop_pictures
+from vtcframe.runs.exports import check_format, export
 from vtcframe.runs.predictor import Predictor
 from vtcframe.runs.run_folder import Existing, RunFolder
 from vtcframe.runs.shards import HeartbeatMonitor, Shard, report_write_errors, shard_path
-from vtcframe.runs.table import table
+from vtcframe.runs.table import format_table
 
 NOTE = "seconds: a sample's share of its batch, encoding included, without the first batch where there are more"
 
@@ -30,17 +30,17 @@ NOTE = "seconds: a sample's share of its batch, encoding included, without the f
 class Writer(BasePredictionWriter):
     """Writes FOLDER/predictions.jsonl in the order of the questions, and prints the table of accuracies.
 
-    Until the run is over, rows lie in FOLDER/parts, a file for each process. After whatever stopped it the same
-    command answers what has no answer yet, with as many processes as it then has. FOLDER/run.json says what the run is
-    of. With several machines FOLDER is one that all of them see.
+    Until the run is finished, rows are appended to FOLDER/parts, to one file per process. If the run is interrupted,
+    the same command answers the remaining questions, with any number of processes. FOLDER/run.json describes the run.
+    On several machines, FOLDER must be on a file system that they share.
 
     Args:
-        folder: Where to; made if it is not there.
-        existing: What becomes of an earlier run in the folder. resume: the same one goes on, questions that failed are
-            asked again, another one is refused; mix: another one goes on, too; replace: it begins anew.
-        masks: Whether rows tell, for each view, which tokens were kept and how they were scored.
-        pictures: For how many samples FOLDER/pictures gets a sheet of what each method keeps.
-        exports: Other forms of predictions.jsonl to be written beside it.
+        folder: Folder of the run; created if it is missing.
+        existing: What to do with an earlier run in the folder. resume: resume the same run, answer failed questions
+            again, and refuse another run; mix: resume another run as well; replace: start again.
+        masks: Whether rows have, for each view, the kept tokens and their scores.
+        pictures: Number of samples for which FOLDER/pictures gets a sheet of the kept tokens of each method.
+        exports: Other formats of predictions.jsonl, written beside it.
     """
 
     def __init__(
@@ -56,39 +56,37 @@ class Writer(BasePredictionWriter):
             raise ValueError(f"pictures is a number of samples, got {pictures}")
         self.folder = RunFolder(Path(folder), existing)
         self.masks, self.pictures, self.exports = masks, pictures, exports or []
-        self.progress = RunProgress()  # of this run, for its data module and its predictor
-        self.failed: list[str] = []  # ids of the samples that have no answer, once the run is over
+        self.progress = RunProgress()  # of this run; its data module and its predictor use it
+        self.failed: list[str] = []  # ids of samples without an answer, set when the run is finished
         self._shard: Shard | None = None
 
-    # `setup` and `teardown`, and not `on_predict_start` and `_end`, which a process without a sample does not get to.
+    # `setup` and `teardown`: a process without samples never reaches `on_predict_start` and `on_predict_end`.
 
     def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
-        """Find out what is left to be asked, and begin a shard. UsageError, on all processes, for a refused folder."""
+        """Find the pending questions and start a shard. UsageError, on all processes, if the folder is refused."""
         data = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue] (a trainer has it once it predicts)
         if not isinstance(data, Questions):
             raise TypeError(
                 f"the writer orders rows as vtcframe.data.datamodule.Questions does, got {type(data).__name__}"
             )
         for form in self.exports:
-            check(form)
-        told: tuple[int, set[str]] | Exception = 0, set()
+            check_format(form)
+        start: tuple[int, set[str]] | Exception = 0, set()
         if trainer.is_global_zero:
             try:
-                own, place = (
-                    facts(trainer, pl_module, data, self.masks),
-                    describe_hardware(trainer.strategy.root_device),
-                )
-                told = self.folder.begin(own, trainer.world_size, place)
+                identity = run_identity(trainer, pl_module, data, self.masks)
+                hardware = describe_hardware(trainer.strategy.root_device)
+                start = self.folder.begin(identity, trainer.world_size, hardware)
             except (UsageError, UnfinishedError) as error:
-                told = error  # the others would wait for ever
-        told = trainer.strategy.broadcast(told)
-        if isinstance(told, Exception):
-            raise told
-        self.attempt, done = told
-        if done and trainer.is_global_zero:
-            print(f"{len(done)} of {len(data.samples)} samples were answered earlier in {self.folder.path}")
+                start = error  # raised on all processes: the others would wait for ever
+        start = trainer.strategy.broadcast(start)
+        if isinstance(start, Exception):
+            raise start
+        self.attempt, answered = start
+        if answered and trainer.is_global_zero:
+            print(f"{len(answered)} of {len(data.samples)} samples were answered earlier in {self.folder.path}")
         self._drawn = {sample.id for sample in data.samples[: self.pictures]}
-        self.progress.open(done, None if self.masks else self._drawn)
+        self.progress.open(answered, None if self.masks else self._drawn)
         self._shard = Shard(self.folder.parts, self.attempt, trainer.global_rank)
         self._first = HeartbeatMonitor(shard_path(self.folder.parts, self.attempt, 0).with_suffix(".lock"))
 
@@ -102,30 +100,30 @@ class Writer(BasePredictionWriter):
         batch_idx: int,
         dataloader_idx: int,
     ) -> None:
-        """Append the rows of a batch, then draw those of its samples that are wanted."""
+        """Append the rows of a batch, then draw the sheets of its samples."""
         assert self._shard is not None
-        own = [[row for row in prediction if row.id == sample.id] for sample in batch]
-        kept = own if self.masks else [[replace(row, views=None) for row in rows] for rows in own]
-        self._shard.append([[asdict(row) for row in rows] for rows in kept])
-        for sample, rows in zip(batch, own, strict=True):
+        by_sample = [[row for row in prediction if row.id == sample.id] for sample in batch]
+        written = by_sample if self.masks else [[replace(row, views=None) for row in rows] for rows in by_sample]
+        self._shard.append([[asdict(row) for row in rows] for rows in written])
+        for sample, rows in zip(batch, by_sample, strict=True):
             answered = [row for row in rows if row.error is None]
             if sample.id in self._drawn and answered:
-                self._draw(pl_module.shown(sample), answered)
+                self._draw(crop_pictures(pl_module.processor, sample), answered)
         if trainer.received_sigterm:
-            raise UnfinishedError("it was asked to stop")
-        if trainer.global_rank and self._first.gone():
-            raise UnfinishedError("the first process of this run is gone")
+            raise UnfinishedError("the run received SIGTERM")
+        if trainer.global_rank and self._first.is_dead():
+            raise UnfinishedError("the first process of this run has ended")
 
-    def _draw(self, pictures: Sequence[Image.Image], rows: Sequence[Prediction]) -> None:
+    def _draw(self, pictures: Sequence[Picture], rows: Sequence[Prediction]) -> None:
         path = self.folder.path / "pictures" / file_name(rows[0].id, ".png")
         path.parent.mkdir(exist_ok=True)
         with atomic_path(path) as part:
             sheet(pictures, rows).save(part, format="PNG")
 
     def teardown(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
-        """Finish the shard. The first process waits for the others, merges, and prints the table.
+        """Finish the shard. The first process waits for the others, merges their shards, and prints the table.
 
-        There is no barrier: a process may have hours to go when another is done, and process groups time out.
+        It does not use a barrier: process groups time out, and a process may finish hours before another.
         """
         if self._shard is None:
             return
@@ -136,38 +134,41 @@ class Writer(BasePredictionWriter):
         self.folder.await_others(self.attempt, trainer.world_size, lambda: trainer.received_sigterm)
         data: Questions = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue] (as in setup)
         self.folder.merge([sample.id for sample in data.samples])
-        self._tell(data)
+        self._write_results(data)
         self.folder.leave()
 
-    def _tell(self, data: Questions) -> None:
+    def _write_results(self, data: Questions) -> None:
         rows = [Prediction.from_json(row) for row in self.folder.rows()]
         self.failed = list(dict.fromkeys(row.id for row in rows if row.error is not None))
-        print(table(rows) if data.benchmark is None else call_component(data.benchmark, table, rows, data.benchmark))
+        if data.benchmark is None:
+            print(format_table(rows, groups=data.groups))
+        else:
+            print(call_component(data.benchmark, format_table, rows, data.benchmark))
         print(NOTE)
         path = self.folder.predictions
-        written = [path, *(export(form, self.folder.rows(), path) for form in self.exports)]
-        if data.benchmark is not None and self._submit(rows, data.benchmark):
-            written.append(self.folder.path / "official")
-        drawn = f", {len(self._drawn)} sheets to {self.folder.path}/pictures" if self._drawn else ""
-        print(f"written to {', '.join(map(str, written))}{drawn}")
+        files = [path, *(export(form, self.folder.rows(), path) for form in self.exports)]
+        if data.benchmark is not None and self._export_official(rows, data.benchmark):
+            files.append(self.folder.path / "official")
+        sheets = f", {len(self._drawn)} sheets to {self.folder.path}/pictures" if self._drawn else ""
+        print(f"written to {', '.join(map(str, files))}{sheets}")
 
-    def _submit(self, rows: Sequence[Prediction], benchmark: Benchmark) -> list[Path]:
-        """Write each run's answers, empty ones where it failed, as the benchmark's own tool or server takes them."""
-        nowhere = [row for row in rows if row.label is None]
+    def _export_official(self, rows: Sequence[Prediction], benchmark: Benchmark) -> list[Path]:
+        """Write the answers of each run, empty if it failed, in the format of the benchmark's own tool or server."""
+        failed_in_all = [row for row in rows if row.label is None]
         with report_write_errors(self.folder.path / "official"):
             return [
                 path
-                for (method, budget), own in runs(rows, failed=True).items()
+                for (method, budget), answers in runs(rows, failed=True).items()
                 for path in call_component(
                     benchmark,
                     benchmark.export,
-                    [*own, *nowhere],
+                    [*answers, *failed_in_all],
                     self.folder.path / "official" / file_name(f"{method} {budget}", ""),
                 )
             ]
 
     def on_exception(self, trainer: Trainer, pl_module: Any, exception: BaseException) -> None:
-        """Let go of the shard and the folder."""
+        """Release the shard and the folder."""
         if self._shard is not None:
             self._shard.close()
             self._shard = None
@@ -175,6 +176,6 @@ class Writer(BasePredictionWriter):
             self.folder.leave()
 
 
-def facts(trainer: Trainer, predictor: Predictor, data: Questions, masks: bool) -> dict[str, Any]:
-    """Return what makes rows what they are: a run that differs in one of these is another run."""
+def run_identity(trainer: Trainer, predictor: Predictor, data: Questions, masks: bool) -> dict[str, Any]:
+    """Return everything that rows depend on. A run that differs in one of the values is another run."""
     return {**predictor.facts(), **data.facts(), "trainer.precision": trainer.precision, "writer.masks": masks}

@@ -1,4 +1,4 @@
-"""What a sweep's file asks for, with the command line's changes, checked before anything runs."""
+"""The configuration of a sweep: its file and the changes of the command line, checked before anything runs."""
 
 import re
 from collections.abc import Sequence
@@ -15,24 +15,25 @@ from vtcframe.errors import UsageError
 from vtcframe.runs.baselines import CHANCE, POOL
 
 PRUNER = Kind("pruner")
-NAME = re.compile(r"\w[\w.-]*")  # of a model or of questions: a folder's, too
+NAME = re.compile(r"\w[\w.-]*")  # of a model or of questions, which is also the name of a folder
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """What the file asks for.
+    """The configuration of a sweep.
 
     Args:
-        models: Name -> backbone: what `model.backbone` of predict takes.
-        data: Name -> questions: what `data` of predict takes.
+        models: Name -> backbone, as `model.backbone` of predict.
+        data: Name -> questions, as `data` of predict.
         budgets: For example [{ratio: 0.25}, {tokens: 64}].
-        pruners: Methods that are run at each of them.
-        seeds: With which of them each pruner is run that has a seed and was given none.
-        baselines: Whether random, uniform, pooling and, where the model's resolution allows it, downsampling are run.
+        pruners: Methods that are run at each budget.
+        seeds: Seeds with which each pruner is run that has the option `seed` and does not set it.
+        baselines: Whether random, uniform and pooling baselines are run, and downsampling where the model's processor
+            makes fewer tokens of a smaller picture.
         generation: Options of transformers' generate.
         trainer: Options of Lightning's trainer.
-        pictures: For how many questions it is drawn what each method keeps.
-        folder: Where to.
+        pictures: Number of questions for which the kept tokens of each method are drawn.
+        folder: Folder that the runs are written to, as MODEL/DATA/NUMBER.
     """
 
     models: dict[str, dict[str, Any]]
@@ -57,39 +58,34 @@ class Sweep:
             raise UsageError("there is nothing to run: give pruners, or leave baselines as they are")
 
     def methods(self) -> list[Any]:
-        """Return the pruners with their seeds, baselines first, as one writes them in a configuration."""
+        """Return the configurations of the pruners, one for each seed, baselines first."""
         baselines = (*CHANCE, POOL) if self.baselines else ()
-        return [one for spec in (*baselines, *self.pruners) for one in self._seeded(spec)]
+        return [method for pruner in (*baselines, *self.pruners) for method in self._with_seeds(pruner)]
 
-    def _seeded(self, spec: Any) -> list[Any]:
-        expanded, made = expand(spec, PRUNER, "pruners"), pruner_of(spec)
+    def _with_seeds(self, config: Any) -> list[Any]:
+        expanded = expand(config, PRUNER, "pruners")
         options = expanded.get("init_args", {})
-        if not is_dataclass(made) or "seed" in options or "seed" not in {one.name for one in fields(made)}:
-            return [spec]
+        pruner = make_pruner(config)
+        if not is_dataclass(pruner) or "seed" in options or "seed" not in {option.name for option in fields(pruner)}:
+            return [config]
         return [shorten({**expanded, "init_args": {**options, "seed": seed}}, PRUNER) for seed in self.seeds]
 
 
-def asked(path: str, options: Sequence[str]) -> Sweep:
-    """Read the file, with `--KEY.KEY=VALUE` in place of what it says. UsageError for what no sweep can be."""
-    hints = _hints()
-    told = shorten(read_config(path, hints), hints)
+def read_sweep(path: str, options: Sequence[str]) -> Sweep:
+    """Read the configuration of a sweep; `options` are `--KEY.KEY=VALUE`, which replace values of the file.
+
+    UsageError, naming the key, for what cannot be run.
+    """
+    hints = _component_hints()
+    config = shorten(read_config(path, hints), hints)
     for option in options:
-        key, equals, value = option.removeprefix("--").partition("=")
-        if not option.startswith("--") or not equals:
-            raise UsageError(f"{option!r} is no option: write --KEY=VALUE, for example --data.pope.limit=100")
-        *outer, last = key.split(".")
-        node = told
-        for name in outer:
-            node = node.setdefault(name, {}) if isinstance(node, dict) else None
-        if not isinstance(node, dict):
-            raise UsageError(f"{option!r}: {'.'.join(outer)} has no keys")
-        node[last] = expand_value(key, get_loader("yaml")(value), hints)
-    told = shorten(told, hints)
-    told["models"] = _models(told.get("models"))
+        _set_option(config, option, hints)
+    config = shorten(config, hints)
+    config["models"] = _name_models(config.get("models"))
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(Sweep)
     try:
-        checked = parser.parse_object(told).as_dict()
+        checked = parser.parse_object(config).as_dict()
     except (ArgumentError, ValueError, TypeError, KeyError) as error:
         raise UsageError(f"{path}: {error}") from error
     sweep = Sweep(**checked)
@@ -97,7 +93,21 @@ def asked(path: str, options: Sequence[str]) -> Sweep:
     return sweep
 
 
-def _hints() -> dict[str, Any]:
+def _set_option(config: dict[str, Any], option: str, hints: dict[str, Any]) -> None:
+    """Set the value of `--KEY.KEY=VALUE` in a configuration. UsageError for an option of another form."""
+    key, equals, value = option.removeprefix("--").partition("=")
+    if not option.startswith("--") or not equals:
+        raise UsageError(f"{option!r} is no option: write --KEY=VALUE, for example --data.pope.limit=100")
+    *outer, last = key.split(".")
+    node: Any = config
+    for name in outer:
+        node = node.setdefault(name, {}) if isinstance(node, dict) else None
+    if not isinstance(node, dict):
+        raise UsageError(f"{option!r}: {'.'.join(outer)} has no keys")
+    node[last] = expand_value(key, get_loader("yaml")(value), hints)
+
+
+def _component_hints() -> dict[str, Any]:
     """Return the type hints of the keys with components."""
     from vtcframe.core.stages import Pruner
     from vtcframe.data.datamodule import Questions
@@ -105,17 +115,17 @@ def _hints() -> dict[str, Any]:
     return {"data": dict[str, Questions], "pruners": list[Pruner]}
 
 
-def _models(told: Any) -> dict[str, Any]:
-    """Return backbones by their names; those of a list by the last part of their paths."""
-    if isinstance(told, dict):
-        return {name: {"path": one} if isinstance(one, str) else one for name, one in told.items()}
-    if not isinstance(told, list):
-        raise UsageError(f"models is a list of backbones, or name -> backbone, got {told!r}")
+def _name_models(models: Any) -> dict[str, Any]:
+    """Return name -> backbone. The backbones of a list are named after the last part of their paths."""
+    if isinstance(models, dict):
+        return {name: {"path": model} if isinstance(model, str) else model for name, model in models.items()}
+    if not isinstance(models, list):
+        raise UsageError(f"models is a list of backbones, or name -> backbone, got {models!r}")
     named: dict[str, Any] = {}
-    for one in told:
-        backbone = {"path": one} if isinstance(one, str) else one
+    for model in models:
+        backbone = {"path": model} if isinstance(model, str) else model
         if not isinstance(backbone, dict) or not isinstance(backbone.get("path"), str):
-            raise UsageError(f"a model is a path or {{path: ..., dtype: ...}}, got {one!r}")
+            raise UsageError(f"a model is a path or {{path: ..., dtype: ...}}, got {model!r}")
         name = re.split(r"[/:\\]", backbone["path"].rstrip("/\\"))[-1]
         if name in named:
             raise UsageError(f"two models are called {name!r}: give models as name -> backbone")
@@ -124,46 +134,49 @@ def _models(told: Any) -> dict[str, Any]:
 
 
 def _check(sweep: Sweep) -> None:
-    """Try what predict would refuse only once it runs."""
+    """Raise UsageError for backbones, pruners and budgets that predict would refuse once it runs."""
     from vtcframe.inference.checkpoint import Backbone
 
     for name, backbone in sweep.models.items():
-        _made(f"models.{name}", Backbone, backbone)
-    for spec in sweep.methods():
-        refusals = [refusal(spec, budget) for budget in sweep.budgets]
+        _instantiate(f"models.{name}", Backbone, backbone)
+    for pruner in sweep.methods():
+        refusals = [describe_refusal(pruner, budget) for budget in sweep.budgets]
         if None not in refusals:
-            raise UsageError(f"{words(spec)} can be run at none of the budgets: {refusals[0]}")
+            raise UsageError(f"{describe_pruner(pruner)} can be run at none of the budgets: {refusals[0]}")
 
 
-def refusal(spec: Any, budget: Any) -> str | None:
-    """Say why a pruner cannot be run at a budget; None if it can. UsageError where one of them is none."""
+def describe_refusal(pruner: Any, budget: Any) -> str | None:
+    """Return why a pruner cannot be run at a budget, None if it can. Both are configurations.
+
+    UsageError for a configuration of neither.
+    """
     from vtcframe.core.budget import Budget
     from vtcframe.core.stages import plan_for
 
-    pruner, amount = pruner_of(spec), _made("budgets", Budget, budget)
+    amount = _instantiate("budgets", Budget, budget)
     try:
-        plan_for(pruner, amount)
+        plan_for(make_pruner(pruner), amount)
     except ValueError as error:
         return str(error)
     return None
 
 
-def _made(key: str, kind: type, value: Any) -> Any:
-    """Make one thing of a configuration. UsageError, naming its key."""
+def _instantiate(key: str, kind: type, config: Any) -> Any:
+    """Make an object of a configuration. UsageError, naming its key."""
     name = kind.__name__.lower()
     try:
-        return instantiate({name: kind}, {name: value})[name]
+        return instantiate({name: kind}, {name: config})[name]
     except (ImportError, ValueError, TypeError) as error:
         raise UsageError(f"{key}: {error}") from error
 
 
-def pruner_of(spec: Any) -> Any:
-    """Make a pruner as one writes it in a configuration. UsageError for what is none."""
+def make_pruner(config: Any) -> Any:
+    """Make the pruner of a configuration with short names. UsageError for what is not one."""
     from vtcframe.core.stages import Pruner
 
-    return _made("pruners", Pruner, expand(spec, PRUNER, "pruners"))
+    return _instantiate("pruners", Pruner, expand(config, PRUNER, "pruners"))
 
 
-def words(spec: Any) -> str:
-    """Return a pruner with all of its options in words."""
-    return str(pruner_of(spec))
+def describe_pruner(config: Any) -> str:
+    """Return a pruner of a configuration with all of its options, as reports name it."""
+    return str(make_pruner(config))

@@ -9,7 +9,7 @@ from PIL import Image
 from transformers.image_utils import load_image
 from transformers.video_utils import load_video
 
-from vtcframe.data.decode import ENCODED, load_sample, spaced
+from vtcframe.data.decode import ENCODED, load_sample, part_middles
 from vtcframe.data.processor import FPS, batch_inputs
 from vtcframe.data.sample import Sample
 
@@ -39,7 +39,7 @@ class VideoClip:
                 raise ValueError(sample.error)
             frames = sample.videos[0]
         else:
-            frames = [load_image(source[index]) for index in spaced(len(source), max_frames)]
+            frames = [load_image(source[index]) for index in part_middles(len(source), max_frames)]
         return cls(frames, {"fps": FPS, "total_num_frames": len(frames), "frames_indices": list(range(len(frames)))})
 
     @classmethod
@@ -49,7 +49,7 @@ class VideoClip:
                 raise ValueError(f"{path} has no number of frames: convert it (ffmpeg -i {path} converted.mp4)")
             first = min(int((start or 0) * metadata.fps), count - 1)
             stop = count if end is None else min(int(end * metadata.fps), count)
-            return [first + index for index in spaced(max(stop - first, 1), max_frames)]
+            return [first + index for index in part_middles(max(stop - first, 1), max_frames)]
 
         # load_video also takes a path
         frames, metadata = load_video(path, sample_indices_fn=indices)  # pyright: ignore[reportArgumentType]

@@ -71,7 +71,7 @@ class VtcFrame(lmms):
         model, self.processor = self.settings.backbone.load()
         self._model: Any = model.to(self._device).eval()
         self.plan = self.settings.plan
-        self.language = self.settings.backbone.language()
+        self.vocabulary = self.settings.backbone.question_vocabulary()
         self._check()
 
     @classmethod
@@ -211,8 +211,8 @@ class VtcFrame(lmms):
             for question in questions
         ]
         for chat in chats:
-            if self.language and (unknown := self.language.misunderstood(chat.question)):
-                self._warn("language", f"{unknown}. Its answers to such questions are meaningless")
+            if self.vocabulary and (unknown := self.vocabulary.describe_unknown_words(chat.question)):
+                self._warn("vocabulary", f"{unknown}. Its answers to such questions are meaningless")
         answers: dict[int, GenerationResult] = {}
         sums: dict[str, float] = defaultdict(float)
         for visual in (True, False):

@@ -17,7 +17,7 @@ from vtcframe.cli import main
 from vtcframe.data.decode import load_sample
 from vtcframe.data.results import Prediction
 from vtcframe.errors import ComponentError
-from vtcframe.runs.table import table
+from vtcframe.runs.table import format_table
 
 # From the command line
 
@@ -71,7 +71,7 @@ def test_one_that_fails_in_a_comparison_leaves_the_answers_of_the_others(broken,
     assert "scorer BadKey() of broken 1.2 raised KeyError: 'x'" in warned[0]
     assert "pruner Attributes() of broken 1.2 raised AttributeError" in warned[1]
     assert "Traceback" not in err
-    assert out.startswith(table(rows))
+    assert out.startswith(format_table(rows))
     lines = [line.split() for line in out.splitlines()]
     assert lines[0][6:8] == ["KV", "MiB"]
     at = out.splitlines()[0].index("failed")
@@ -129,7 +129,8 @@ def test_what_fails_for_one_sample_of_a_batch_fails_for_that_one_only(broken, tm
 def test_answers_of_places_that_are_none_fail_their_run_only(tmp_path):
     from vtcframe.data.formats import read_samples
     from vtcframe.inference.checkpoint import Backbone
-    from vtcframe.runs.predictor import Comparison, Predictor
+    from vtcframe.runs.comparison import Comparison
+    from vtcframe.runs.predictor import Predictor
 
     @dataclass(frozen=True)
     class Far(Pruner):
@@ -145,7 +146,7 @@ def test_answers_of_places_that_are_none_fail_their_run_only(tmp_path):
     with torch.no_grad():
         untouched, far, drawn = predictor.predict_step([sample], 0)
     assert untouched.error is drawn.error is None
-    assert "Far() at 4 tokens fails on vtcframe:tiny: what it left cannot be read: " in far.error
+    assert "Far() at 4 tokens fails on vtcframe:tiny: its pruning cannot be used: " in far.error
 
 
 @pytest.mark.parametrize("name", NEEDS)

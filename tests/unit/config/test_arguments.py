@@ -69,7 +69,7 @@ def test_a_file_is_read_once_and_replaced_by_its_content(tmp_path, monkeypatch, 
     ("text", "message"),
     [
         ("[1]", "a.yaml holds a list, and not the keys of a configuration"),
-        ("a: [", "a.yaml is no YAML: while parsing a flow sequence"),
+        ("a: [", "a.yaml is no YAML: while parsing a flow "),
         (yaml.safe_dump({"model": {"compare": {"pruners": ["VtcCsl"]}}}), "a.yaml: model.compare.pruners: no pruner"),
         (None, "cannot read the configuration .*a.yaml: "),
     ],

@@ -184,17 +184,18 @@ def test_what_is_not_registered_is_written_by_its_import_path_and_read_if_allowe
 
 
 EVIL = "antigravity_of_strangers"
+RECYCLED = "vtcframe.methods.sparsevlm.PlusRecycled"
 SMUGGLED = {
     "a name": f"pruner: {EVIL}.Foo",
     "a name with options": f"pruner: {{name: {EVIL}.Foo, last: 3}}",
     "a class path": f"pruner: {{class_path: {EVIL}.Foo}}",
     "a class path inside": f"pruner: {{name: Pipeline, scorers: [{{class_path: {EVIL}.Foo}}]}}",
     "a scorer": f"pruner: {{name: Pipeline, scorers: [{EVIL}.Foo], ensembler: Mean, allocator: Even, selector: TopK}}",
-    "under another key": f"pruner: {{name: vtcframe.methods.sparsevlm.PlusRecycled, pipeline: {EVIL}.Foo}}",
-    "YAML in a string": f"pruner: {{name: vtcframe.methods.sparsevlm.PlusRecycled, pipeline: '{{class_path: {EVIL}.Foo}}'}}",
+    "under another key": f"pruner: {{name: {RECYCLED}, pipeline: {EVIL}.Foo}}",
+    "YAML in a string": f"pruner: {{name: {RECYCLED}, pipeline: '{{class_path: {EVIL}.Foo}}'}}",
     "a list in a string": f"pruner: {{name: Pipeline, scorers: '[{EVIL}.Foo]'}}",
     "quotes in a string": f"pruner: \"'{EVIL}.Foo'\"",
-    "quotes under another key": f"pruner: {{name: vtcframe.methods.sparsevlm.PlusRecycled, pipeline: \"'{EVIL}.Foo'\"}}",
+    "quotes under another key": f"pruner: {{name: {RECYCLED}, pipeline: \"'{EVIL}.Foo'\"}}",
     "quotes in a class path": f"pruner: {{class_path: \"'{EVIL}.Foo'\"}}",
     "a dotted key": f"pruner.class_path: {EVIL}.Foo",
     "a budget": f"pruner: VtcCls\n  budget: {{class_path: {EVIL}.Foo}}",

@@ -68,7 +68,11 @@ def test_names_become_classes_wherever_a_hint_says_that_a_component_stands():
     [
         ("inner", "TokenNorm", NORM),
         ("inner", {"class_path": NORM["class_path"]}, NORM),
-        ("several", ["TokenNorm", {"name": JUDGE, "inner": "TokenNorm"}], [NORM, {"class_path": JUDGE, "init_args": {"inner": NORM}}]),
+        (
+            "several",
+            ["TokenNorm", {"name": JUDGE, "inner": "TokenNorm"}],
+            [NORM, {"class_path": JUDGE, "init_args": {"inner": NORM}}],
+        ),
         ("by_view", {"a.b": "TokenNorm"}, {"a.b": NORM}),
         ("rule", "TokenNorm", NORM),
         ("rule", "mean", "mean"),

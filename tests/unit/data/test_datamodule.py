@@ -39,7 +39,7 @@ def test_a_question_may_have_several_images_and_a_number_for_an_id(tmp_path):
     ("lines", "message"),
     [
         ([LINE, '{"id": '], r"questions.jsonl, line 2: no JSON: .* column 8"),
-        ([LINE, LINE], r"line 2: the id 'a' is that of .*questions.jsonl, line 1 already: ids must differ"),
+        ([LINE, LINE], r"line 2: the id 'a' is also that of .*questions.jsonl, line 1: ids must be unique"),
         (["", LINE, "[1]"], r"questions.jsonl, line 3: a JSON object with the field 'id' was expected, this is a list"),
         ([{"id": "a", "image": "a.png"}], r"line 1: there is no field 'question', only 'id', 'image'"),
         ([{"image": "a.png", "question": "?"}], r"line 1: there is no field 'id'"),
@@ -244,13 +244,13 @@ def test_a_benchmark_reads_its_own_files_and_a_limit_asks_the_first_questions_on
     data = Questions(str(written(tmp_path, LINE, LINE | {"id": "b"})), limit=1)
     data.setup("predict")
     assert [sample.id for sample in data.samples] == ["a"]
-    with pytest.raises(ValueError, match="limit must be at least 1, got 0: leave it out to ask all"):
+    with pytest.raises(ValueError, match="limit must be at least 1, got 0: leave it out to answer all"):
         Questions("questions.jsonl", limit=0)
 
 
 def test_where_none_of_a_benchmarks_first_pictures_is_there_the_folder_is_another(tmp_path):
     data = Questions(str(tmp_path), str(tmp_path / "val2014"), Named(("a.png", "b.png")))
-    with pytest.raises(UsageError, match=r"not where they are looked for, .*val2014/a.png: say where in data.images"):
+    with pytest.raises(UsageError, match=r"there is no picture .*val2014/a.png, nor any other"):
         data.setup("predict")
 
 

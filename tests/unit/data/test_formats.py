@@ -15,7 +15,7 @@ from vtcframe.data import formats
 from vtcframe.data.benchmarks.base import ImageFolder
 from vtcframe.data.datamodule import Questions
 from vtcframe.data.decode import load_sample
-from vtcframe.data.formats import read_samples
+from vtcframe.data.formats import read_groups, read_samples
 from vtcframe.errors import UsageError
 
 
@@ -141,7 +141,7 @@ def test_an_embedded_picture_that_cannot_be_read_fails_with_its_row_and_column(t
         (
             "q.csv",
             "id,question,image\na,?,a.png\na,?,b.png\n",
-            r"q.csv, row 2: the id 'a' is that of .*, row 1 already",
+            r"q.csv, row 2: the id 'a' is also that of .*, row 1",
         ),
         ("q.csv", "id,image\na,a.png\n", r"q.csv, row 1: there is no field 'question', only 'id', 'image'"),
         ("q.csv", "id,question\na,?\n", r"q.csv, row 1: give `image`"),
@@ -151,7 +151,11 @@ def test_an_embedded_picture_that_cannot_be_read_fails_with_its_row_and_column(t
         ("q.jsonl", "\n", r"q.jsonl holds no questions"),
         ("q.csv", b"\xff\xfe\x00", r"cannot read the questions .*q.csv: .*utf-8"),
         ("q.parquet", b"PAR2", r"cannot read the questions .*q.parquet: "),
-        ("q.json", "[]", r"q.json: questions are a .jsonl .csv .tsv .parquet file, unless data.benchmark .*: .*Pope"),
+        (
+            "q.json",
+            "[]",
+            r"q.json: give a .jsonl .csv .tsv .parquet file, or the benchmark .* as data.benchmark: .*Pope",
+        ),
         ("folder/a.png", picture(), r"folder.* has no questions.jsonl. One question about all .*ImageFolder"),
     ],
 )
@@ -168,7 +172,7 @@ def test_a_parquet_file_without_its_columns_is_refused(tmp_path):
         ([{"id": 1, "question": "?"}], r"q.parquet, row 1: give `image`"),
         ([{"id": 1, "question": "?", "image": b"", "answer": 3}], r"row 1: the field 'answer' must be .*, got 3"),
         ([{"id": 1, "question": None, "image": b""}], r"row 1: the field 'question' must be str, got None"),
-        ([{"id": 1, "question": "?", "image": b""}] * 2, r"row 2: the id '1' is that of .*q.parquet, row 1 already"),
+        ([{"id": 1, "question": "?", "image": b""}] * 2, r"row 2: the id '1' is also that of .*q.parquet, row 1"),
     ):
         with pytest.raises(UsageError, match=message):
             read_samples(parquet(tmp_path / "q.parquet", rows))
@@ -191,3 +195,19 @@ def test_a_folder_of_pictures_is_asked_one_question(tmp_path):
     assert levels(samples[2]) == [3]
     with pytest.raises(UsageError, match="there are no pictures in the folder"):
         ImageFolder("?").read(saved(tmp_path / "empty" / "notes.txt", "").parent, None)
+
+
+def test_groups_of_question_types_stand_beside_the_questions(tmp_path):
+    path = saved(tmp_path / "q.jsonl", json.dumps(ROW | {"image": "a.png"}) + "\n")
+    assert read_groups(path) == read_groups(tmp_path) == {}
+    saved(tmp_path / "groups.json", '{"seen": ["color", "shape"]}')
+    data = Questions(str(path))
+    data.setup("predict")
+    assert data.groups == data.facts()["data.groups"] == {"seen": ["color", "shape"]}
+
+
+@pytest.mark.parametrize("content", ["[]", '{"seen": "color"}', '{"seen": [1]}', "{", "\udcff"])
+def test_groups_of_another_form_are_refused(tmp_path, content):
+    (tmp_path / "groups.json").write_bytes(content.encode("utf-8", "surrogateescape"))
+    with pytest.raises(UsageError, match=r"groups.json"):
+        read_groups(tmp_path)

@@ -14,7 +14,7 @@ from vtcframe.cli import main
 from vtcframe.data.decode import apply_transforms
 from vtcframe.data.processor import processor_inputs
 from vtcframe.data.sample import Sample
-from vtcframe.data.transforms import Downsample, FramesAsPictures, Thumbnail, placeholders
+from vtcframe.data.transforms import Downsample, FramesAsPictures, Thumbnail, count_placeholders
 from vtcframe.methods.ts_llava import BySpacing, Spaced, TsLlava
 from vtcframe.testing import check_allocator, check_pruner, check_selector, make_evidence
 
@@ -35,14 +35,14 @@ def film(frames, width=40, height=30):
 def test_a_picture_shrinks_to_the_largest_size_within_the_budget(family, wanted):
     _, processor = backbone(family)
     picture = noise(400, 300)
-    budget = wanted.tokens or round(0.4 * placeholders(processor, picture.size))
+    budget = wanted.tokens or round(0.4 * count_placeholders(processor, picture.size))
     (small,) = wanted.fitted(processor)(picture)
-    assert placeholders(processor, small.size) <= budget
+    assert count_placeholders(processor, small.size) <= budget
     assert max(small.size) < 400
     assert abs(small.width * 3 - small.height * 4) <= 4  # its aspect stays, to half a pixel an edge
     sizes = [(edge, round(edge * 3 / 4)) for edge in range(11, 401)]
     if family != "internvl":  # whose tiles come and go with the aspect
-        assert max(e for e, h in sizes if placeholders(processor, (e, h)) <= budget) == small.width
+        assert max(e for e, h in sizes if count_placeholders(processor, (e, h)) <= budget) == small.width
 
 
 def test_placeholders_are_those_that_the_model_replaces():
@@ -52,7 +52,7 @@ def test_placeholders_are_those_that_the_model_replaces():
         shown = {"videos": (film(4, 80, 60),)} if frames else {"pictures": (noise(80, 60),)}
         ids = processor_inputs(processor, [replace(Sample("", "", ()), **shown)])["input_ids"]
         count = int((ids == getattr(model.config, f"{kind}_token_id")).sum())
-        assert placeholders(processor, (80, 60), frames) == count > 1
+        assert count_placeholders(processor, (80, 60), frames) == count > 1
 
 
 def test_what_fits_is_left_as_it_is_and_a_video_shrinks_frame_by_frame():
@@ -62,12 +62,12 @@ def test_what_fits_is_left_as_it_is_and_a_video_shrinks_frame_by_frame():
     assert Downsample(ratio=1.0).fitted(processor)(video)[0] is video
     (small,) = Downsample(ratio=0.5).fitted(processor)(video)
     assert len(small) == 4
-    assert placeholders(processor, small[0].size, 4) <= placeholders(processor, (112, 84), 4) / 2
+    assert count_placeholders(processor, small[0].size, 4) <= count_placeholders(processor, (112, 84), 4) / 2
 
 
 def test_a_model_of_fixed_resolution_is_named_with_what_to_do_instead():
     _, processor = backbone("llava")
-    with pytest.raises(ValueError, match=r"LlavaProcessor makes 16 tokens .* and 4 are wanted: .*Pool"):
+    with pytest.raises(ValueError, match=r"LlavaProcessor makes 16 tokens .*, more than the budget of 4: .*Pool"):
         Downsample(tokens=4).fitted(processor)(noise(90, 60))
     with pytest.raises(ValueError, match=r"call fitted\(processor\) first"):
         Downsample(tokens=4)(noise(90, 60))

@@ -1,3 +1,5 @@
+"""`vtcframe explain`: drawings, numbers and errors."""
+
 import json
 from functools import cache
 
@@ -27,7 +29,7 @@ SCENE = f"{bundled('vtcframe:questions')}/images/scene-000.png"
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning:transformers")  # GLM-4V
 QUESTION = "what shape is purple ?"
 BRIGHTNESS = Pipeline((TokenNorm(),), Mean(), Even(), TopK())
-AROUND = {  # what chat templates of these families write around their placeholders
+AROUND = {  # placeholders with the tokens that the chat templates of these families add
     "<|image_pad|>": "<|vision_start|><|image_pad|><|vision_end|>",
     "<|video_pad|>": "<|vision_start|><|video_pad|><|vision_end|>",
     "<|image|>": "<|begin_of_image|><|image|><|end_of_image|>",
@@ -39,9 +41,10 @@ TEMPLATE = """{% for part in messages[0]['content'] -%}
 
 
 @cache
-def built(family):
+def model_of(family):
     model, processor = BACKBONES[family]()
-    image, video = processor.image_token, getattr(processor, "video_token", "")
+    image = processor.image_token
+    video = getattr(processor, "video_token", "")
     processor.chat_template = TEMPLATE.replace("IMAGE", AROUND.get(image, image)).replace(
         "VIDEO", AROUND.get(video, video)
     )
@@ -50,14 +53,14 @@ def built(family):
 
 @pytest.fixture
 def of_family(monkeypatch):
-    """Let a random model of a family stand for any checkpoint."""
+    """Return a function that replaces every checkpoint with a random model of a family."""
 
-    def stand(family):
-        model, processor = built(family)
+    def replace_checkpoint(family):
+        model, processor = model_of(family)
         monkeypatch.setattr(Backbone, "load", lambda self: (model, processor))
         return model, processor
 
-    return stand
+    return replace_checkpoint
 
 
 def run(capsys, *arguments):
@@ -67,26 +70,26 @@ def run(capsys, *arguments):
 
 
 def lines(grid):
-    return [one for line in grid for one in line]
+    return [cell for line in grid for cell in line]
 
 
-def test_a_picture_and_its_numbers_are_written_beside_both_answers(tmp_path, capsys):
+def test_the_drawing_and_the_numbers_are_written_and_both_answers_printed(tmp_path, capsys):
     status, out, _ = run(
         capsys, "--image", SCENE, "--question", QUESTION, "--tokens=18", "--out", f"{tmp_path}/new/e.png"
     )
-    told = json.loads((tmp_path / "new" / "e.json").read_text())
+    numbers = json.loads((tmp_path / "new" / "e.json").read_text())
     assert status == 0
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["e.json", "e.png"]
     assert "unpruned     144 visual tokens  square" in out
     assert "pruned        18 visual tokens  " in out
-    assert told["pruner"] == str(VtcCls(last=3))
-    assert (told["unpruned"]["visual_tokens"], told["pruned"]["visual_tokens"]) == (144, 18)
-    assert told["unpruned"]["answer"] == "square"
-    assert told["pictures"] == [{"files": [SCENE], "size": [96, 96], "shown": [0, 0, 96, 96]}]
-    (view,) = told["views"]
+    assert numbers["pruner"] == str(VtcCls(last=3))
+    assert (numbers["unpruned"]["visual_tokens"], numbers["pruned"]["visual_tokens"]) == (144, 18)
+    assert numbers["unpruned"]["answer"] == "square"
+    assert numbers["pictures"] == [{"files": [SCENE], "size": [96, 96], "shown": [0, 0, 96, 96]}]
+    (view,) = numbers["views"]
     assert (view["grid"], view["box"], view["frames"]) == ([12, 12], [0, 0, 96, 96], None)
     assert view["tokens"][1][2] == [16, 8, 24, 16]
-    assert {"vtcframe", "torch", "transformers"} <= told["versions"].keys()
+    assert {"vtcframe", "torch", "transformers"} <= numbers["versions"].keys()
     model, processor = Backbone("vtcframe:tiny", dtype="float32").load()
     short = compress(model, VtcCls(last=3), tokens=18)
     inputs = processor_inputs(processor, [Sample("", QUESTION, (), pictures=(Image.open(SCENE).convert("RGB"),))])
@@ -94,42 +97,42 @@ def test_a_picture_and_its_numbers_are_written_beside_both_answers(tmp_path, cap
     assert short.last is not None
     assert lines(view["kept"]) == short.last.kept[0].tolist()
     assert lines(view["scores"]) == pytest.approx(short.last.scores[0].tolist(), rel=1e-4)
-    with Image.open(tmp_path / "new" / "e.png") as drawn:
-        assert drawn.width > 2 * 672  # the map and what is kept, each seven times the picture's 96 pixels
+    with Image.open(tmp_path / "new" / "e.png") as sheet:
+        assert sheet.width > 2 * 672  # score map and kept tokens, each seven times the picture's 96 pixels
 
 
-def test_the_sheet_shows_the_whole_picture_where_the_model_sees_its_middle(tmp_path):
+def test_the_sheet_shows_the_complete_picture_even_if_the_model_sees_a_crop(tmp_path):
     wide = Image.new("RGB", (192, 96), "red")
     wide.paste("blue", (48, 0, 144, 96))
     wide.save(tmp_path / "wide.png")
-    found = explain("vtcframe:tiny", QUESTION, RandomPruner(), Budget(tokens=143), [f"{tmp_path}/wide.png"])
-    assert found.numbers["pictures"][0]["shown"] == [48, 0, 144, 96]
-    assert found.numbers["views"][0]["box"] == [48, 0, 144, 96]
-    assert found.numbers["views"][0]["tokens"][0][0] == [48, 0, 56, 8]
-    pixels = np.asarray(found.drawn)
+    explanation = explain("vtcframe:tiny", QUESTION, RandomPruner(), Budget(tokens=143), [f"{tmp_path}/wide.png"])
+    assert explanation.numbers["pictures"][0]["shown"] == [48, 0, 144, 96]
+    assert explanation.numbers["views"][0]["box"] == [48, 0, 144, 96]
+    assert explanation.numbers["views"][0]["tokens"][0][0] == [48, 0, 56, 8]
+    pixels = np.asarray(explanation.image)
     assert (pixels == (255, 0, 0)).all(-1).any()
     assert (pixels == (0, 0, 255)).all(-1).any()
 
 
 def dark(height, width):
-    """A dark picture that differs from place to place."""
+    """Return a dark picture with a different value at each position."""
     down, across = (Image.linear_gradient("L").rotate(turn).resize((width, height)) for turn in (0, 90))
     return Image.merge("RGB", (down, across, down)).point(lambda level: level // 4)
 
 
-def told_of(path, frames, video=True):
-    """Numbers of a picture, of several, or of a video's frames, with the length of each token as its score."""
+def numbers_of(path, frames, video=True):
+    """Return the numbers of pictures, or of a video's frames, with the norm of each token as its score."""
     names = []
     for i, frame in enumerate(frames):
         names.append(f"{path}/{i}.png")
         frame.save(names[-1])
-    given = {"video": names} if video and len(names) > 1 else {"images": names}
+    inputs = {"video": names} if video and len(names) > 1 else {"images": names}
     with silent_attention():
-        return explain("some/checkpoint", "what ?", BRIGHTNESS, Budget(ratio=0.5), **given).numbers
+        return explain("some/checkpoint", "what ?", BRIGHTNESS, Budget(ratio=0.5), **inputs).numbers
 
 
 def middle(rectangle, part=0.25):
-    """The inner part of a rectangle, in whole pixels."""
+    """Return the inner part of a rectangle, in integer pixels."""
     left, top, right, bottom = rectangle
     x, y, dx, dy = (left + right) / 2, (top + bottom) / 2, (right - left) * part, (bottom - top) * part
     return round(x - dx), round(y - dy), max(round(x + dx) - 1, round(x - dx)), max(round(y + dy) - 1, round(y - dy))
@@ -141,24 +144,25 @@ def changes(old, new):
 
 
 def check_lit(path, size, count, video=True):
-    """Light the middle of a token: in each view that shows the place, a token that is told to cover it changes most."""
+    """Brighten the middle of a token: in each view that shows it, a token that covers the place must change most."""
     frames = [dark(*size) for _ in range(count)]
-    plain = told_of(path, frames, video)
+    plain = numbers_of(path, frames, video)
     checked = 0
     for v, view in enumerate(plain["views"]):
-        there = [(i, cell) for i, cell in enumerate(lines(view["tokens"])) if cell is not None]
-        _, cell = there[(7 * v + 3) % len(there)]
+        visible = [(i, cell) for i, cell in enumerate(lines(view["tokens"])) if cell is not None]
+        _, cell = visible[(7 * v + 3) % len(visible)]
         if cell[2] - cell[0] < 6 or cell[3] - cell[1] < 6:
             continue
-        lit, place = [frame.copy() for frame in frames], middle(cell)
+        lit = [frame.copy() for frame in frames]
+        place = middle(cell)
         for f in view["frames"] or [view["image"]]:
             ImageDraw.Draw(lit[f]).rectangle(place, fill=(255, 230, 200))
-        after = told_of(path, lit, video)
-        apart = [changes(old, new) for old, new in zip(plain["views"], after["views"], strict=True)]
-        for change, new in zip(apart, after["views"], strict=True):
+        after = numbers_of(path, lit, video)
+        differences = [changes(old, new) for old, new in zip(plain["views"], after["views"], strict=True)]
+        for change, new in zip(differences, after["views"], strict=True):
             if (new["image"], new["frame"]) != (view["image"], view["frame"]):
                 assert max(change) == 0
-            elif max(change) > 0.1 * max(map(max, apart)):  # otherwise the place lies in another tile
+            elif max(change) > 0.1 * max(map(max, differences)):  # otherwise the place lies in another tile
                 most = lines(new["tokens"])[int(np.argmax(change))]
                 assert most is not None
                 for low, high in ((0, 2), (1, 3)):
@@ -170,29 +174,29 @@ def check_lit(path, size, count, video=True):
 
 @pytest.mark.parametrize("size", [(140, 300), (320, 160)])
 @pytest.mark.parametrize("family", SERVED)
-def test_a_bright_place_lights_the_token_that_is_told_to_lie_there(tmp_path, of_family, family, size):
+def test_a_bright_place_changes_the_token_at_that_position_most(tmp_path, of_family, family, size):
     of_family(family)
     check_lit(tmp_path, size, 1)
 
 
 @pytest.mark.parametrize("family", sorted(VIDEO))
-def test_a_bright_place_in_one_frame_lights_that_frame_alone(tmp_path, of_family, family):
+def test_a_bright_place_in_one_frame_changes_only_that_frame(tmp_path, of_family, family):
     of_family(family)
     check_lit(tmp_path, (140, 300), 4)
 
 
 @pytest.mark.parametrize("family", sorted(VIDEO))
-def test_views_of_a_video_tell_which_frames_they_show(tmp_path, of_family, family):
+def test_views_of_a_video_list_their_frames(tmp_path, of_family, family):
     of_family(family)
-    told = told_of(tmp_path, [dark(60, 90) for _ in range(4)])
+    numbers = numbers_of(tmp_path, [dark(60, 90) for _ in range(4)])
     merged = 2 if "qwen" in family or "glm" in family else 1
-    assert {view["image"] for view in told["views"]} == {0}
-    frames = list(dict.fromkeys(tuple(view["frames"]) for view in told["views"]))
+    assert {view["image"] for view in numbers["views"]} == {0}
+    frames = list(dict.fromkeys(tuple(view["frames"]) for view in numbers["views"]))
     assert frames == [tuple(range(f, f + merged)) for f in range(0, 4, merged)]
 
 
 @pytest.mark.parametrize("family", SERVED)
-def test_each_of_two_pictures_lights_its_own_tokens_only(tmp_path, of_family, family):
+def test_each_of_two_pictures_changes_only_its_tokens(tmp_path, of_family, family):
     of_family(family)
     check_lit(tmp_path, (140, 300), 2, video=False)
 
@@ -216,7 +220,7 @@ def processors():
 
 @pytest.mark.parametrize("size", [(70, 150), (160, 80), (60, 61), (300, 33)])
 @pytest.mark.parametrize("name", processors())
-def test_what_a_processor_crops_or_pads_is_told_as_it_does_it(name, size):
+def test_the_visible_region_matches_the_crop_and_padding_of_the_processor(name, size):
     image_processor, video_processor = processors()[name]
 
     class Processor:
@@ -234,23 +238,23 @@ def test_what_a_processor_crops_or_pads_is_told_as_it_does_it(name, size):
         ImageDraw.Draw(picture).rectangle((at[0] - reach, at[1] - reach, at[0] + reach, at[1] + reach), fill="white")
         options = {"do_rescale": False, "do_normalize": False, "return_tensors": "pt"}
         if video:
-            made = video_processor([[picture] * 2], **options)["pixel_values_videos"][0, 0]
+            output = video_processor([[picture] * 2], **options)["pixel_values_videos"][0, 0]
         else:
-            made = next(iter(image_processor([picture], **options).values()))[0]
-        lit = (made.float().mean(0) > 128).nonzero().float()
-        found = lit.mean(0) + 0.5
-        want_y = (y - top) / (bottom - top) * made.shape[1]
-        want_x = (x - left) / (right - left) * made.shape[2]
-        assert found.tolist() == pytest.approx([want_y, want_x], abs=1.6)
+            output = next(iter(image_processor([picture], **options).values()))[0]
+        lit = (output.float().mean(0) > 128).nonzero().float()
+        centre = lit.mean(0) + 0.5
+        expected_y = (y - top) / (bottom - top) * output.shape[1]
+        expected_x = (x - left) / (right - left) * output.shape[2]
+        assert centre.tolist() == pytest.approx([expected_y, expected_x], abs=1.6)
 
 
 @pytest.mark.parametrize("spec", ["{name: VtcCls, last: 2}", '{"name": "VtcCls", "last": 2}', "two.yaml", "two.json"])
-def test_a_pruner_is_given_as_the_configuration_gives_it(tmp_path, capsys, spec):
+def test_a_pruner_can_be_yaml_json_or_a_file(tmp_path, capsys, spec):
     (tmp_path / "two.yaml").write_text("name: VtcCls\nlast: 2\n")
     (tmp_path / "two.json").write_text('{"name": "VtcCls",\n "last": 2}')
     spec = f"{tmp_path}/{spec}" if spec.startswith("two") else spec
-    given = "--question", QUESTION, "--ratio=0.125", "--pruner", spec, f"--out={tmp_path}/e.png"
-    assert run(capsys, "--image", SCENE, *given)[0] == 0
+    options = "--question", QUESTION, "--ratio=0.125", "--pruner", spec, f"--out={tmp_path}/e.png"
+    assert run(capsys, "--image", SCENE, *options)[0] == 0
     assert json.loads((tmp_path / "e.json").read_text())["pruner"] == str(VtcCls(last=2))
 
 
@@ -261,7 +265,7 @@ def test_a_pruner_is_given_as_the_configuration_gives_it(tmp_path, capsys, spec)
         (["--image", SCENE, "--ratio=1.5"], "must lie in (0, 1], got 1.5"),
         (["--image", SCENE], "give tokens or ratio, exactly one of them"),
         (["--image", SCENE, "--tokens=3", "--ratio=0.5"], "exactly one of them"),
-        (["--image", SCENE, "--tokens=144"], "drops nothing: 144 visual tokens are all there are"),
+        (["--image", SCENE, "--tokens=144"], "drops nothing: there are only 144 visual tokens"),
         (["--tokens=3"], "give --image or --video"),
         (["--image", "lost.png", "--tokens=3"], "cannot read the image lost.png: FileNotFoundError"),
         (["--video", "lost.gif", "--tokens=3"], "cannot read the video lost.gif: FileNotFoundError"),
@@ -276,11 +280,11 @@ def test_a_pruner_is_given_as_the_configuration_gives_it(tmp_path, capsys, spec)
         (["--image", SCENE, "--tokens=3", "--model=tests"], "cannot be loaded as a checkpoint"),
         (["--image", SCENE, "--tokens=3", "--device=banana"], "there is no device 'banana' here: use cpu"),
         (["--image", SCENE, "--tokens=3", "--attn=fast"], "cannot be loaded as a checkpoint"),
-        (["--image", SCENE, "--tokens=3", "--out=e.jpg"], "--out e.jpg is no .png"),
+        (["--image", SCENE, "--tokens=3", "--out=e.jpg"], "--out e.jpg does not end in .png"),
         (["--image", SCENE, "--tokens=3", "--question=what color is the dog ?"], "does not know 'dog'"),
     ],
 )
-def test_what_cannot_be_explained_is_told_in_a_few_lines(tmp_path, monkeypatch, capsys, arguments, message):
+def test_errors_are_reported_in_a_few_lines(tmp_path, monkeypatch, capsys, arguments, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "tests").mkdir()
     status, out, err = run(capsys, "--question", QUESTION, *arguments)
@@ -291,14 +295,14 @@ def test_what_cannot_be_explained_is_told_in_a_few_lines(tmp_path, monkeypatch, 
     assert [path.name for path in tmp_path.iterdir()] == ["tests"]
 
 
-def test_a_pruner_file_that_is_no_yaml_is_named(tmp_path, capsys):
+def test_a_pruner_file_with_invalid_yaml_is_named(tmp_path, capsys):
     (tmp_path / "torn.yaml").write_text("name: [VtcCls")
     status, _, err = run(capsys, "--image", SCENE, "--question=?", "--tokens=3", f"--pruner={tmp_path}/torn.yaml")
     assert status == 2
     assert "torn.yaml: while parsing a flow sequence" in err
 
 
-def test_a_model_without_an_adapter_is_told(monkeypatch, of_family):
+def test_a_model_without_an_adapter_is_reported(monkeypatch, of_family):
     model, processor = of_family("llava")
 
     class Unknown(torch.nn.Module):
@@ -332,7 +336,7 @@ def test_a_processor_of_another_model_is_named_as_the_likely_cause(monkeypatch, 
         assert ("doesn't match model" if change == "another size" else "model's own") in err
 
 
-def test_devices_are_named_and_those_that_are_not_there_are_told():
+def test_missing_devices_are_reported():
     assert device_for("cpu") == torch.device("cpu")
     for name in ("banana", "meta", "cuda:99"):
         with pytest.raises(UsageError, match=f"there is no device '{name}' here: use cpu"):

@@ -115,7 +115,7 @@ def test_no_text_at_all_leaves_the_rest_to_visual_pivots():
 def test_it_acts_before_a_layer_and_needs_a_budget():
     (stage,) = Dart(3).stages(Budget(7))
     assert (stage.at, stage.pruner, stage.budget, stage.positions) == ("llm:3", Dart(3), Budget(7), "original")
-    with pytest.raises(ValueError, match="least like its pivots: give tokens or ratio"):
+    with pytest.raises(ValueError, match="least similar to its pivots: give tokens or ratio"):
         Dart().stages(None)
     with pytest.raises(ValueError, match="at least 1 and text_pivots at least 0, got 0 and 4"):
         PivotDissimilarity(image_pivots=0)

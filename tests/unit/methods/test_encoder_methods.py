@@ -21,7 +21,8 @@ from vtcframe.methods.diffrate import DiffRate
 from vtcframe.methods.evit import EVit, KeepRate
 from vtcframe.methods.mctf import Mctf, MctfStep
 from vtcframe.methods.tome import ToMe, ToMeStep
-from vtcframe.runs.predictor import Comparison, Predictor
+from vtcframe.runs.comparison import Comparison
+from vtcframe.runs.predictor import Predictor
 from vtcframe.testing import check_pruner, make_evidence, make_inputs
 from vtcframe.testing.tiny_models.llava_families import SAMPLES, tiny_llava
 
@@ -72,7 +73,7 @@ def test_every_budget_that_halving_can_reach_is_met_exactly_and_others_are_error
             for blocks in (1, 2, 3, 5):
                 column, reached = count, True
                 for left in range(blocks, 0, -1):
-                    step = kind(left=left)
+                    step = kind(remaining_stages=left)
                     evidence = make_evidence(step.needs, {1: [(1, column)]})
                     if -(-count // 2**blocks) > budget:
                         with pytest.raises(ValueError, match=rf"cannot become {budget} in {blocks} blocks"):
@@ -112,9 +113,9 @@ def test_merge_leaves_single_tokens_as_they_are_bit_for_bit_and_padding_out():
 @pytest.mark.parametrize(
     ("make", "says"),
     [
-        (lambda: EVit(()), "blocks counts from 0"),
-        (lambda: EVit((3, 1)), "ascends"),
-        (lambda: ToMe(blocks=(-1,)), "counts from 0"),
+        (lambda: EVit(()), "blocks are numbered from 0"),
+        (lambda: EVit((3, 1)), "must ascend"),
+        (lambda: ToMe(blocks=(-1,)), "are numbered from 0"),
         (lambda: EVit(keep=0), r"lie in \(0, 1\], got 0"),
         (lambda: ToMe(-1), "r must not be negative"),
         (lambda: ToMe(inflect=2), r"\[-1, 1\]"),

@@ -41,7 +41,7 @@ def test_laws_of_a_descent_hold():
 def test_one_stage_needs_a_budget_and_keeps_positions(method):
     (stage,) = method.stages(Budget(7))
     assert (stage.at, stage.pruner, stage.budget, stage.positions) == ("llm:2", method, Budget(7), "original")
-    with pytest.raises(ValueError, match="not how many stay: give tokens or ratio"):
+    with pytest.raises(ValueError, match="needs to know how many to keep: give tokens or ratio"):
         method.stages(None)
     with pytest.raises(ValueError, match="give 1 or more, got 0"):
         replace(method, layer=0)
@@ -130,14 +130,17 @@ def test_each_stage_of_a_pyramid_ranks_what_is_left_by_the_layer_that_comes_next
 @pytest.mark.parametrize(
     ("make", "told"),
     [
-        (lambda: PyramidDrop(()), "layers counts from 0 and ascends, from 1 up, one at least: got ()"),
-        (lambda: PyramidDrop((3, 2)), "ascends"),
-        (lambda: PyramidDrop((0, 2)), "from 1 up"),
+        (
+            lambda: PyramidDrop(()),
+            "layers are numbered from 0 and must ascend from 1 or higher: give at least one, got ()",
+        ),
+        (lambda: PyramidDrop((3, 2)), "must ascend"),
+        (lambda: PyramidDrop((0, 2)), "from 1 or higher"),
         (lambda: PyramidDrop((1, 2)).stages(None), "3 ratios for 2 layers: give one a layer, or a budget"),
         (lambda: PyramidDrop(ratios=(0.5, 0.6)), "none rising"),
         (lambda: PyramidDrop(ratios=(1.5,)), r"got \(1.5,\)"),
         (lambda: PyramidDrop()(make_evidence()), "acts at several stages"),
-        (lambda: VisualExit(()), "layers counts from 0"),
+        (lambda: VisualExit(()), "layers are numbered from 0"),
         (lambda: VisualExit(threshold=0), r"must lie in \(0, 1\], got 0"),
         (lambda: VisualExit((2,), 0.1, patience=3), "give 1 to 2, got 3"),
         (lambda: VisualExit().stages(Budget(3)), "takes no budget: leave out Budget"),

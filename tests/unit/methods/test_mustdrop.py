@@ -198,7 +198,7 @@ def test_stages_are_those_published_and_follow_their_fields():
     assert MustDrop(alike=0.5, positions="compact").stages(None)[0].pruner == WindowMerge(0.5)
     assert MustDrop(positions="compact").stages(None)[0].positions == "compact"
     for layers in ((), (3, 1), (2, 2), (0, 2)):
-        with pytest.raises(ValueError, match="layers counts from 0 and ascends"):
+        with pytest.raises(ValueError, match="layers are numbered from 0 and must ascend"):
             MustDrop(layers=layers)
 
 

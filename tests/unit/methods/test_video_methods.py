@@ -79,7 +79,9 @@ def test_videos_meet_their_budget_and_do_not_depend_on_batch_mates(method, budge
 def test_still_places_are_found_in_these_videos():
     for method, least in ((HoliTomOuter(), 20), (PruneVidOuter(0.8, 0.5), 10)):
         evidence = films(method.needs)
-        begins, still = method.still(evidence.tokens.masked_fill(~evidence.layout.valid[..., None], 0), evidence.layout)
+        begins, still = method.find_static(
+            evidence.tokens.masked_fill(~evidence.layout.valid[..., None], 0), evidence.layout
+        )
         assert int(still.sum()) > least
         assert not still[:, :2][evidence.layout.sample == 0].any()
         assert begins.tolist()[:6][4]  # the cut
@@ -94,7 +96,7 @@ def test_windows_of_holi_tom_save_as_much_as_any(seed):
     for place in range(n):
         for t in range(frames):
             x[t, place, int((~still[1 : t + 1, place]).sum())] = 1.0  # a new direction wherever it changes
-    begins, found = HoliTomOuter().still(x, video(frames, (1, n)))
+    begins, found = HoliTomOuter().find_static(x, video(frames, (1, n)))
 
     def saved(starts):
         ends = [*starts[1:], frames]

@@ -11,10 +11,10 @@ from vtcframe.testing.tiny_models.published import PUBLISHED
 
 @pytest.fixture
 def tiny(monkeypatch):
-    """Let a tiny shape of a family stand for the published one that is run by default."""
+    """Return a function that replaces the default shape with a tiny shape of a family."""
 
-    def stand(family):
+    def replace_default_shape(family):
         monkeypatch.setitem(SHAPES, command.DEFAULT_SHAPE, TINY[family])
         monkeypatch.setitem(PUBLISHED, "tiny", lambda: copy.deepcopy(backbone(family)[0].config))
 
-    return stand
+    return replace_default_shape

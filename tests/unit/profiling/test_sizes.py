@@ -10,13 +10,10 @@ from support.models import backbone
 from support.profiling_cases import CPU, TINY
 from vtcframe import adapter_for
 from vtcframe.errors import UsageError
-from vtcframe.profiling import command
-from vtcframe.profiling import workload as subjects
+from vtcframe.profiling import command, workload
 from vtcframe.profiling.sizes import SHAPES
-from vtcframe.profiling.workload import built, depth, noise, published
+from vtcframe.profiling.workload import build_model, choose_depth, noise_inputs, published_config
 from vtcframe.testing.tiny_models.published import on_meta
-
-# Whose costs
 
 
 @pytest.mark.parametrize(
@@ -29,58 +26,69 @@ from vtcframe.testing.tiny_models.published import on_meta
     ],
 )
 def test_a_shape_has_the_published_weights_and_tokens(name, weights, tokens, layers):
-    shape, model = SHAPES[name], on_meta(published(SHAPES[name]))
+    shape = SHAPES[name]
+    model = on_meta(published_config(SHAPES[name]))
     assert sum(weight.numel() for weight in model.parameters()) == weights
-    here = SimpleNamespace(config=model.config, base_model=model.base_model, dtype=torch.bfloat16, device=CPU)
-    inputs, adapter = noise(shape, here, 2), adapter_for(model)
+    stub = SimpleNamespace(config=model.config, base_model=model.base_model, dtype=torch.bfloat16, device=CPU)
+    inputs = noise_inputs(shape, stub, 2)
+    adapter = adapter_for(model)
     assert adapter.arrange(inputs).layout.untouched.tolist() == [tokens] * 2
     assert len(adapter.llm_layers()) == layers
 
 
-def test_every_shape_is_held_to_published_numbers():
-    told = next(mark for mark in test_a_shape_has_the_published_weights_and_tokens.pytestmark)
-    assert [row[0] for row in told.args[1]] == list(SHAPES)
+def test_every_shape_is_tested_against_published_numbers():
+    parameters = next(mark for mark in test_a_shape_has_the_published_weights_and_tokens.pytestmark)
+    assert [row[0] for row in parameters.args[1]] == list(SHAPES)
 
 
-def test_fewer_layers_are_the_first_ones_and_all_else_is_whole(tiny):
+def test_fewer_layers_are_the_first_layers_and_nothing_else_is_missing(tiny):
     tiny("qwen2_5_vl")
     shape = SHAPES[command.DEFAULT_SHAPE]
-    few, every = (on_meta(published(shape, layers)) for layers in (2, None))
+    few, every = (on_meta(published_config(shape, layers)) for layers in (2, None))
     assert len(adapter_for(few).llm_layers()) == 2
     assert len(few.config.get_text_config().layer_types) == 2
-    gone = {name for name in every.state_dict() if ".language_model.layers.2." in name or ".layers.3." in name}
-    assert set(every.state_dict()) - set(few.state_dict()) == {name for name in gone if "language_model" in name}
+    removed = {name for name in every.state_dict() if ".language_model.layers.2." in name or ".layers.3." in name}
+    assert set(every.state_dict()) - set(few.state_dict()) == {name for name in removed if "language_model" in name}
 
 
 @pytest.mark.parametrize("family", TINY)
-def test_random_weights_are_finite_and_buffers_those_of_an_ordinary_model(family, tiny):
+def test_random_weights_are_finite_and_buffers_match_an_ordinary_model(family, tiny):
     tiny(family)
-    config = published(SHAPES[command.DEFAULT_SHAPE])
+    config = published_config(SHAPES[command.DEFAULT_SHAPE])
     ordinary = type(backbone(family)[0])(copy.deepcopy(config))
-    model = built(config, torch.bfloat16, "eager", CPU)
+    model = build_model(config, torch.bfloat16, "eager", CPU)
     assert model.dtype == torch.bfloat16
     assert model.config._attn_implementation == "eager"
     assert not model.training
     assert all(weight.isfinite().all() and weight.float().abs().max() < 10 for weight in model.parameters())
     assert all(weight.float().std() > 0 for weight in model.parameters() if weight.ndim > 1)
-    mine, theirs = (dict(one.named_buffers()) for one in (model, ordinary))
-    assert mine.keys() == theirs.keys()
-    for name, buffer in mine.items():
-        torch.testing.assert_close(buffer, theirs[name], check_dtype=False)
+    buffers = dict(model.named_buffers())
+    expected = dict(ordinary.named_buffers())
+    assert buffers.keys() == expected.keys()
+    for name, buffer in buffers.items():
+        torch.testing.assert_close(buffer, expected[name], check_dtype=False)
 
 
-def test_as_many_layers_are_run_as_fit_in_two_thirds_of_the_memory(tiny, monkeypatch):
+def test_as_many_layers_are_built_as_fit_in_two_thirds_of_the_memory(tiny, monkeypatch):
     tiny("llava")
     shape = SHAPES[command.DEFAULT_SHAPE]
-    one, two = (sum(p.numel() for p in on_meta(published(shape, n)).parameters()) * 2 for n in (1, 2))
-    for memory, layers in ((one, 1), (2 * two - one - 1, 2), (2 * two - one, 3), (99 * two, 4)):
-        monkeypatch.setattr(subjects, "memory", lambda device, memory=memory: (3 * memory + 1) // 2)
-        assert depth(shape, None, torch.bfloat16, torch.device("cuda")) == (layers, 4)
-    assert depth(shape, 3, torch.bfloat16, CPU) == (3, 4)
-    monkeypatch.setattr(subjects, "ON_CPU", 2)
-    assert depth(shape, None, torch.bfloat16, CPU) == (2, 4)
+    one_layer, two_layers = (
+        sum(p.numel() for p in on_meta(published_config(shape, n)).parameters()) * 2 for n in (1, 2)
+    )
+    sizes = (
+        (one_layer, 1),
+        (2 * two_layers - one_layer - 1, 2),
+        (2 * two_layers - one_layer, 3),
+        (99 * two_layers, 4),
+    )
+    for memory, layers in sizes:
+        monkeypatch.setattr(workload, "available_bytes", lambda device, memory=memory: (3 * memory + 1) // 2)
+        assert choose_depth(shape, None, torch.bfloat16, torch.device("cuda")) == (layers, 4)
+    assert choose_depth(shape, 3, torch.bfloat16, CPU) == (3, 4)
+    monkeypatch.setattr(workload, "MAX_CPU_LAYERS", 2)
+    assert choose_depth(shape, None, torch.bfloat16, CPU) == (2, 4)
     with pytest.raises(UsageError, match=r"--layers 5: .* has 4"):
-        depth(shape, 5, torch.bfloat16, CPU)
-    monkeypatch.setattr(subjects, "memory", lambda device: one)
+        choose_depth(shape, 5, torch.bfloat16, CPU)
+    monkeypatch.setattr(workload, "available_bytes", lambda device: one_layer)
     with pytest.raises(UsageError, match=r"do not fit cpu: give a smaller --shape"):
-        depth(shape, None, torch.bfloat16, CPU)
+        choose_depth(shape, None, torch.bfloat16, CPU)

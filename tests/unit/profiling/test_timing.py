@@ -1,13 +1,11 @@
-"""Rounds of measurements and their statistics; no test is about speed."""
+"""Rounds of measurements and their statistics; no test depends on speed."""
 
 from functools import partial
 from types import SimpleNamespace
 
 import pytest
 
-from vtcframe.profiling.timing import Estimate, estimate, ratio, rounds, shuffled
-
-# How time is taken
+from vtcframe.profiling.timing import Estimate, estimate, ratio, run_rounds, time_rounds
 
 
 def test_the_interval_is_that_of_the_sign_test():
@@ -15,18 +13,18 @@ def test_the_interval_is_that_of_the_sign_test():
     assert estimate([5, 4, 3, 2, 1]) == Estimate(3, 1, 5, pytest.approx(0.9375))
 
 
-def test_ratios_are_of_the_same_round():
+def test_ratios_compare_values_of_the_same_round():
     assert ratio([2, 8, 30], [1, 2, 10]) == Estimate(3, 2, 4, pytest.approx(0.75))
 
 
-def test_every_call_is_made_once_a_round_in_changing_order_behind_a_round_that_does_not_count():
-    made = []
-    found = shuffled({name: partial(lambda name: made.append(name) or len(made), name) for name in "abcd"}, 20)
-    order = ["".join(made[i : i + 4]) for i in range(0, len(made), 4)]
+def test_every_call_runs_once_per_round_in_changing_order_after_a_warm_up_round():
+    names = []
+    values = run_rounds({name: partial(lambda name: names.append(name) or len(names), name) for name in "abcd"}, 20)
+    order = ["".join(names[i : i + 4]) for i in range(0, len(names), 4)]
     assert len(order) == 21
-    assert all(sorted(one) == list("abcd") for one in order)
+    assert all(sorted(calls) == list("abcd") for calls in order)
     assert len(set(order[1:])) > 5
-    assert all(min(calls) > 4 and len(calls) == 20 for calls in found.values())
+    assert all(min(calls) > 4 and len(calls) == 20 for calls in values.values())
 
 
 def test_cpu_and_wall_seconds_are_those_of_the_call(monkeypatch):
@@ -37,4 +35,4 @@ def test_cpu_and_wall_seconds_are_those_of_the_call(monkeypatch):
     def call():
         clock.cpu, clock.wall = clock.cpu + 2, clock.wall + 3
 
-    assert rounds({"call": call}, 2, "cpu") == {"call": [(2, 3), (2, 3)]}
+    assert time_rounds({"call": call}, 2, "cpu") == {"call": [(2, 3), (2, 3)]}

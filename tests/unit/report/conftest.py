@@ -4,12 +4,10 @@ from PIL import Image
 from support.report_runs import QUARTER, folder, rows
 from vtcframe.data.results import Prediction
 
-# Words and pages
-
 
 @pytest.fixture
 def sweep(tmp_path):
-    """Two sets of questions, methods better and worse than chance, slower and faster, some samples failed."""
+    """Runs on two sets of questions: methods better and worse than chance, slower and faster; some samples failed."""
     failed = [Prediction(f"f{n}", None, "what ?", None, error="the picture <b>x|y</b> is missing") for n in range(7)]
     for name in ("toys", "more"):
         path = folder(

@@ -1,4 +1,4 @@
-"""The model card: figures of the report and no others, metadata that the Hub's own library reads, code that runs."""
+"""The model card: only figures of the report, metadata that the Hub's library can load, code that runs."""
 
 import re
 
@@ -19,23 +19,23 @@ from vtcframe.testing.tiny_models.llava_families import SAMPLES
 CODE = re.compile(r"```python\n(.*?)```", re.DOTALL)
 
 
-def ran(*stages, **facts):
-    """Facts of a run that pruned at these stages."""
+def run_facts(*stages, **facts):
+    """Return the facts of a run that pruned at these stages."""
     runs = [{"stages": [stage_data(stage)]} if isinstance(stage, Stage) else stage for stage in stages]
     return {"model.runs": [UNPRUNED, *runs]} | facts
 
 
 @pytest.fixture
 def runs(tmp_path):
-    drawn = [rows(f"RandomPruner(seed={seed})", "10011010", QUARTER, seconds=0.05) for seed in (0, 1)]
+    random = [rows(f"RandomPruner(seed={seed})", "10011010", QUARTER, seconds=0.05) for seed in (0, 1)]
     pruned = rows("VtcCls(last=3)", "11110110", QUARTER, seconds=0.04)
     stage = Stage("projector", VtcCls(last=3), Budget(ratio=0.25))
-    folder(tmp_path / "a", rows("unpruned", "11111110"), *drawn, pruned, **ran(stage))
+    folder(tmp_path / "a", rows("unpruned", "11111110"), *random, pruned, **run_facts(stage))
     return tmp_path
 
 
 def lines(text):
-    """Method -> the cells behind it, of the card's table."""
+    """Return the cells after the method name, by method, of the card's table."""
     cells = [[cell.strip() for cell in line.strip("| ").split(" | ")] for line in text.splitlines() if line[:1] == "|"]
     return {cells[0][0]: cells[0][1:]} | {line[0]: line[1:] for line in cells[2:]}
 
@@ -50,33 +50,33 @@ def test_the_table_has_the_reports_figures(runs):
     assert re.fullmatch(r"[+-]\d\.\d{3} to [+-]\d\.\d{3}", table["VtcCls(last=3)"][3])
 
 
-def test_it_tells_how_it_was_measured_and_what_the_figures_allow_to_say(runs):
+def test_it_describes_the_measurement_and_the_conclusions(runs):
     text = card(load_runs([runs]))
-    for told in (
+    for sentence in (
         "Model: some/tiny, revision a; weights and precision: float32, 32-true.",
-        "Questions with a known answer: 8; options of generate: max\\_new\\_tokens 4.",
+        "Questions with a reference answer: 8; options of generate: max\\_new\\_tokens 4.",
         "Means over seeds: RandomPruner() at 0.25 (2).",
-        "Baselines beside: RandomPruner.",
+        "Baselines: RandomPruner.",
         "Versions: torch 2.9.",
-        "not run beside: UniformPruner at 0.25",
-        "drawn with fewer than three seeds",
+        "missing baselines: UniformPruner at 0.25",
+        "run with fewer than three seeds",
     ):
-        assert told in text
-    assert "transformers 5" not in text  # the run does not say it
+        assert sentence in text
+    assert "transformers 5" not in text  # not among the facts of the run
 
 
-def test_what_the_runs_do_not_have_is_not_said(tmp_path):
+def test_missing_information_is_left_out(tmp_path):
     stage = Stage("projector", VtcCls(last=3), Budget(ratio=0.25))
-    folder(tmp_path / "a", rows("VtcCls(last=3)", "1110", QUARTER, seconds=None), **ran(stage))
+    folder(tmp_path / "a", rows("VtcCls(last=3)", "1110", QUARTER, seconds=None), **run_facts(stage))
     text = card(load_runs([tmp_path]))
     table = lines(text)
     assert table["VtcCls(last=3)"] == ["0.25", "0.750", NONE, NONE, "36.0", "36.0", NONE, NONE]
-    for absent in ("Seconds are", "Differences", "Means over seeds", "Baselines beside", "unpruned, 95"):
+    for absent in ("share of its batch", "Differences", "Means over seeds", "Baselines:", "unpruned, 95"):
         assert absent not in text
-    assert "the untouched model was not asked" in text
+    assert "the unpruned model was not run" in text
 
 
-def test_seconds_of_different_runs_are_not_put_beside_each_other(tmp_path):
+def test_seconds_of_different_runs_are_not_compared(tmp_path):
     folder(tmp_path / "a", rows("unpruned", "1111", seconds=0.2))
     folder(tmp_path / "b", rows("VtcCls(last=3)", "1110", QUARTER, seconds=0.1))
     table = lines(card(load_runs([tmp_path])))
@@ -84,51 +84,55 @@ def test_seconds_of_different_runs_are_not_put_beside_each_other(tmp_path):
     assert table["unpruned"][-2:] == ["0.2000", "1.00"]
 
 
-def test_the_metadata_is_what_the_hubs_library_reads(runs):
+def test_the_hubs_library_can_load_the_metadata(runs):
     path = report.write([runs], runs / "page", with_card=True)[-1]
     assert path == runs / "page-card.md"
-    read = ModelCard.load(path)
-    assert read.data.model_name == "tiny"
-    results = {one.metric_name: one for one in read.data.eval_results}
-    assert {name: one.metric_value for name, one in results.items()} == {
+    model_card = ModelCard.load(path)
+    assert model_card.data.model_name == "tiny"
+    results = {result.metric_name: result for result in model_card.data.eval_results}
+    assert {name: result.metric_value for name, result in results.items()} == {
         "all, unpruned": 0.875,
         "all, RandomPruner() at 0.25": 0.5,
         "all, VtcCls(last=3) at 0.25": 0.75,
     }
-    one = results["all, unpruned"]
-    assert (one.task_type, one.dataset_name, one.metric_type) == ("image-text-to-text", "toys", "accuracy")
-    assert one.verified is None
-    assert read.text.strip().startswith("## Fewer visual tokens")
+    unpruned = results["all, unpruned"]
+    assert (unpruned.task_type, unpruned.dataset_name, unpruned.metric_type) == (
+        "image-text-to-text",
+        "toys",
+        "accuracy",
+    )
+    assert unpruned.verified is None
+    assert model_card.text.strip().startswith("## Visual token compression")
 
 
-def test_a_benchmarks_figure_is_called_by_its_name(tmp_path):
-    asked = {"data.benchmark": {"name": "Pope"}}
+def test_a_benchmarks_figure_has_its_name(tmp_path):
+    facts = {"data.benchmark": {"name": "Pope"}}
     answers = [rows("unpruned", "1101")]
-    path = folder(tmp_path / "a", *answers, **asked)
+    path = folder(tmp_path / "a", *answers, **facts)
     headline = list(Pope().score(answers[0]))[-1]
-    made = card(load_runs([path]))
-    assert f"score ({headline})".replace("_", "\\_") in made
-    assert "type: accuracy" not in made or headline == "all"
+    text = card(load_runs([path]))
+    assert f"score ({headline})".replace("_", "\\_") in text
+    assert "type: accuracy" not in text or headline == "all"
 
 
-def test_a_set_without_known_answers_has_no_metadata_and_still_a_card(tmp_path):
-    blind = rows("unpruned", "11")
-    object.__setattr__(blind[0], "answer", None)
-    object.__setattr__(blind[1], "answer", None)
-    text = card(load_runs([folder(tmp_path / "a", blind)]))
+def test_questions_without_reference_answers_give_a_card_without_metadata(tmp_path):
+    unanswered = rows("unpruned", "11")
+    object.__setattr__(unanswered[0], "answer", None)
+    object.__setattr__(unanswered[1], "answer", None)
+    text = card(load_runs([folder(tmp_path / "a", unanswered)]))
     assert text.startswith("## ")
     assert lines(text)["unpruned"][:2] == [NONE, NONE]
 
 
-# Two lines
+# Usage code
 
 
-def used(tmp_path, method, budget, *stages):
-    made = card(load_runs([folder(tmp_path / "a", rows(str(method), "1110", budget), **ran(*stages))]))
-    return [code for code in CODE.findall(made)]
+def usage_code(tmp_path, method, budget, *stages):
+    text = card(load_runs([folder(tmp_path / "a", rows(str(method), "1110", budget), **run_facts(*stages))]))
+    return [code for code in CODE.findall(text)]
 
 
-def test_the_two_lines_run_and_do_what_was_measured(runs):
+def test_the_usage_code_runs_and_reproduces_the_run(runs):
     (code,) = CODE.findall(card(load_runs([runs])))
     assert len(code.strip().splitlines()) == 2
     model, processor = backbone("llava")
@@ -145,19 +149,19 @@ def test_the_two_lines_run_and_do_what_was_measured(runs):
     ids=["a method", "a pipeline"],
 )
 @pytest.mark.parametrize("per", [{}, {"per": "image"}], ids=["a sample", "an image"])
-def test_whatever_was_run_is_what_the_two_lines_make(pruner, per, tmp_path):
+def test_the_usage_code_reproduces_the_stages_of_the_run(pruner, per, tmp_path):
     stage = Stage("projector", pruner, Budget(tokens=36, **per))
-    (code,) = CODE.findall(card(load_runs([_one(tmp_path, pruner, {"tokens": 36} | per, stage)])))
+    (code,) = CODE.findall(card(load_runs([_run_folder(tmp_path, pruner, {"tokens": 36} | per, stage)])))
     names = dict(zip(("model", "processor"), backbone("llava"), strict=True))
     exec(code, names)
     assert names["compressed"].plan.stages == (stage,)
 
 
-def _one(tmp_path, pruner, budget, stage):
-    made = rows(str(pruner), "1110", {"ratio": 0.25})
-    for row in made:
+def _run_folder(tmp_path, pruner, budget, stage):
+    answers = rows(str(pruner), "1110", {"ratio": 0.25})
+    for row in answers:
         object.__setattr__(row, "budget", budget)
-    return folder(tmp_path / "a", made, **ran(stage))
+    return folder(tmp_path / "a", answers, **run_facts(stage))
 
 
 @pytest.mark.parametrize(
@@ -166,9 +170,9 @@ def _one(tmp_path, pruner, budget, stage):
         (
             "VtcCls(last=3)",
             Stage("projector", VtcCls(last=3), Budget(ratio=0.25), positions="compact"),
-        ),  # not its own positions
+        ),  # not the default positions of VtcCls
         ("VtcCls(last=3) + VtcCls(last=1)", Stage("projector", VtcCls(last=3), Budget(ratio=0.25))),
-        ("Stranger(last=3)", "Stage"),
+        ("Unknown(last=3)", "Stage"),
         ("VtcCls(last=__import__('os'))", "Stage"),
         ("VtcCls(last=3).stages.__globals__", "Stage"),
         ("print(1)", "Stage"),
@@ -179,11 +183,11 @@ def _one(tmp_path, pruner, budget, stage):
         ("RandomPruner(seed=0)", Stage("projector", RandomPruner(seed=0), Budget(ratio=0.25))),  # a baseline
     ],
 )
-def test_what_two_lines_cannot_say_or_may_not_run_is_left_out(method, stage, tmp_path):
-    assert used(tmp_path, method, QUARTER, stage) == []
+def test_methods_without_safe_usage_code_are_left_out(method, stage, tmp_path):
+    assert usage_code(tmp_path, method, QUARTER, stage) == []
 
 
-def test_the_command_writes_the_card_only_when_asked(runs, capsys):
+def test_the_command_writes_the_card_only_with_the_option(runs, capsys):
     report.main([str(runs)])
     assert not list(runs.glob("*-card.md"))
     report.main([str(runs), "--card"])
@@ -191,9 +195,11 @@ def test_the_command_writes_the_card_only_when_asked(runs, capsys):
     assert (runs / "report-card.md").read_text() == card(load_runs([runs]))
 
 
-def test_names_with_signs_cannot_break_the_table_or_the_metadata(tmp_path):
-    odd = FACTS["model.backbone"] | {"path": "some/a|b # *c*"}
-    path = folder(tmp_path / "a", rows("unpruned", "1111"), rows("a | b", "1111", QUARTER), **{"model.backbone": odd})
+def test_special_characters_in_names_do_not_break_the_table_or_the_metadata(tmp_path):
+    backbone_facts = FACTS["model.backbone"] | {"path": "some/a|b # *c*"}
+    path = folder(
+        tmp_path / "a", rows("unpruned", "1111"), rows("a | b", "1111", QUARTER), **{"model.backbone": backbone_facts}
+    )
     text = card(load_runs([path]))
     (tmp_path / "card.md").write_text(text)
     assert ModelCard.load(tmp_path / "card.md").data.model_name == "a|b # *c*"

@@ -8,7 +8,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from support.predict_runs import METHODS, QUESTIONS, QUICKSTART, predict, read, runs, taken
+from support.predict_runs import GROUPS, METHODS, QUESTIONS, QUICKSTART, predict, read, runs, taken
 from vtcframe import (
     Budget,
     RandomPruner,
@@ -19,14 +19,16 @@ from vtcframe.cli import main
 from vtcframe.data.results import accuracy, columns
 from vtcframe.data.sample import Sample
 from vtcframe.inference.checkpoint import Backbone
-from vtcframe.runs.predictor import Predictor, view_records
-from vtcframe.runs.table import table
+from vtcframe.runs.crops import crop_pictures
+from vtcframe.runs.predictor import Predictor
+from vtcframe.runs.rows import view_records
+from vtcframe.runs.table import format_table
 from vtcframe.runs.writer import NOTE
 from vtcframe.testing.tiny_models.llava_families import SAMPLES, make_inputs
 
 
 def test_the_quickstart_answers_well_unpruned_and_vtc_cls_beats_random_at_an_eighth(quickstart):
-    of = {run: accuracy(columns(rows)["attributes"]) for run, rows in runs(quickstart[2]).items()}
+    of = {run: accuracy(columns(rows, GROUPS)["attributes"]) for run, rows in runs(quickstart[2]).items()}
     assert of["unpruned", None] >= 0.90
     assert of[METHODS[0], 0.125] - of[METHODS[1], 0.125] >= 0.08
 
@@ -46,7 +48,10 @@ def test_every_question_has_one_row_for_each_method_and_budget_in_the_order_of_t
 
 def test_the_table_is_printed_and_the_finished_file_stands_alone(quickstart):
     folder, out, rows = quickstart
-    assert out == (f"{table(rows)}\n{NOTE}\nwritten to {folder}/predictions.jsonl, 4 sheets to {folder}/pictures\n")
+    assert out == (
+        f"{format_table(rows, groups=GROUPS)}\n{NOTE}\n"
+        f"written to {folder}/predictions.jsonl, 4 sheets to {folder}/pictures\n"
+    )
     assert sorted(path.name for path in folder.iterdir()) == ["pictures", "predictions.jsonl", "run.json"]
 
 
@@ -114,7 +119,7 @@ def test_a_picture_that_is_cut_is_shown_as_the_model_sees_it(tmp_path):
     predictor.setup("predict")
     wide = Image.new("RGB", (192, 96), "red")
     wide.paste("blue", (48, 0, 144, 96))
-    (shown,) = predictor.shown(Sample("a", "?", (), pictures=(wide,)))
+    (shown,) = crop_pictures(predictor.processor, Sample("a", "?", (), pictures=(wide,)))
     assert shown.size == (96, 96)
     assert shown.getpixel((5, 50))[2] > 200 > 50 > shown.getpixel((5, 50))[0]
 

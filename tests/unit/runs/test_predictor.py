@@ -24,7 +24,8 @@ from vtcframe.data.decode import load_sample
 from vtcframe.data.formats import read_samples
 from vtcframe.data.results import accuracy
 from vtcframe.inference.checkpoint import Backbone
-from vtcframe.runs.predictor import Comparison, Predictor
+from vtcframe.runs.comparison import Comparison
+from vtcframe.runs.predictor import Predictor
 
 
 def test_predictions_are_those_of_compress_and_of_the_model_itself(quickstart):

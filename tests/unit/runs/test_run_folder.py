@@ -161,7 +161,9 @@ def test_a_configuration_that_came_to_nothing_does_not_stand_in_the_way_of_the_n
 @pytest.mark.parametrize("existing", ["resume", "mix"])
 def test_predictions_of_somebody_else_are_not_overwritten(tmp_path, existing):
     (tmp_path / "predictions.jsonl").write_text("mine\n")
-    with pytest.raises(UsageError, match=r"holds predictions, but no run.json that says of what: give another folder"):
+    with pytest.raises(
+        UsageError, match=r"has predictions.jsonl, but no run.json that describes the run: give another folder"
+    ):
         attempt(tmp_path, [row(one) for one in ORDER], existing=existing, finished=True)
     assert (tmp_path / "predictions.jsonl").read_text() == "mine\n"
     attempt(tmp_path, [row(one) for one in ORDER], existing="replace", finished=True)
@@ -181,7 +183,7 @@ def test_foreign_files_are_neither_read_nor_removed(tmp_path):
 def test_a_manifest_that_says_nothing_is_refused_and_may_be_replaced(tmp_path, text):
     attempt(tmp_path, [row("a")])
     (tmp_path / "run.json").write_text(text)
-    with pytest.raises(UsageError, match=r"run.json does not say what run it is of \(.*\): give another folder"):
+    with pytest.raises(UsageError, match=r"run.json does not describe a run \(.*\): give another folder"):
         attempt(tmp_path, [])
     attempt(tmp_path, [row(one) for one in ORDER], existing="replace", finished=True)
     assert merged(tmp_path) == [row(one) for one in ORDER]
@@ -191,10 +193,10 @@ def test_a_folder_is_one_runs_at_a_time(tmp_path):
     first = RunFolder(tmp_path)
     first.begin(FACTS, 1)
     second = RunFolder(tmp_path, "replace")
-    with pytest.raises(UsageError, match="another run is at work in"):
+    with pytest.raises(UsageError, match="another run uses"):
         second.begin(FACTS, 1)
     second.leave()
-    with pytest.raises(UsageError, match="another run is at work in"):
+    with pytest.raises(UsageError, match="another run uses"):
         RunFolder(tmp_path).begin(FACTS, 1)
     first.leave()
     second.begin(FACTS, 1)
@@ -208,9 +210,7 @@ def test_a_process_that_outlives_the_first_is_waited_for_and_named_if_it_stays(t
     orphan = Shard(first.parts, number, 1)
     first.leave()
     orphan.append([[row("a")]])
-    with pytest.raises(
-        UsageError, match=rf"process 1 \(pid {os.getpid()} on .*\) of an earlier attempt is still at work"
-    ):
+    with pytest.raises(UsageError, match=rf"process 1 \(pid {os.getpid()} on .*\) of an earlier attempt still runs"):
         RunFolder(tmp_path).begin(FACTS, 1)
     threading.Timer(0.1, orphan.close).start()
     again = RunFolder(tmp_path)
@@ -219,7 +219,7 @@ def test_a_process_that_outlives_the_first_is_waited_for_and_named_if_it_stays(t
 
 
 def test_a_sample_that_was_never_asked_keeps_the_run_unfinished(tmp_path):
-    with pytest.raises(UnfinishedError, match=r"1 of 3 samples were not asked, 'b' first: .*data.limit"):
+    with pytest.raises(UnfinishedError, match=r"1 of 3 samples were not answered, 'b' first: .*data.limit"):
         attempt(tmp_path, [row("a"), row("c")], finished=True)
 
 
@@ -232,7 +232,7 @@ def test_a_kill_between_the_merge_and_its_mark_merges_again(tmp_path, monkeypatc
     shard = Shard(folder.parts, number, 0)
     shard.append([[row(one)] for one in ORDER])
     shard.close(finished=True)
-    monkeypatch.setattr(folder, "_tell", killed)
+    monkeypatch.setattr(folder, "_write_manifest", killed)
     with pytest.raises(KeyboardInterrupt):
         folder.merge(ORDER)
     folder.leave()

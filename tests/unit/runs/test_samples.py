@@ -13,7 +13,9 @@ from vtcframe.drawing import sheet
 from vtcframe.errors import UsageError
 from vtcframe.inference.checkpoint import Backbone
 from vtcframe.inference.session import Session
-from vtcframe.runs.predictor import Comparison, Predictor
+from vtcframe.runs.comparison import Comparison
+from vtcframe.runs.crops import crop_pictures
+from vtcframe.runs.predictor import Predictor
 from vtcframe.testing.tiny_models.llava_families import draw
 from vtcframe.testing.tiny_models.other_families import BACKBONES
 
@@ -66,7 +68,7 @@ def test_pictures_and_videos_are_answered_together_as_they_are_alone(monkeypatch
         want = {(i, 0) for i in range(len(one.pictures))}
         want |= {(len(one.pictures), f) for frames in one.videos for f in range(len(frames) // merged)}
         assert {(view["image"], view["frame"]) for view in pruned.views} == want
-        shown = predictor.shown(one)
+        shown = crop_pictures(predictor.processor, one)
         assert len(shown) == len(one.pictures) + len(one.videos)
         assert [len(frames) for frames in shown[len(one.pictures) :]] == [4 // merged for _ in one.videos]
         sheet(shown, together[one.id])
@@ -77,7 +79,7 @@ def test_a_video_for_a_model_that_takes_none_fails_alone(monkeypatch):
     rows = answered(predictor, sample("picture", [draw(60, 90, 1)]), sample("film", frames=2))
     assert [row.error for row in rows["picture"]] == [None, None]
     (row,) = rows["film"]
-    assert "some/checkpoint cannot be asked this" in row.error
+    assert "some/checkpoint cannot answer this question" in row.error
     assert "LlavaProcessor takes no videos: give the frames as `images`" in row.error
 
 

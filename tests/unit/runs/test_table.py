@@ -3,8 +3,18 @@ from dataclasses import dataclass
 import pytest
 
 from vtcframe.data.benchmarks.base import Benchmark
-from vtcframe.data.results import Prediction, Score, accuracy, mean_score, mean_scores, normalise, parts, runs, seconds
-from vtcframe.runs.table import table
+from vtcframe.data.results import (
+    Prediction,
+    Score,
+    accuracy,
+    mean_score,
+    mean_scores,
+    mean_seconds,
+    normalise,
+    parts,
+    runs,
+)
+from vtcframe.runs.table import format_table
 
 
 def row(kind="color", answer="red", prediction="red", method="unpruned", budget=None, **more):
@@ -36,7 +46,8 @@ def test_the_table_has_a_line_for_each_method_and_budget_and_a_column_for_each_t
         row("count", "two", "one", "VtcCls(last=3)", {"tokens": 9, "per": "image"}),
         Prediction("b", "color", "?", "red", error="cannot read the image"),
     ]
-    assert table(rows).splitlines() == [
+    groups = {"attributes": ["color", "shape"], "everything": ["color", "count"], "nothing": ["letter"]}
+    assert format_table(rows, groups=groups).splitlines() == [
         "method                    budget  tokens  seconds  color  count  attributes    all",
         "questions                                              1      1           1      2",
         "unpruned                       -    36.0        -  1.000  1.000       1.000  1.000",
@@ -46,7 +57,7 @@ def test_the_table_has_a_line_for_each_method_and_budget_and_a_column_for_each_t
 
 
 def test_without_types_and_answers_the_table_still_tells_how_many_tokens_were_read():
-    assert table([row(None, None)]).splitlines() == [
+    assert format_table([row(None, None)]).splitlines() == [
         "method     budget  tokens  seconds  all",
         "questions                             1",
         "unpruned        -    36.0        -    -",
@@ -54,16 +65,16 @@ def test_without_types_and_answers_the_table_still_tells_how_many_tokens_were_re
 
 
 def test_where_every_sample_failed_there_is_no_table():
-    assert table([Prediction("b", "color", "?", "red", error="cannot read the image")]) == ""
+    assert format_table([Prediction("b", "color", "?", "red", error="cannot read the image")]) == ""
 
 
 def test_seconds_include_the_encoding_and_leave_the_first_batch_out_where_there_are_more():
     first = row(seconds=9.0, encode_seconds=1.0, batch=0)
     later = [row(seconds=s, encode_seconds=0.5, batch=n) for n, s in ((1, 1.0), (2, 2.0))]
-    assert seconds([first, *later]) == 2.0
-    assert seconds([first]) == 10.0
-    assert seconds([row()]) is None
-    assert table([first, *later]).splitlines()[-1].split()[3] == "2.0000"
+    assert mean_seconds([first, *later]) == 2.0
+    assert mean_seconds([first]) == 10.0
+    assert mean_seconds([row()]) is None
+    assert format_table([first, *later]).splitlines()[-1].split()[3] == "2.0000"
 
 
 def test_rows_are_split_in_the_order_in_which_they_come_and_what_has_no_key_is_in_no_part():
@@ -101,7 +112,7 @@ def test_the_scores_of_the_table_are_those_of_the_benchmark():
         row("word", prediction="a", method="VtcCls()", budget={"tokens": 9}, meta={"letters": 4}),
         row("secret", method="VtcCls()", budget={"tokens": 9}),
     ]
-    assert table(rows, Length()).splitlines() == [
+    assert format_table(rows, Length()).splitlines() == [
         "method       budget  tokens  seconds   word  secret    all",
         "questions                                 1       1      2",
         "unpruned          -    36.0        -  0.500       -  0.500",

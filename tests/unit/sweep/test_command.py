@@ -13,7 +13,7 @@ import pytest
 from support.sweeps import TINY, planned, written
 from vtcframe.errors import UnfinishedError, UsageError
 from vtcframe.sweep import command as sweep
-from vtcframe.sweep.config import asked
+from vtcframe.sweep.config import read_sweep
 
 pytest.importorskip("scipy", reason="the extra `report` is not installed")
 
@@ -35,7 +35,7 @@ def test_what_is_there_is_not_run_again_and_what_is_missing_is(tmp_path, pretend
     ]
     capsys.readouterr()
     assert sweep.main([written(tmp_path)]) == 0
-    assert "all of it is there" in capsys.readouterr().out
+    assert "every run is finished" in capsys.readouterr().out
     assert len(pretended[0]) == 1
 
 
@@ -68,8 +68,8 @@ def test_a_run_that_fails_does_not_keep_the_others_from_running(tmp_path, preten
         assert len(ran) == before + 4
     told = caplog.text
     assert "tiny/b/01: some samples failed, the report says why" in told
-    assert "tiny/b/01: cannot be run as it is" in told
-    assert "tiny/c/01: broke off (exit status -9): the same command goes on with it" in told
+    assert "tiny/b/01: its configuration cannot be used" in told
+    assert "tiny/c/01: interrupted (exit status -9): rerun the same command to resume" in told
 
 
 def test_unfinished_runs_go_on_with_their_own_configuration_before_new_ones_begin(tmp_path, pretended):
@@ -78,7 +78,7 @@ def test_unfinished_runs_go_on_with_their_own_configuration_before_new_ones_begi
     assert sweep.main([written(tmp_path)]) == 3
     told = "VtcCls(last=3), RandomPruner(seed=0), RandomPruner(seed=1) at ratio 0.25, tokens 9"
     assert planned(tmp_path, seeds=[0, 1, 2]) == [
-        ("tiny/toys/01", f"goes on with {told}"),
+        ("tiny/toys/01", f"resumes {told}"),
         ("tiny/toys/02", "RandomPruner(seed=2) at ratio 0.25, tokens 9"),
     ]
     statuses.clear()
@@ -93,7 +93,7 @@ def test_an_unfinished_run_of_what_is_not_asked_for_any_more_is_left(tmp_path, p
     assert planned(tmp_path, seeds=[0]) == [
         ("tiny/toys/02", "VtcCls(last=3), RandomPruner(seed=0) at ratio 0.25, tokens 9")
     ]
-    assert "01 is left unfinished: it asks for what is not asked for any more" in capsys.readouterr().out
+    assert "01 is not resumed: it has methods or budgets that the sweep no longer includes" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -171,8 +171,8 @@ def test_a_folder_that_cannot_be_written_is_told(tmp_path, pretended):
 
 
 def test_the_bundled_configuration_can_be_run():
-    read = asked(str(CONFIG), [])
-    assert len(read.methods()) == 5 + 2 + 2
+    sweep_config = read_sweep(str(CONFIG), [])
+    assert len(sweep_config.methods()) == 5 + 2 + 2
 
 
 # Processes
@@ -214,7 +214,7 @@ def test_a_sweep_that_is_asked_to_stop_stops_its_run_and_begins_no_other(tmp_pat
     before = signal.getsignal(signal.SIGTERM)
     asking = threading.Thread(target=ask)
     asking.start()
-    with pytest.raises(UnfinishedError, match="it was asked to stop"):
+    with pytest.raises(UnfinishedError, match="the sweep received SIGTERM"):
         sweep.predict(tmp_path / "config.yaml")
     asking.join()
     assert (tmp_path / "left").exists()
@@ -230,9 +230,14 @@ def test_a_run_that_a_killed_sweep_left_at_work_is_waited_for(tmp_path, pretende
     pretended[1].clear()
     parts.mkdir()
     lock = Lock(parts / "lock")
-    assert lock.take()
-    threading.Timer(1, lock.give).start()
-    began = time.monotonic()
+    assert lock.acquire()
+    released = []
+
+    def release() -> None:
+        released.append(True)
+        lock.release()
+
+    threading.Timer(1, release).start()
     assert sweep.main([written(tmp_path)]) == 0
-    assert time.monotonic() - began > 0.9
+    assert released, "the sweep did not wait"
     assert "is being run by another process: waiting for it" in capsys.readouterr().out

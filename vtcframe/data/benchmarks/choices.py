@@ -12,7 +12,7 @@ from string import ascii_uppercase as LETTERS
 from typing import Any, Literal
 
 from vtcframe.data.benchmarks.base import LETTER, Benchmark
-from vtcframe.data.files import at, by_id, collect, field, numbered, read_json, read_table, write
+from vtcframe.data.files import add_place, by_id, collect, field, numbered, read_json, read_table, write_text
 from vtcframe.data.formats import InText
 from vtcframe.data.results import Prediction, Score, columns, mean_score, mean_scores, parts
 from vtcframe.data.sample import Sample
@@ -82,7 +82,7 @@ class ScienceQa(_Choices):
     def read(self, path: Path, images: Path | None) -> list[Sample]:
         problems, names = dict(one for _, one in by_id(path / "problems.json")), path / "pid_splits.json"
         splits = read_json(names)
-        with at(names):
+        with add_place(names):
             wanted = field(splits, self.split, list)
         folder = images or path / "images" / self.split
         pictured = [name for name in wanted if not isinstance(problems.get(name), dict) or problems[name].get("image")]
@@ -131,7 +131,7 @@ class SeedBench(_Choices):
 
     def read(self, path: Path, images: Path | None) -> list[Sample]:
         told = read_json(path)
-        with at(path):
+        with add_place(path):
             questions, types = field(told, "questions", list), field(told, "question_type", dict)
         kinds = {number: name for name, number in types.items()}
         records = numbered(path, questions)
@@ -236,7 +236,7 @@ class MmBench(_Choices):
         for row in rows:
             options = [*row.meta["options"], *[""] * (width - len(row.meta["options"]))]
             table.writerow([row.id, row.meta["question"], *options, row.answer or "", row.prediction or ""])
-        return [write(folder / "mmbench.tsv", out.getvalue())]
+        return [write_text(folder / "mmbench.tsv", out.getvalue())]
 
 
 def _choices(cells: dict[str, str]) -> list[str]:

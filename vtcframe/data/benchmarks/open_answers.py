@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vtcframe.data.benchmarks.base import SHORT, Benchmark
-from vtcframe.data.files import at, by_id, collect, field, numbered, read_json, write
+from vtcframe.data.files import add_place, by_id, collect, field, numbered, read_json, write_text
 from vtcframe.data.results import Prediction, Score, columns, mean_scores
 from vtcframe.data.sample import Sample
 from vtcframe.errors import UsageError
@@ -76,13 +76,13 @@ class VqaV2(Benchmark):
 
     def read(self, path: Path, images: Path | None) -> list[Sample]:
         told = read_json(path)
-        with at(path):
+        with add_place(path):
             records, split = field(told, "questions", list), field(told, "data_subtype", str)
         beside = path.with_name(path.name.replace("OpenEnded_", "").replace("questions", "annotations"))
         known: dict[int, Any] = {}
         if beside != path and beside.is_file():
             told = read_json(beside)
-            with at(beside):
+            with add_place(beside):
                 known = {field(one, "question_id", int): one for one in field(told, "annotations", list)}
         name = f"COCO_{split.replace('-dev', '')}_{{:012d}}.jpg"  # test-dev asks about pictures of test
         folder = images or path.parent
@@ -112,7 +112,7 @@ class VqaV2(Benchmark):
 
     def export(self, rows: Sequence[Prediction], folder: Path) -> list[Path]:
         answers = [{"question_id": int(row.id), "answer": evalai_words(row.prediction or "")} for row in rows]
-        return [write(folder / "vqav2.json", json.dumps(answers))]
+        return [write_text(folder / "vqav2.json", json.dumps(answers))]
 
 
 @dataclass(frozen=True)
@@ -131,11 +131,11 @@ class TextVqa(Benchmark):
 
     def read(self, path: Path, images: Path | None) -> list[Sample]:
         told, tokens = read_json(path), None
-        with at(path):
+        with add_place(path):
             records = field(told, "data", list)
         if self.ocr is not None:
             told = read_json(Path(self.ocr))
-            with at(self.ocr):
+            with add_place(self.ocr):
                 lines = field(told, "data", list)
                 tokens = {field(one, "image_id", str): field(one, "ocr_tokens", list) for one in lines}
         folder = images or path.parent
@@ -158,7 +158,7 @@ class TextVqa(Benchmark):
 
     def export(self, rows: Sequence[Prediction], folder: Path) -> list[Path]:
         answers = [{"question_id": int(row.id), "answer": row.prediction or ""} for row in rows]
-        return [write(folder / "textvqa.json", json.dumps(answers))]
+        return [write_text(folder / "textvqa.json", json.dumps(answers))]
 
 
 def _references(answers: list[str] | None) -> dict[str, Any]:
@@ -208,7 +208,7 @@ class Gqa(Benchmark):
 
     def export(self, rows: Sequence[Prediction], folder: Path) -> list[Path]:
         answers = [{"questionId": row.id, "prediction": _converted(row)} for row in rows]
-        return [write(folder / "gqa.json", json.dumps(answers))]
+        return [write_text(folder / "gqa.json", json.dumps(answers))]
 
 
 def _balanced(record: Any) -> bool:
@@ -242,4 +242,4 @@ class MmVet(Benchmark):
 
     def export(self, rows: Sequence[Prediction], folder: Path) -> list[Path]:
         answers = {row.id: row.prediction or "" for row in rows}
-        return [write(folder / "mm-vet.json", json.dumps(answers, ensure_ascii=False, indent=2))]
+        return [write_text(folder / "mm-vet.json", json.dumps(answers, ensure_ascii=False, indent=2))]

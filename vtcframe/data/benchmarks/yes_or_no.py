@@ -15,7 +15,7 @@ from torchmetrics.functional.classification import (
 )
 
 from vtcframe.data.benchmarks.base import SHORT, Benchmark
-from vtcframe.data.files import collect, field, read_jsonl, read_text, write
+from vtcframe.data.files import collect, field, read_jsonl, read_text, write_text
 from vtcframe.data.results import Prediction, Score, mean_score, parts
 from vtcframe.data.sample import Sample
 from vtcframe.errors import UsageError
@@ -129,7 +129,7 @@ class Mme(Benchmark):
         written = []
         for category, own in parts(rows, lambda row: row.type).items():
             lines = ["\t".join(_told(row)) + "\n" for row in own]
-            written.append(write(folder / f"{category}.txt", "".join(lines)))
+            written.append(write_text(folder / f"{category}.txt", "".join(lines)))
         return written
 
 

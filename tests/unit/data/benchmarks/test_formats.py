@@ -9,6 +9,7 @@ from support.question_files import encoded, levels, picture, saved, table
 from vtcframe import Gqa, MmBench, Mme, MmVet, Pope, ScienceQa, SeedBench, TextVqa, VqaV2
 from vtcframe.config.short_names import expand
 from vtcframe.data.benchmarks.base import ImageFolder
+from vtcframe.data.datamodule import Questions
 from vtcframe.errors import UsageError
 from vtcframe.registry import entries
 
@@ -19,12 +20,13 @@ LETTER = "\nAnswer with the option's letter from the given choices directly."
 
 
 def test_a_benchmark_is_named_in_the_configuration_by_its_class():
-    assert expand({"data": {"benchmark": {"name": "Pope", "prompt": "?"}}})["data"]["benchmark"] == {
+    hints = {"data": Questions}
+    assert expand({"data": {"benchmark": {"name": "Pope", "prompt": "?"}}}, hints)["data"]["benchmark"] == {
         "class_path": "vtcframe.data.benchmarks.yes_or_no.Pope",
         "init_args": {"prompt": "?"},
     }
     with pytest.raises(UsageError, match=r"data.benchmark: no benchmark is called 'POPE'. .*Installed: .*TextVqa"):
-        expand({"data": {"benchmark": "POPE"}})
+        expand({"data": {"benchmark": "POPE"}}, hints)
 
 
 # What the download of each benchmark is like
@@ -220,7 +222,7 @@ BROKEN = [  # benchmark, what makes its files, what is said of them
     (
         Pope(),
         lambda f: pope(f, question_id=1),
-        r"_random.json, line 2: the id 'random/1' is that of .*, line 1 already",
+        r"_random.json, line 2: the id 'random/1' is also that of .*, line 1",
     ),
     (Pope(), lambda f: pope(f, image=3), r"line 1: the field 'image' must be str, got 3"),
     (Pope(), lambda f: pope(f, ways=()), r"holds no questions"),
@@ -270,7 +272,7 @@ BROKEN = [  # benchmark, what makes its files, what is said of them
     (
         MmBench(),
         lambda f: mmbench(f, MMBENCH, MMBENCH),
-        r"row 2: the id '7' is that of .*mmbench_dev.tsv, row 1 already",
+        r"row 2: the id '7' is also that of .*mmbench_dev.tsv, row 1",
     ),
     (MmBench(), lambda f: mmbench(f, MMBENCH | {"B": "nan"}), r"row 1: .* at least the options A and B, .*\['x'\]"),
     (MmBench(), lambda f: table(f / "q.tsv", {"index": 1, "A": "x", "B": "y"}), r"row 1: there is no field 'question'"),

@@ -27,7 +27,7 @@ def test_baselines_come_first_and_once(tmp_path, capsys):
     ((_, told),) = planned(tmp_path, baselines=True, pruners=["UniformPruner", "VtcCls"], budgets=[{"tokens": 9}])
     names = "RandomPruner(seed=0), RandomPruner(seed=1), UniformPruner(), Pool(), VtcCls(last=3)"
     assert told == f"{names} at tokens 9"
-    assert "tiny: no Downsample at tokens 9 beside: LlavaProcessor makes 144 tokens" in capsys.readouterr().out
+    assert "tiny: Downsample at tokens 9 is left out: LlavaProcessor makes 144 tokens" in capsys.readouterr().out
 
 
 def test_models_of_flexible_resolution_are_shrunk_to_each_budget_in_runs_of_their_own(tmp_path, monkeypatch, pretended):
@@ -70,7 +70,7 @@ def test_downsampling_stands_in_the_report_beside_pruning(tmp_path, monkeypatch)
     monkeypatch.setattr(sweep, "predict", lambda file: command(["predict", "--config", str(file)]))
     data = {"toys": {"path": "vtcframe:questions", "limit": 3}}
     keys = {"models": [str(tmp_path / "qwen")], "budgets": [{"ratio": 0.5}], "baselines": True, "data": data}
-    assert sweep.main([written(tmp_path, **keys, pruners=[])]) == 0
+    assert command(["sweep", written(tmp_path, **keys, pruners=[])]) == 0
     text = (tmp_path / "sweep" / "report.md").read_text()
     assert "| Downsample | 0.5 | 1 | 3 |" in text
     assert "not run beside" not in text
