@@ -152,7 +152,7 @@ def masked_layers(adapter: Adapter, reference: LlmStages) -> Iterator[None]:
     def before(i: int, module: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
         hidden = args[0] if args else kwargs["hidden_states"]
         changed = dict(kwargs)
-        segment = reference.segment_cached(i) if steps else reference.segment_read(i)
+        segment = reference.segment_cached(i) if steps else reference.segment_at(i)
         kept = _is_kept(columns, reference.segments[segment].column)
         kept = kept.repeat_interleave(len(hidden) // len(kept), 0)
         kept = torch.cat([kept, torch.ones(len(hidden), steps, dtype=torch.bool)], 1)
