@@ -1,4 +1,4 @@
-"""TODO: vtcframe/assets/__init__.py."""
+"""The bundled model and questions."""
 
 from importlib.resources import files
 from pathlib import Path
