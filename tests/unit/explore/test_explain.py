@@ -333,7 +333,7 @@ def test_a_processor_of_another_model_is_named_as_the_likely_cause(monkeypatch, 
     for command in (["explain", "--image", SCENE, "--question=?", "--tokens=3"], ["check", "some/checkpoint"]):
         assert main(command) == 2
         err = capsys.readouterr().err
-        assert ("doesn't match model" if change == "another size" else "model's own") in err
+        assert ("doesn't match model" if change == "another size" else "the checkpoint of the model") in err
 
 
 def test_missing_devices_are_reported():
