@@ -11,6 +11,7 @@ import torch
 import yaml
 
 from support.broken_components import NEEDS, TARGETS, generated
+from support.predict_runs import GROUPS
 from vtcframe import Budget, Pruner, RandomPruner
 from vtcframe.assets import bundled
 from vtcframe.cli import main
