@@ -150,7 +150,7 @@ def test_published_schedules_leave_what_they_say():
         (EVit((0, 1), keep=0.5), 6),  # 16 -> 8 + 1 -> 5 + 1
         (EVit((0, 1), keep=0.5, fuse=False), 4),
         (ToMe(3, blocks=(0, 1, 2)), 7),
-        (ToMe(3, -1.0, (0, 1, 2)), 16 - 6 - 3),
+        (ToMe(3, -1.0, blocks=(0, 1, 2)), 16 - 6 - 3),
         (Mctf(4, (1, 2)), 9),  # ten are left, the class token among them
         (Mctf(0.25, (1, 2)), 9),
         (DiffRate((14, 10), (12, 6), blocks=(0, 2)), 5),

@@ -227,7 +227,7 @@ def test_v_scan_ranks_all_tokens_of_a_sample_together():
 
 @pytest.mark.parametrize("alpha", [0.01, 0.4, 1.0])
 def test_prune_vid_keeps_alpha_of_each_frame(alpha):
-    outer, inner = PruneVid(3, alpha, 0.7, 0.5).stages(Budget(40))
+    outer, inner = PruneVid(3, alpha, tau=0.7, clusters=0.5).stages(Budget(40))
     assert (outer.at, outer.pruner, outer.budget) == ("projector", PruneVidOuter(0.7, 0.5), Budget(40))
     assert (inner.at, inner.budget, inner.forget, inner.positions) == ("llm:3", None, 0, "original")
     need = AttentionRows("text", (-1,), "llm", reduce="max")
