@@ -89,7 +89,8 @@ def main() -> None:
     if command == "demo":
         run(PYTHON, "-m", "vtcframe", "predict", "--config", "configs/quickstart.yaml", *rest)
     elif command == "test":
-        run(PYTHON, "-m", "pytest", *rest)
+        workers = ("-n", str(min(4, os.cpu_count() or 1)), "--dist", "loadfile")  # each module stays in one process
+        run(PYTHON, "-m", "pytest", *(rest or workers))
     elif command == "bench":
         name, *rest = rest if rest and (ROOT / "perf" / f"{rest[0]}.py").is_file() else ["rows", *rest]
         run(PYTHON, f"perf/{name}.py", *rest)

@@ -1,4 +1,4 @@
-"""The tiny LLaVA before training: tokenizer, processor, chat template, configuration, initial weights, export."""
+"""The tiny LLaVA before training: tokenizer, processor, chat template, configuration, initial weights and export."""
 
 import json
 from pathlib import Path
@@ -19,7 +19,7 @@ from transformers import (
 )
 
 PATCH, WIDTH, HEADS, LAYERS = 8, 128, 4, 4
-SIDE = SIZE // PATCH  # patches a side
+SIDE = SIZE // PATCH  # patches per side
 SPECIAL = "<pad> <s> </s> <unk> <image>".split()
 PAD, START, STOP, _, IMAGE = range(len(SPECIAL))
 TEMPLATE = (
@@ -32,14 +32,14 @@ TEMPLATE = (
 
 
 def vocabulary() -> list[str]:
-    """Return every word: the template's, those of the questions, the answers. `a` is both article and letter."""
-    asked = [word for form in FORMS.values() for word in form.split() if "{" not in word]
-    words = [*SPECIAL, "user", "assistant", ":", *asked, *NAMES, *SHAPES, *LETTERS, *NUMBERS, "yes", "no"]
+    """Return all words of the template, the questions and the answers. `a` is both article and letter."""
+    question_words = [word for form in FORMS.values() for word in form.split() if "{" not in word]
+    words = [*SPECIAL, "user", "assistant", ":", *question_words, *NAMES, *SHAPES, *LETTERS, *NUMBERS, "yes", "no"]
     return list(dict.fromkeys(words))
 
 
-def tokenizer() -> PreTrainedTokenizerFast:
-    """Return a tokenizer whose tokens are whole words."""
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    """Return a tokenizer with one token per word."""
     ids = {word: i for i, word in enumerate(vocabulary())}
     inner = Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
     inner.normalizer = normalizers.Lowercase()  # pyright: ignore[reportAttributeAccessIssue]
@@ -59,8 +59,8 @@ def tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def processor() -> LlavaProcessor:
-    """Return image processor, tokenizer and chat template in one."""
+def make_processor() -> LlavaProcessor:
+    """Return a processor with image processor, tokenizer and chat template."""
     images = CLIPImageProcessor(
         size={"shortest_edge": SIZE},
         crop_size={"height": SIZE, "width": SIZE},
@@ -69,7 +69,7 @@ def processor() -> LlavaProcessor:
     )
     return LlavaProcessor(
         image_processor=images,
-        tokenizer=tokenizer(),
+        tokenizer=make_tokenizer(),
         patch_size=PATCH,
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,
@@ -78,8 +78,8 @@ def processor() -> LlavaProcessor:
     )
 
 
-def untrained() -> LlavaForConditionalGeneration:
-    """Return the model with initial weights, drawn from torch's global generator."""
+def make_model() -> LlavaForConditionalGeneration:
+    """Return the model with random initial weights from torch's global generator."""
     vision = CLIPVisionConfig(
         hidden_size=WIDTH,
         intermediate_size=WIDTH * 3,
@@ -121,7 +121,7 @@ def untrained() -> LlavaForConditionalGeneration:
 
 @torch.no_grad()
 def _initialise(model: LlavaForConditionalGeneration) -> None:
-    """Scale matrices by their fan-in; a tower that starts from CLIP's own initialisation learns slowly at this size."""
+    """Scale matrices by their fan-in, because CLIP's default initialisation trains slowly at this size."""
     embeddings = model.get_submodule("model.vision_tower.embeddings")
     embeddings.get_parameter("patch_embedding.weight").normal_(0, (3 * PATCH**2) ** -0.5)
     embeddings.get_parameter("position_embedding.weight")[1:] = _sincos() * 0.3
@@ -135,18 +135,18 @@ def _initialise(model: LlavaForConditionalGeneration) -> None:
 
 
 def _sincos() -> Tensor:
-    """[patches, width]: sines and cosines of column and row."""
+    """Return sines and cosines of column and row, [patches, width]."""
     y, x = torch.meshgrid(torch.arange(SIDE), torch.arange(SIDE), indexing="ij")
-    pace = 1000 ** -(torch.arange(WIDTH // 4) / (WIDTH // 4 - 1))
-    waves = [v.flatten()[:, None] * pace for v in (x, y)]
+    frequencies = 1000 ** -(torch.arange(WIDTH // 4) / (WIDTH // 4 - 1))
+    waves = [v.flatten()[:, None] * frequencies for v in (x, y)]
     return torch.cat([f(wave) for wave in waves for f in (torch.sin, torch.cos)], 1)
 
 
 def save(model: LlavaForConditionalGeneration, folder: Path) -> None:
-    """Write everything that from_pretrained reads, in bfloat16, and questions.json: what may be asked."""
+    """Write a checkpoint for from_pretrained, in bfloat16, and questions.json with the supported questions."""
     model.to(torch.bfloat16).save_pretrained(folder)  # pyright: ignore[reportArgumentType] (a decorated method)
-    processor().save_pretrained(folder)
-    asked = {
+    make_processor().save_pretrained(folder)
+    questions = {
         "forms": FORMS,
         "slots": {"color": NAMES, "shape": SHAPES},
         "answers": {
@@ -158,4 +158,4 @@ def save(model: LlavaForConditionalGeneration, folder: Path) -> None:
         },
         "vocabulary": vocabulary(),
     }
-    (folder / "questions.json").write_text(json.dumps(asked, indent=1) + "\n", encoding="utf-8")
+    (folder / "questions.json").write_text(json.dumps(questions, indent=1) + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Drawn scenes and questions about them. Everything follows from one numpy Generator; Pillow's built-in font is used.
+"""Generated scenes and questions about them, determined by a numpy Generator. Letters use Pillow's built-in font.
 
 python scenes.py FOLDER --seed 20270821 --count 146     writes FOLDER/questions.jsonl and FOLDER/images/
 """
@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-SIZE = 96  # pixels a side
+SIZE = 96  # pixels per side
 SHAPES = ["circle", "square", "triangle", "star", "cross", "ring"]
 COLORS = {
     "red": (214, 40, 40),
@@ -25,7 +25,7 @@ COLORS = {
 NAMES = list(COLORS)
 LETTERS = ["a", "c", "e", "h", "k", "s", "t", "x"]
 NUMBERS = "one two three four".split()
-COUNT = "count"  # the type whose answers are read off the background: the group "attributes" leaves it out
+COUNT = "count"  # type excluded from the group "attributes", because the background also gives the answer
 FORMS = {
     "color": "what color is the {shape} ?",
     "shape": "what shape is {color} ?",
@@ -36,7 +36,7 @@ FORMS = {
 TRAINING_SEEDS = {"encoder": 101, "reader": 102, "joint": 103}
 DEVELOPMENT_SEED, HELD_OUT_SEED = 7001, 20270821
 FONTS = {size: ImageFont.load_default(size) for size in range(14, 27)}
-# corners of a polygon, radii that alternate between them, angle of the first
+# number of corners, alternating relative radii, angle of the first corner
 POLYGONS = {
     "square": (4, (1.15,), math.pi / 4),
     "triangle": (3, (1.2,), -math.pi / 2),
@@ -46,7 +46,7 @@ POLYGONS = {
 
 @dataclass(frozen=True)
 class Thing:
-    """A shape or a letter: its name, a shape's colour (None: a letter), centre and radius in pixels."""
+    """A shape or a letter: name, colour (None for a letter), centre and radius in pixels."""
 
     name: str
     color: str | None
@@ -57,19 +57,19 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture and what is in it. No two shapes share both colour and form; nothing overlaps."""
+    """A picture and its objects. No two shapes share both colour and shape; objects do not overlap."""
 
     pixels: np.ndarray  # [96, 96, 3] uint8
     things: tuple[Thing, ...]
 
     @property
     def shapes(self) -> list[tuple[str, str]]:
-        """(colour, shape) of everything that is no letter."""
+        """(colour, shape) of all shapes."""
         return [(thing.color, thing.name) for thing in self.things if thing.color is not None]
 
     @property
     def letter(self) -> str | None:
-        """The letter, if one is shown."""
+        """The letter; None if there is none."""
         return next((thing.name for thing in self.things if thing.color is None), None)
 
 
@@ -83,19 +83,19 @@ class Question:
 
 
 def draw(rng: np.random.Generator) -> Scene:
-    """Draw one to four shapes and, seven times in ten, a letter on a muted background, then noise over all."""
+    """Draw one to four shapes and, with probability 0.7, a letter on a muted background, then add noise."""
     image = background(rng)
     canvas = ImageDraw.Draw(image)
     shapes = int(rng.integers(1, 5))
     letter = str(rng.choice(LETTERS)) if rng.random() < 0.7 else None
-    taken: list[tuple[float, float, float]] = []
+    occupied: list[tuple[float, float, float]] = []
     things: list[Thing] = []
     for i in range(shapes + (letter is not None)):
-        place = _place(rng, taken, (6, 12) if i < shapes else (8, 11))
+        place = _place(rng, occupied, (6, 12) if i < shapes else (8, 11))
         if place is None:
             continue
         x, y, radius = place
-        taken.append((x, y, radius * 1.25 + 1))
+        occupied.append((x, y, radius * 1.25 + 1))
         if i < shapes:
             color, name = _new_pair(rng, things)
             fill = tuple(int(v) for v in np.clip(np.array(COLORS[color]) + rng.uniform(-18, 18, 3), 0, 255))
@@ -111,7 +111,7 @@ def draw(rng: np.random.Generator) -> Scene:
 
 
 def background(rng: np.random.Generator) -> Image.Image:
-    """Draw muted clouds, on which nothing stands."""
+    """Draw a background of muted clouds and lines, without objects."""
     base = rng.uniform(70, 185, 3)
     base = base.mean() + (base - base.mean()) * 0.35  # muted
     coarse = Image.fromarray(rng.integers(0, 256, (7, 7, 3), np.uint8)).resize((SIZE, SIZE), Image.Resampling.BICUBIC)
@@ -127,14 +127,14 @@ def background(rng: np.random.Generator) -> Image.Image:
 
 
 def _place(
-    rng: np.random.Generator, taken: list[tuple[float, float, float]], radii: tuple[float, float]
+    rng: np.random.Generator, occupied: list[tuple[float, float, float]], radii: tuple[float, float]
 ) -> tuple[float, float, float] | None:
-    """Return x, y, radius of a free place; None where 30 draws found none."""
+    """Return x, y, radius of a free place; None after 30 failed attempts."""
     for _ in range(30):
         radius = rng.uniform(*radii)
         margin = radius * 1.25 + 1
         x, y = rng.uniform(margin, SIZE - margin, 2).tolist()
-        if all((x - u) ** 2 + (y - v) ** 2 > (margin + other) ** 2 for u, v, other in taken):
+        if all((x - u) ** 2 + (y - v) ** 2 > (margin + other) ** 2 for u, v, other in occupied):
             return x, y, radius
     return None
 
@@ -165,25 +165,27 @@ def _draw_shape(canvas: ImageDraw.ImageDraw, name: str, fill, place: tuple[float
 
 
 def ask(rng: np.random.Generator, scene: Scene) -> list[Question]:
-    """Return one question of every kind that the scene allows, in random order.
+    """Return one question of every kind that the scene supports, in random order.
 
-    Colour and shape are asked only where the answer is unique. Half of the `exist` questions are answered yes; the
-    others share colour or shape with something in the scene.
+    Colour and shape questions need a unique answer. Half of the `exist` questions have the answer yes; the others
+    share colour or shape with an object of the scene.
     """
-    shapes, kinds, colors = scene.shapes, [s for _, s in scene.shapes], [c for c, _ in scene.shapes]
-    found = [Question(COUNT, FORMS[COUNT], NUMBERS[len(shapes) - 1])]
+    shapes = scene.shapes
+    kinds = [shape for _, shape in shapes]
+    colors = [color for color, _ in shapes]
+    questions = [Question(COUNT, FORMS[COUNT], NUMBERS[len(shapes) - 1])]
     if single := [pair for pair in shapes if kinds.count(pair[1]) == 1]:
         color, shape = single[rng.integers(len(single))]
-        found.append(Question("color", FORMS["color"].format(shape=shape), color))
+        questions.append(Question("color", FORMS["color"].format(shape=shape), color))
     if single := [pair for pair in shapes if colors.count(pair[0]) == 1]:
         color, shape = single[rng.integers(len(single))]
-        found.append(Question("shape", FORMS["shape"].format(color=color), shape))
-    there = bool(rng.random() < 0.5)
-    color, shape = shapes[rng.integers(len(shapes))] if there else _absent(rng, shapes)
-    found.append(Question("exist", FORMS["exist"].format(color=color, shape=shape), "yes" if there else "no"))
+        questions.append(Question("shape", FORMS["shape"].format(color=color), shape))
+    present = bool(rng.random() < 0.5)
+    color, shape = shapes[rng.integers(len(shapes))] if present else _absent(rng, shapes)
+    questions.append(Question("exist", FORMS["exist"].format(color=color, shape=shape), "yes" if present else "no"))
     if scene.letter is not None:
-        found.append(Question("letter", FORMS["letter"], scene.letter))
-    return [found[i] for i in rng.permutation(len(found))]
+        questions.append(Question("letter", FORMS["letter"], scene.letter))
+    return [questions[i] for i in rng.permutation(len(questions))]
 
 
 def _absent(rng: np.random.Generator, shapes: list[tuple[str, str]]) -> tuple[str, str]:
@@ -195,12 +197,13 @@ def _absent(rng: np.random.Generator, shapes: list[tuple[str, str]]) -> tuple[st
 
 
 def write(folder: Path, seed: int, count: int) -> int:
-    """Write `count` scenes as PNG and the questions about them as questions.jsonl; return how many questions."""
+    """Write `count` scenes as PNG files and their questions as questions.jsonl; return the number of questions."""
     rng = np.random.default_rng(seed)
     (folder / "images").mkdir(parents=True, exist_ok=True)
     lines = []
     for i in range(count):
-        scene, name = draw(rng), f"scene-{i:03d}"
+        scene = draw(rng)
+        name = f"scene-{i:03d}"
         Image.fromarray(scene.pixels).save(folder / "images" / f"{name}.png", optimize=True)
         for question in ask(rng, scene):
             fields = {"id": f"{name}-{question.kind}", "image": f"images/{name}.png", "type": question.kind}
@@ -214,5 +217,5 @@ if __name__ == "__main__":
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seed", type=int, default=HELD_OUT_SEED)
     parser.add_argument("--count", type=int, default=146)
-    given = parser.parse_args()
-    print(write(given.folder, given.seed, given.count), "questions")
+    options = parser.parse_args()
+    print(write(options.folder, options.seed, options.count), "questions")

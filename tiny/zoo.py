@@ -1,13 +1,12 @@
-"""The table of configs/zoo.yaml with intervals: reads the predictions.jsonl that it leaves.
+"""Tables with intervals for configs/zoo.yaml, from the predictions.jsonl of its run.
 
     vtcframe predict --config configs/zoo.yaml
     python tiny/zoo.py runs/zoo/predictions.jsonl
 
 Prints a Markdown table for each budget: accuracy by type of question, on attributes (all types but counting) and on
-all, the lowest mean over the types that leaves one out, and how much more attributes are right than with the untouched
-model and with VtcCls, with 95 % intervals of a paired bootstrap over pictures; and the visual tokens that are left in
-the end and those that a layer of the language model reads, mean over its layers. Several seeds of a method become one
-line, with their lowest and highest.
+all questions; the lowest leave-one-out mean over types; the difference in attribute accuracy to the unpruned model and
+to VtcCls, with 95 % paired bootstrap intervals over pictures; the visual tokens kept at the end, and the mean over the
+layers of the language model. Several seeds of a method are one row, with minimum and maximum.
 """
 
 import argparse
@@ -22,12 +21,14 @@ from scenes import COUNT
 
 from vtcframe.data.results import Prediction, format_budget
 
-UNPRUNED, OURS, DRAWS = "unpruned", "VtcCls(last=3)", 2000
+UNPRUNED = "unpruned"
+REFERENCE = "VtcCls(last=3)"
+RESAMPLES = 2000
 Answers = dict[str, Prediction]  # by the question's id
 
 
-def read(path: Path) -> dict[str, dict[str, list[Answers]]]:
-    """Budget -> method without its seed -> what each seed answered."""
+def read_runs(path: Path) -> dict[str, dict[str, list[Answers]]]:
+    """Return the answers of each seed, by budget and method without its seed."""
     runs: dict[tuple[str, str], Answers] = {}
     with path.open(encoding="utf-8") as lines:
         for row in (Prediction.from_json(json.loads(line)) for line in lines):
@@ -41,27 +42,28 @@ def read(path: Path) -> dict[str, dict[str, list[Answers]]]:
 
 
 def accuracy(seeds: Sequence[Answers], types: Sequence[str]) -> list[float]:
-    """Return the fraction of a type of questions that each seed answers rightly."""
+    """Return for each seed the fraction of right answers to questions of the types."""
     return [fmean(bool(row.correct) for row in answers.values() if row.type in types) for answers in seeds]
 
 
-def paired(seeds: Sequence[Answers], other: Sequence[Answers], types: Sequence[str]) -> str:
-    """Write how much more is right than with another, with its interval."""
-    right = {
-        name: {i: fmean(bool(answers[i].correct) for answers in those) for i in those[0] if those[0][i].type in types}
-        for name, those in (("own", seeds), ("other", other))
-    }
+def paired_difference(seeds: Sequence[Answers], other: Sequence[Answers], types: Sequence[str]) -> str:
+    """Return the difference in accuracy to another method with its 95 % interval, as text."""
+    grades, other_grades = (
+        {i: fmean(bool(answers[i].correct) for answers in group) for i in group[0] if group[0][i].type in types}
+        for group in (seeds, other)
+    )
     pictures: dict[str, list[float]] = {}
-    for i, own in right["own"].items():
-        pictures.setdefault(i.rpartition("-")[0], []).append(own - right["other"][i])
-    gain, count = (np.array([f(values) for values in pictures.values()]) for f in (sum, len))
-    drawn = np.random.default_rng(0).integers(len(gain), size=(DRAWS, len(gain)))
-    low, high = np.percentile(gain[drawn].sum(1) / count[drawn].sum(1), (2.5, 97.5))
+    for i, grade in grades.items():
+        pictures.setdefault(i.rpartition("-")[0], []).append(grade - other_grades[i])
+    gain = np.array([sum(values) for values in pictures.values()])
+    count = np.array([len(values) for values in pictures.values()])
+    resampled = np.random.default_rng(0).integers(len(gain), size=(RESAMPLES, len(gain)))
+    low, high = np.percentile(gain[resampled].sum(1) / count[resampled].sum(1), (2.5, 97.5))
     return f"{gain.sum() / count.sum():+.3f} [{low:+.3f}, {high:+.3f}]"
 
 
 def table(methods: dict[str, list[Answers]], unpruned: list[Answers]) -> list[str]:
-    """Return the lines of one budget's table, the best on attributes first."""
+    """Return the lines of one budget's table, sorted by accuracy on attributes, best first."""
     types = sorted({str(row.type) for row in unpruned[0].values()})
     attributes = [kind for kind in types if kind != COUNT]
     head = [
@@ -69,11 +71,11 @@ def table(methods: dict[str, list[Answers]], unpruned: list[Answers]) -> list[st
         *types,
         "attributes",
         "all",
-        "least without one type",
+        "min without one type",
         "- unpruned",
         "- VtcCls",
-        "left",
-        "a layer",
+        "kept",
+        "per layer",
     ]
     lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
     order = sorted(methods, key=lambda name: -fmean(accuracy(methods[name], attributes)))
@@ -81,10 +83,10 @@ def table(methods: dict[str, list[Answers]], unpruned: list[Answers]) -> list[st
         seeds = methods[name]
         by_type = [fmean(accuracy(seeds, [kind])) for kind in types]
         spread = accuracy(seeds, attributes)
-        told = f"{fmean(spread):.3f}" + (f" [{min(spread):.3f}, {max(spread):.3f}]" if len(seeds) > 1 else "")
+        cell = f"{fmean(spread):.3f}" + (f" [{min(spread):.3f}, {max(spread):.3f}]" if len(seeds) > 1 else "")
         least = min(fmean([x for j, x in enumerate(by_type) if j != i]) for i in range(len(types)))
-        cells = [f"{x:.3f}" for x in by_type] + [told, f"{fmean(accuracy(seeds, types)):.3f}", f"{least:.3f}"]
-        cells += [paired(seeds, other, attributes) for other in (unpruned, methods[OURS])]
+        cells = [f"{x:.3f}" for x in by_type] + [cell, f"{fmean(accuracy(seeds, types)):.3f}", f"{least:.3f}"]
+        cells += [paired_difference(seeds, other, attributes) for other in (unpruned, methods[REFERENCE])]
         rows = [row for answers in seeds for row in answers.values()]
         cells += [f"{fmean(count or 0 for count in counts):.1f}" for counts in _tokens(rows)]
         lines.append(f"| `{name}` | " + " | ".join(cells) + " |")
@@ -96,10 +98,10 @@ def _tokens(rows: Sequence[Prediction]) -> tuple[list[int | None], list[float | 
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Print a table for each budget."""
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("predictions", type=Path)
-    tables = read(options.parse_args(arguments).predictions)
+    """Read the predictions and print a table for each budget."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("predictions", type=Path)
+    tables = read_runs(parser.parse_args(arguments).predictions)
     unpruned = tables.pop("")[UNPRUNED]
     for budget, methods in tables.items():
         print(f"\nBudget {budget}\n")

@@ -63,7 +63,7 @@ def file_name(identity: str, suffix: str) -> str:
 
 
 def _cells(pictures: Sequence[Picture], rows: Iterable[Prediction]) -> Iterator[Cell]:
-    shown = None
+    drawn_scores = None
     for row in rows:
         if row.views is None:
             yield (
@@ -72,8 +72,8 @@ def _cells(pictures: Sequence[Picture], rows: Iterable[Prediction]) -> Iterator[
             )
             continue
         scores = [view["scores"] for view in row.views]
-        if scores != shown:
-            shown = scores
+        if scores != drawn_scores:
+            drawn_scores = scores
             yield [str(row.label), "scores"], score_map(pictures, row.views)
         yield _caption(row), kept_tokens(pictures, row.views)
 
@@ -89,10 +89,10 @@ def score_map(pictures: Sequence[Picture], views: Sequence[ViewRecord]) -> Image
     values = [score for view in views for line in view["scores"] for score in line if score is not None]
     low, high = min(values), max(values)
     panels = []
-    for picture, own in _panels(pictures, views):
+    for picture, panel_views in _panels(pictures, views):
         grey = picture.convert("L").convert("RGB")
         heat = grey.copy()
-        for view in own:
+        for view in panel_views:
             for row, column, box in _boxes(view, picture):
                 score = view["scores"][row][column]
                 if score is not None:
@@ -104,10 +104,10 @@ def score_map(pictures: Sequence[Picture], views: Sequence[ViewRecord]) -> Image
 def kept_tokens(pictures: Sequence[Picture], views: Sequence[ViewRecord]) -> Image.Image:
     """Darken what was dropped and outline what was kept, a panel for each picture and for each layer of its views."""
     panels = []
-    for picture, own in _panels(pictures, views):
+    for picture, panel_views in _panels(pictures, views):
         panel = ImageEnhance.Brightness(picture).enhance(DARK)
         pen = ImageDraw.Draw(panel)
-        for view in own:
+        for view in panel_views:
             for row, column, (left, top, right, bottom) in _boxes(view, picture):
                 if view["kept"][row][column]:
                     panel.paste(picture.crop((left, top, right, bottom)), (left, top))
@@ -154,8 +154,8 @@ def cells(view: ViewRecord, width: int, height: int) -> list[list[tuple[float, f
     down = [min(max((top + (bottom - top) * i / rows) * height, 0), height) for i in range(rows + 1)]
     return [
         [
-            (x, y, beside, below) if there is not None and x < beside and y < below else None
-            for there, (x, beside) in zip(line, pairwise(across), strict=True)
+            (x, y, beside, below) if token is not None and x < beside and y < below else None
+            for token, (x, beside) in zip(line, pairwise(across), strict=True)
         ]
         for line, (y, below) in zip(view["kept"], pairwise(down), strict=True)
     ]

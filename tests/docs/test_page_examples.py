@@ -113,7 +113,7 @@ def page(tmp_path):
         ("bash", "#!/bin/bash\n#SBATCH --nodes=4\nsrun vtcframe predict --config my.yaml --trainer.num_nodes=4"),
         ("py", (ROOT / "docs" / "examples" / "ray_predict.py").read_text()),
         ("py", '--8<-- "docs/examples/ray_predict.py"'),
-        ("text", "vtcframe/\n  core.py  pipeline.py    two of them\n  methods/    and a folder\n  sweep_*.py"),
+        ("text", "vtcframe/\n  cli.py  pipeline.py    two files\n  methods/    and a folder\n  type_*.py"),
         ("python", "a = 1"),
     ],
 )

@@ -35,7 +35,7 @@ class Html(HTMLParser):
         self.loads: list[str] = []
         self.ids: set[str] = set()
         self.wordless: list[str] = []
-        self.mlp(path.read_text(encoding="utf-8"))
+        self.feed(path.read_text(encoding="utf-8"))
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         told = {name: value or "" for name, value in attrs}

@@ -19,6 +19,8 @@ from support.workers import Run, slurm, torchrun
 from vtcframe.assets import bundled
 from vtcframe.runs.shards import row_locations
 
+pytestmark = pytest.mark.slow
+
 QUESTIONS = Path(bundled("vtcframe:questions"))
 LINES = [json.loads(line) for line in (QUESTIONS / "questions.jsonl").read_text().splitlines()]
 

@@ -10,6 +10,8 @@ from support import workers
 from support.sweeps import swept, written
 from vtcframe.assets import bundled
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("scipy", reason="the extra `report` is not installed")
 
 
@@ -65,5 +67,5 @@ def test_a_sweep_that_was_killed_in_the_middle_and_started_again_gives_the_same_
     text = figures(whole)
     assert "## tiny: mean over 2 sets" in text
     assert "| RandomPruner() | 0.25 | 2 | 20 |" in text
-    assert len(re.findall("What was kept of", text)) == 2
+    assert len(re.findall("Kept tokens of", text)) == 2
     assert not list(killed.rglob("parts"))

@@ -21,7 +21,7 @@ from vtcframe.data.formats import read_samples
 from vtcframe.data.results import Prediction
 
 pytest.importorskip("ray.data", reason="Ray Data is not installed: it is the optional extra `ray`")
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.*")  # ray.data asks for what it deprecates
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.*")]
 
 import ray  # noqa: E402 (not before it is known to be there)
 

@@ -8,6 +8,8 @@ import yaml
 
 from support.distributions import ROOT, wheel
 
+pytestmark = pytest.mark.slow
+
 EXAMPLE = ROOT / "docs" / "examples" / "vtcframe-consensus"
 ENTROPY = ROOT / "docs" / "examples" / "vtcframe-entropy"
 SCORER = {
@@ -69,7 +71,7 @@ def test_yaml_names_its_scorer_and_its_method(stranger, tmp_path):
     rows = [json.loads(line) for line in (tmp_path / "run" / "predictions.jsonl").read_text().splitlines()]
     whole = "Pipeline(scorers=(Consensus(),), ensembler=Mean(), allocator=Even(), selector=TopK(), "
     runs = ["unpruned", f"{whole}merger=None, across='view')", "ConsensusPruner(agreed=0.5)", "RandomPruner(seed=0)"]
-    assert [row["method"] for row in rows] == runs * 6
+    assert [row["label"] for row in rows] == runs * 6
     assert {row["visual_tokens"] for row in rows if row["budget"]} == {36}
     assert {row["error"] for row in rows} == {None}
     assert None not in {row["prediction"] for row in rows}

@@ -19,7 +19,7 @@ def default(monkeypatch):
             sys.modules.pop(name)
 
 
-def test_seeds_are_of_no_other_set(default):
+def test_seeds_differ_from_those_of_all_other_sets(default):
     from scenes import DEVELOPMENT_SEED, HELD_OUT_SEED, TRAINING_SEEDS
     from video import SEED
 
@@ -27,19 +27,20 @@ def test_seeds_are_of_no_other_set(default):
     assert len(set(seeds)) == len(seeds)
 
 
-def test_questions_are_drawn_again_and_counting_is_told_apart(default):
-    one, other = (default.Questions.drawn(5, 3) for _ in range(2))
-    assert [s.id for s in one.samples] == [s.id for s in other.samples]
-    assert set(one.scene.tolist()) == {0, 1, 2}
-    counting, attributes = one.group("counting"), one.group("attributes")
+def test_questions_are_reproducible_and_counting_is_a_separate_group(default):
+    questions, other = (default.Questions.generate(5, 3) for _ in range(2))
+    assert [s.id for s in questions.samples] == [s.id for s in other.samples]
+    assert set(questions.scene.tolist()) == {0, 1, 2}
+    counting = questions.group("counting")
+    attributes = questions.group("attributes")
     assert counting.sum() == 3
     assert np.array_equal(attributes, ~counting)
 
 
-def test_the_report_has_the_default_beside_every_method_that_can_run(default, monkeypatch, capsys):
+def test_the_report_compares_the_default_to_every_method_that_can_run(default, monkeypatch, capsys):
     monkeypatch.setattr(default, "REPORT_SEED", 5)
     monkeypatch.setattr(default, "RATIOS", (0.25,))
-    runnable = {name: own for name, own in default.registered().items() if name.startswith("FasterVlm")}
+    runnable = {name: pruners for name, pruners in default.registered().items() if name.startswith("FasterVlm")}
     assert runnable
     monkeypatch.setattr(default, "registered", lambda: runnable)
     default.main(["report", "--scenes=1"])
@@ -54,14 +55,16 @@ def test_the_report_has_the_default_beside_every_method_that_can_run(default, mo
             assert ("to" in row[1]) == (row[0] != str(default.ClsCoverage()))
 
 
-def test_a_pruner_that_cannot_run_is_told(default, monkeypatch):
+def test_a_pruner_that_cannot_run_is_reported(default, monkeypatch):
     monkeypatch.setattr(default, "RATIOS", (0.25,))
-    questions = default.Questions.drawn(5, 1)
+    questions = default.Questions.generate(5, 1)
     path = Path(default.bundled("vtcframe:tiny"))
-    right, refused = default.verdicts(path, questions, {"deep": [default.VtcCls(9)], "one": [default.VtcCls(1)]})
-    assert set(right) == {"unpruned", "one"}
-    assert "beyond the 3" in refused["deep"]
-    assert right["one"].shape == (len(questions.samples), 1)
+    right, errors = default.grade_pruners(
+        path, questions, {"deep": [default.VtcCls(9)], "shallow": [default.VtcCls(1)]}
+    )
+    assert set(right) == {"unpruned", "shallow"}
+    assert "beyond the 3" in errors["deep"]
+    assert right["shallow"].shape == (len(questions.samples), 1)
 
 
 def test_the_default_keeps_the_laws_and_its_share_of_the_highest_scores(default):
@@ -70,10 +73,11 @@ def test_the_default_keeps_the_laws_and_its_share_of_the_highest_scores(default)
     method = default.ClsCoverage()
     check_pruner(method)
     evidence = make_evidence(method.needs)
-    pruned, best = method(evidence, default.Budget(20)), default.VtcCls(query="proxy")(evidence, default.Budget(20))
+    pruned = method(evidence, default.Budget(20))
+    best = default.VtcCls(query="proxy")(evidence, default.Budget(20))
     quota = (pruned.place >= 0).sum(1)
-    for row, own in enumerate(quota.tolist()):
-        highest = best.scores[row].argsort(descending=True)[: own // 2]
+    for row, count in enumerate(quota.tolist()):
+        highest = best.scores[row].argsort(descending=True)[: count // 2]
         assert pruned.kept[row, highest].all()
     assert not pruned.kept.equal(best.kept)
     with pytest.raises(ValueError, match=r"important is a share of the quota and must lie in 0..1, got 2"):

@@ -18,13 +18,14 @@ def zoo(monkeypatch):
 
 
 def row(picture, kind, method, right):
-    """Of one question a type and picture, answered rightly or not."""
+    """Return the row of a question, with a right or wrong answer."""
     budget = None if method == "unpruned" else {"ratio": 0.5}
     return Prediction(f"scene-{picture}-{kind}", kind, "?", "yes", method, budget, "yes" if right else "no")
 
 
-def test_the_table_tells_accuracies_spreads_and_paired_differences(zoo, tmp_path, capsys):
-    path, kinds = tmp_path / "predictions.jsonl", ("color", "count")
+def test_the_table_has_accuracies_spreads_and_paired_differences(zoo, tmp_path, capsys):
+    path = tmp_path / "predictions.jsonl"
+    kinds = ("color", "count")
     rights = {"unpruned": 4, "VtcCls(last=3)": 2, "RandomPruner(seed=0)": 0, "RandomPruner(seed=1)": 1}
     rows = [
         row(p, kind, method, p < right if kind == "color" else p < 1)
@@ -33,7 +34,7 @@ def test_the_table_tells_accuracies_spreads_and_paired_differences(zoo, tmp_path
         for kind in kinds
     ]
     failed = Prediction("scene-9-color", "color", "?", "yes", error="unreadable")
-    path.write_text("".join(json.dumps(asdict(one)) + "\n" for one in [*rows, failed]))
+    path.write_text("".join(json.dumps(asdict(prediction)) + "\n" for prediction in [*rows, failed]))
     zoo.main([str(path)])
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| `")]
     cells = [[cell.strip() for cell in line.strip("| ").split("|")] for line in lines]

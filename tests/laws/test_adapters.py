@@ -44,11 +44,11 @@ def hold(case, *pruners):
     attention = "sdpa" if case["attention"] == "flash" else case["attention"]
     model, processor = exact_backbone(case["family"], attention)
     budget = case.get("budget", BUDGETS[0])
-    given = SAMPLES[case["samples"]], pruners, budget, case["positions"], case["side"], case["options"]
+    arguments = SAMPLES[case["samples"]], pruners, budget, case["positions"], case["side"], case["options"]
     if case["attention"] != "flash":
-        return check_adapter(model, processor, *given)
+        return check_adapter(model, processor, *arguments)
     with emulated_flash(model):
-        check_adapter(model, processor, *given)
+        check_adapter(model, processor, *arguments)
 
 
 def name(case):
@@ -80,5 +80,5 @@ def test_pairs_covers_every_possible_pair_with_fewer_cases_than_the_product():
     for (a, xs), (b, ys) in product(AXES.items(), AXES.items()):
         if a < b:
             for x, y in product(xs, ys):
-                wanted = any(case[a] == x and case[b] == y for case in every)
-                assert wanted == any(case[a] == x and case[b] == y for case in chosen)
+                possible_pair = any(case[a] == x and case[b] == y for case in every)
+                assert possible_pair == any(case[a] == x and case[b] == y for case in chosen)

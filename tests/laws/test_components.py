@@ -1,4 +1,4 @@
-"""Each component beside a twin in plain Python, and the laws for everything that is registered."""
+"""Each component beside a reference in plain Python, and the laws for everything that is registered."""
 
 import math
 import random
@@ -129,7 +129,7 @@ def drawn_maps(seed, layers=(2, 1), levels=4):
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_ensemblers_equal_their_twins(seed):
+def test_ensemblers_equal_their_references(seed):
     maps, layout = drawn_maps(seed)
     mean, weighted, fused = Mean()(maps, layout), Weighted((2.0, -1.0))(maps, layout), RankFusion(k=10)(maps, layout)
     for v in range(3):

@@ -106,9 +106,9 @@ def test_a_method_prunes_inside_any_language_model(name, family):
             assert last.tokens_after.sum() < last.tokens_before.sum()
             for p, sample in enumerate(samples):
                 if sample[1]:
-                    one = inputs_for(model, processor, [sample])
-                    alone = compressed.generate(**one, max_new_tokens=3, do_sample=False)[
-                        0, one["input_ids"].shape[1] :
+                    single = inputs_for(model, processor, [sample])
+                    alone = compressed.generate(**single, max_new_tokens=3, do_sample=False)[
+                        0, single["input_ids"].shape[1] :
                     ]
                     assert alone.tolist() == new[p, : len(alone)].tolist()
                     assert torch.equal(compressed.last.tokens_per_layer[0], last.tokens_per_layer[p])
@@ -135,16 +135,16 @@ def test_a_default_dtype_of_half_precision_changes_nothing(name, family):
         options["windows"] = True
     method, inputs = METHODS[name](**options), inputs_for(model, processor, SAMPLES["ragged several"])
     compressed = compress(model, stages=method.stages(BUDGETS.get(name, [Budget(tokens=5)])[0]), processor=processor)
-    found = []
+    outcomes = []
     for dtype in (torch.float32, torch.bfloat16):
         torch.set_default_dtype(dtype)
         try:
             answer = compressed.generate(**inputs, max_new_tokens=3, do_sample=False)
         except ValueError as error:
-            found.append(str(error))
+            outcomes.append(str(error))
         else:
             last = compressed.last
-            found.append((answer.tolist(), last.tokens_per_layer.tolist(), last.kept.tolist(), last.scores.tolist()))
+            outcomes.append((answer.tolist(), last.tokens_per_layer.tolist(), last.kept.tolist(), last.scores.tolist()))
         finally:
             torch.set_default_dtype(torch.float32)
-    assert found[0] == found[1]
+    assert outcomes[0] == outcomes[1]

@@ -45,17 +45,17 @@ LAYOUTS = {
 
 
 class Keeper(Pruner):
-    """Keeps all, and what it was shown."""
+    """Keeps all tokens and records the evidence."""
 
     def __init__(self, *needs):
-        self.asked = needs
+        self.read_needs = needs
 
     @property
     def needs(self):
-        return self.asked
+        return self.read_needs
 
     def __call__(self, evidence, budget=None):
-        self.seen = evidence
+        self.observed = evidence
         return keep_all(evidence)
 
 
@@ -75,4 +75,4 @@ def shown(family, needs, layer=2, samples="ragged several", attention="sdpa"):
         out = eager(**left_padded(eager, inputs), output_attentions=True, use_cache=False)
     for one in hook:
         one.remove()
-    return keeper.seen, out.attentions, states, left_padded(eager, inputs), adapter
+    return keeper.observed, out.attentions, states, left_padded(eager, inputs), adapter

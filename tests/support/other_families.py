@@ -25,7 +25,7 @@ def built(family, attention="sdpa"):
     return model, processor
 
 
-def taken(family):
+def samples_by_name(family):
     return samples_of("idefics3" if family == "smolvlm" else family)
 
 
@@ -69,7 +69,7 @@ def members(family, columns, patches):
     ]
 
 
-def twin(need, query, key, weights, tokens, classes, real=None):
+def reference_reading(need, query, key, weights, tokens, classes, real=None):
     """[H, T] in plain loops. `real` says which patches are none of padding."""
     heads, count, width = query.shape
     patches = [i for i in range(classes, count) if real is None or real[i - classes]]

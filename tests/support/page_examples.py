@@ -22,7 +22,7 @@ from sybil.region import Lexeme
 from support.page_commands import WrongError, check, inside, not_run, run
 from support.page_folder import ROOT, Page
 from vtcframe import cli
-from vtcframe.sweep.config import Sweep, make_pruner
+from vtcframe.sweep.config import Sweep, read_pruner
 
 LEXERS = LexerCollection(
     [
@@ -178,7 +178,7 @@ def yaml_block(page: Page, text: str) -> None:
         loaded(page, "predict", config, "--print_config")
         ask(page, config)
     elif {"name", "class_path"} & set(told):
-        make_pruner(told)
+        read_pruner(told)
     elif "task" in told:  # of lmms-eval, whose command loads the file
         if text not in [path.read_text() for path in page.here.glob("*.yaml")]:
             raise WrongError(

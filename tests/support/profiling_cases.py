@@ -3,7 +3,7 @@
 import torch
 
 from vtcframe.profiling.sizes import Shape
-from vtcframe.profiling.tables import Answer, Run, Series
+from vtcframe.profiling.tables import Answer, RunTimings, Series
 
 CPU = torch.device("cpu")
 
@@ -24,7 +24,7 @@ def run(method, seconds, flops, limit=None, **stage):
         Answer(n, even(*(x * n for x in seconds)), flops, None, limit and even(*(x * n for x in limit))) for n in (1, 3)
     ]
     times = {name: even(*values) for name, values in stage.items()}
-    return Run(method, 64, answers, times, {"vision": 7}, [64.0, 64.0, 9.0], 2**20, "" if limit else "no reason")
+    return RunTimings(method, 64, answers, times, {"vision": 7}, [64.0, 64.0, 9.0], 2**20, "" if limit else "no reason")
 
 
 def cells(lines, table):

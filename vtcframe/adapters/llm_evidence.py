@@ -26,7 +26,7 @@ def probe(
     check_needs(needs, len(adapter.llm_layers()))
     spliced, column = adapter.splice_with_columns(inputs, evidence, keep_all(evidence), prompt=prompt)
     blocks = adapter.blocks(spliced)
-    stages = LlmStages(adapter.decoder(), evidence, column, (), needs, blocks, stop_when_read=True)
+    stages = LlmStages(adapter.decoder(), evidence, column, (), needs, blocks, stop_early=True)
     with stages:
         adapter.model(**spliced, use_cache=False)
-    return {need: stages.found(need) for need in needs}
+    return {need: stages.readings_of(need) for need in needs}

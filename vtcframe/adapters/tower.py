@@ -39,7 +39,8 @@ class Tower:
 
     module: Any
     attention: Sequence[nn.Module]  # attention module of every block, in depth order
-    read: Sequence[int]  # indices of the hidden states that the projector reads; K is the output of the first K blocks
+    # indices of the hidden states that the projector reads; K is the output of the first K blocks
+    states: Sequence[int]
     _: KW_ONLY
     classes: int = 0  # number of class tokens in front of the patches
     pool: Callable[[Tensor], Tensor] | None = None  # [..., patches, C] -> [..., tokens, C], mean over a token's patches
@@ -51,7 +52,7 @@ class Tower:
     @property
     def feeding(self) -> list[nn.Module]:
         """Attention modules whose output reaches the projector and that span whole pictures, in depth order."""
-        depth = max(self.read)
+        depth = max(self.states)
         blocks = range(depth) if self.whole is None else self.whole
         return [self.attention[i] for i in blocks if i < depth]
 
@@ -89,7 +90,7 @@ class TowerAdapter(Adapter):
 
     def hidden(self, encoded: Any, tower: Tower) -> Tensor:
         """Return the hidden states that the projector reads, [rows, patches, C], class tokens in front."""
-        return torch.cat([encoded.hidden_states[i] for i in tower.read], -1)
+        return torch.cat([encoded.hidden_states[i] for i in tower.states], -1)
 
     def merged(self, hidden: Tensor, tower: Tower) -> Tensor:
         """[rows, patches, C] -> [rows, T, C'], the patches of a token concatenated in C'."""
@@ -155,7 +156,7 @@ class TowerAdapter(Adapter):
             for pairs in pairs_of_need.values():
                 for module, reader in pairs:
                     readers.setdefault(module, []).append(reader)
-            deepest = max([*tower.read, *(i + 1 for i, module in enumerate(tower.attention) if module in readers)])
+            deepest = max([*tower.states, *(i + 1 for i, module in enumerate(tower.attention) if module in readers)])
             if tower.head in readers:  # the pooling head reads the output of the last block
                 deepest = len(tower.attention)
             with Tap(readers, tower.segments) as tap, first_blocks(tower, deepest):
@@ -198,7 +199,8 @@ class TowerAdapter(Adapter):
         """Encode the pictures with `stages` inside the encoder.
 
         Return evidence of the remaining tokens, with `needs`, and the tokens as `Pruned` in the layout of the
-        arrangement. ValueError for samples with images and videos, and for several hidden states in `Tower.read`.
+        arrangement. ValueError for samples with images and videos, and for several hidden states in
+        `Tower.states`.
         """
         layout = arrangement.layout
         device = inputs["input_ids"].device
@@ -218,15 +220,17 @@ class TowerAdapter(Adapter):
         structural: list[Tensor] = []
         for modality, views in zip(present, views_of_modality, strict=True):
             tower = self.tower(modality, inputs)
-            if len(tower.read) > 1:
+            if len(tower.states) > 1:
                 raise ValueError(
-                    f"vision_feature_layer {list(tower.read)} reads hidden states of different lengths once tokens "
+                    f"vision_feature_layer {list(tower.states)} reads hidden states of different lengths once tokens "
                     "are dropped: read one layer, or use stages at 'projector'"
                 )
             modality_layout = rows_of(layout, views, device)
             blocks = [PreNorm(block) for block in tower.module.get_submodule("encoder.layers").children()]
             encoder_needs = [need for need in needs if need.site != "llm"]
-            inside = EncoderStages(blocks, tower.classes, modality_layout, stages, encoder_needs, feeding=tower.read[0])
+            inside = EncoderStages(
+                blocks, tower.classes, modality_layout, stages, encoder_needs, feeding=tower.states[0]
+            )
             with inside, first_blocks(tower, inside.deepest):
                 encoded = self.features(modality, inputs, tower)
             extra, tokens = self.ungrid(modality, encoded, tower)

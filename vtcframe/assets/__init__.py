@@ -1,4 +1,4 @@
-"""TODO: vtcframe/assets/__init__.py."""
+"""The bundled model and questions."""
 
 from importlib.resources import files
 from pathlib import Path
@@ -13,7 +13,7 @@ def bundled(path: str) -> str:
     if not path.startswith(BUNDLED):
         return path
     assets = Path(str(files("vtcframe") / "assets"))
-    known = sorted(folder.name for folder in assets.iterdir() if folder.is_dir())
-    if (name := path.removeprefix(BUNDLED)) not in known:
-        raise UsageError(f"nothing bundled is called {path!r}: use {', '.join(BUNDLED + name for name in known)}")
+    names = sorted(folder.name for folder in assets.iterdir() if folder.is_dir())
+    if (name := path.removeprefix(BUNDLED)) not in names:
+        raise UsageError(f"nothing bundled is called {path!r}: use {', '.join(BUNDLED + name for name in names)}")
     return str(assets / name)

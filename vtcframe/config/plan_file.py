@@ -17,7 +17,7 @@ from transformers.utils.hub import cached_file
 
 from vtcframe.atomic import write_atomic
 from vtcframe.config.parser import instantiate
-from vtcframe.config.plan_content import plan_content
+from vtcframe.config.plan_writing import plan_content
 from vtcframe.config.short_names import expand, is_import_path
 from vtcframe.core.budget import Budget
 from vtcframe.core.stages import Plan, Pruner, Stage, plan_for, plan_from_stages

@@ -9,8 +9,8 @@ from lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from vtcframe.assets import bundled
-from vtcframe.core.component_data import component_data
 from vtcframe.core.contracts import call_component
+from vtcframe.core.serialization import component_data
 from vtcframe.data.benchmarks.base import Benchmark
 from vtcframe.data.decode import load_sample
 from vtcframe.data.formats import read_groups, read_samples

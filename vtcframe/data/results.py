@@ -44,7 +44,7 @@ class Prediction:
     views: list[ViewRecord] | None = None  # if the run records them and tokens were scored
     error: str | None = None
     meta: dict[str, Any] = field(default_factory=dict)  # metadata of the sample that its benchmark needs for scores
-    # as data (see vtcframe.core.component_data): {"name": "VtcCls", "last": 3}, {"stages": [...]}, {"name": "unpruned"}
+    # as data (see vtcframe.core.serialization): {"name": "VtcCls", "last": 3}, {"stages": [...]}, {"name": "unpruned"}
     method: dict[str, Any] | None = None
 
     @classmethod

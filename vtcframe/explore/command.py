@@ -13,7 +13,7 @@ from vtcframe.errors import UsageError
 if TYPE_CHECKING:  # importing torch and gradio takes seconds; a misspelled option is reported earlier
     from gradio import Blocks
 
-    from vtcframe.explore.explain import Dtype
+    from vtcframe.explore.explainer import Dtype
 
 TINY = "vtcframe:tiny"
 
@@ -66,7 +66,7 @@ def page(path: str = TINY, dtype: "Dtype" = "float32", device: str = "cpu", atte
     Raises UsageError if gradio is not installed or the checkpoint cannot be loaded.
     """
     _check_extra()
-    from vtcframe.explore.explain import Explainer
+    from vtcframe.explore.explainer import Explainer
     from vtcframe.explore.page import build_page
     from vtcframe.explore.session import Questioner
 

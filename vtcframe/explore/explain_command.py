@@ -26,7 +26,7 @@ def main(arguments: list[str]) -> int:
     pruner = expand_text(_read_pruner(options.pruner), Kind("pruner"), "pruner")
     from vtcframe.config.parser import make_pruner
     from vtcframe.core.budget import Budget
-    from vtcframe.explore.explain import explain
+    from vtcframe.explore.explainer import explain
 
     try:
         budget = Budget(options.tokens, options.ratio)

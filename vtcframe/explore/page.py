@@ -15,7 +15,7 @@ from vtcframe.assets import bundled
 from vtcframe.data.formats import read_samples
 from vtcframe.data.results import Prediction
 from vtcframe.drawing import kept_tokens, score_map
-from vtcframe.explore.session import FRACTION, NONE, TOKENS, Outcome, Questioner, describe_error, method_names
+from vtcframe.explore.session import FRACTION, NONE, TOKENS, AnswerPair, Questioner, describe_error, method_names
 
 EXAMPLES = (
     "scene-007-color",
@@ -146,7 +146,7 @@ def _method(label: str, name: str, describe: Callable[..., str]) -> tuple[gradio
     return choice, gradio.HTML(describe(name, FRACTION, INITIAL_FRACTION))
 
 
-def render_answers(outcome: Outcome) -> str:
+def render_answers(outcome: AnswerPair) -> str:
     """Return the answers to a question as HTML with embedded pictures."""
     picture = outcome.pictures[0]
     assert isinstance(picture, Image.Image)  # the page does not support videos

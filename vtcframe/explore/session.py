@@ -16,7 +16,7 @@ from vtcframe.data.results import Prediction
 from vtcframe.data.sample import Sample
 from vtcframe.drawing import Picture, enlarged
 from vtcframe.errors import UsageError
-from vtcframe.explore.explain import Answers, Explainer, make_plans
+from vtcframe.explore.explainer import Answers, Explainer, make_plans
 from vtcframe.registry import entries
 
 FRACTION, TOKENS, NONE = "fraction", "tokens", "none"  # kinds of budget that the page offers
@@ -46,7 +46,7 @@ def parse_budget(kind: str, amount: float | None) -> Budget | None:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class AnswerPair:
     """The answers to one question."""
 
     unpruned: Prediction
@@ -72,7 +72,7 @@ class Questioner:
 
     def ask(
         self, picture: str | None, question: str | None, methods: Sequence[str | None], kind: str, amount: float | None
-    ) -> Outcome:
+    ) -> AnswerPair:
         """Answer a question about a picture file with each method, at one budget.
 
         A method is a name, or YAML with options. A method that fails does not affect the others. Raises UsageError for
@@ -91,7 +91,7 @@ class Questioner:
         if len(set(map(str, results))) == 1 and isinstance(results[0], str):
             raise UsageError(results[0])  # an error of all methods
         names = [method or "no method" for method in methods]
-        return Outcome(answers.unpruned, enlarged(answers.pictures, EDGE), list(zip(names, results, strict=True)))
+        return AnswerPair(answers.unpruned, enlarged(answers.pictures, EDGE), list(zip(names, results, strict=True)))
 
     def _answer(self, sample: Sample, plans: Sequence[Plan | str]) -> tuple[Answers, list[Prediction | str]]:
         """Answer with the unpruned model and each plan, after one encode. An error message in place of a plan stays."""

@@ -1,7 +1,7 @@
 """Stages inside an encoder: tokens are dropped or merged between attention and MLP of a block.
 
-While `EncoderStages` is open, the blocks of an encoder run in two halves, and stages act between them. The rest of the
-model runs unchanged, on the tokens that remain. On exit the blocks are restored.
+Inside `with EncoderStages(...)`, the blocks of an encoder run in two halves, and stages act between them. The rest of
+the model runs unchanged, on the tokens that remain. On exit the blocks are restored.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -29,10 +29,10 @@ from vtcframe.ops.gather import find_columns, scatter
 class EncoderStages:
     """`with EncoderStages(blocks, classes, layout, stages, needs) as inside:`, run the encoder, then `inside.evidence`.
 
-    `blocks` are all of the encoder in depth order, the output of the first `feeding` of which is read; `classes` is the
-    number of class tokens and registers in front; `layout` is that of the rows as they are encoded. `needs` are
-    gathered of the tokens that remain. ValueError for what cannot be done, before anything runs. The blocks are changed
-    for as long as it is open, for every thread that runs them.
+    `blocks` are all blocks of the encoder in depth order, and the output of the first `feeding` blocks is used;
+    `classes` is the number of class tokens and registers in front; `layout` is the layout of the rows in the order in
+    which they are encoded. `needs` are gathered of the remaining tokens. ValueError, before anything runs, for stages
+    and needs that cannot be served. Inside the `with` the blocks are changed for every thread that runs them.
     """
 
     def __init__(
@@ -46,15 +46,17 @@ class EncoderStages:
         feeding: int | None = None,
         has_class: bool | None = None,
     ) -> None:
-        self.blocks, self.classes = list(blocks), classes
+        self.blocks = list(blocks)
+        self.classes = classes
         self.feeding = len(self.blocks) if feeding is None else feeding
         self.keys = EncoderTokens(classes, None, has_class=classes > 0 if has_class is None else has_class)
-        self.needs, self.stages = tuple(needs), {stage.layer: stage for stage in stages}
+        self.needs = tuple(needs)
+        self.stages = {stage.layer: stage for stage in stages}
         for block, stage in self.stages.items():
             if block >= self.feeding:
                 raise ValueError(
                     f"{stage.at} is none of the {self.feeding} blocks whose output is read, 0 to {self.feeding - 1}: "
-                    f"give {type(stage.pruner).__name__} or its method other blocks"
+                    f"choose other blocks for {type(stage.pruner).__name__} or its method"
                 )
             if isinstance(stage.pruner, TokenMerger) and any(half.flash for half in self.blocks):
                 raise ValueError(
@@ -82,7 +84,9 @@ class EncoderStages:
         for k, half in list(enumerate(self.blocks))[self._first :]:
             attributes = vars(half.block)
             self._before.append((attributes, attributes.get("forward")))
-            attributes["forward"] = partial(self._run, k)  # of the instance: hooks of the module still run
+            attributes["forward"] = partial(
+                self._run, k
+            )  # attribute of the instance, so that hooks of the module still run
         return self
 
     def __exit__(self, *exception: Any) -> None:
@@ -94,7 +98,8 @@ class EncoderStages:
     @torch.no_grad()
     def _run(self, k: int, hidden: Tensor, *_: Any, **__: Any) -> Tensor:
         """Run block k, and the stage that acts in it."""
-        half, stage = self.blocks[k], self.stages.get(k)
+        half = self.blocks[k]
+        stage = self.stages.get(k)
         when = _when(stage)
         readings = [reading for reading in self._last_use if reading.block == k]
         readers = [*(reading.reader for reading in readings), *([FullAttention()] if when == "fused" else [])]
@@ -123,12 +128,14 @@ class EncoderStages:
 
     def _prune(self, k: int, hidden: Tensor) -> tuple[Tensor, Pruned]:
         """Return the hidden states that remain, class tokens in front, and what the stage returned."""
-        stage, patches, now = self.stages[k], hidden[:, self.classes :], self._now
-        found = {need: self._found(need, k + 1, hidden) for need in stage.pruner.needs}
-        pruned = stage.act(replace(now, tokens=patches, readings=found))
+        stage = self.stages[k]
+        patches = hidden[:, self.classes :]
+        now = self._now
+        readings = {need: self._gather(need, k + 1, hidden) for need in stage.pruner.needs}
+        pruned = stage.act(replace(now, tokens=patches, readings=readings))
         if len(pruned.place) != len(patches):
             raise ValueError(
-                f"{stage.pruner} joins a sample's views, which an encoder reads one by one: across='view' at {stage.at}"
+                f"{stage.pruner} joins the views of a sample, but an encoder runs each: use across='view' at {stage.at}"
             )
         self._scores.append((now.layout.column, pruned.scores))
         later: Any = {reading: x for reading, x in now.readings.items() if self._last_use[cast(Any, reading)] > k}
@@ -140,26 +147,27 @@ class EncoderStages:
         return torch.cat([hidden[:, : self.classes], pruned.tokens.to(hidden.dtype)], 1), pruned
 
     def _padding_and_sizes(self) -> Tensor | None:
-        """[V, T] what is added to the logits of keys; None where that is nothing."""
-        layout, size = self._now.layout, self._now.size
+        """Return the bias on the attention logits of keys, [V, T]; None without padding and token sizes."""
+        layout = self._now.layout
+        size = self._now.size
         if size is None and bool((layout.count == layout.column.shape[1]).all()):
             return None
         return pad(token_sizes(self._now).log().masked_fill(~layout.valid, -torch.inf), (self.classes, 0))
 
     def _readings(self, need: Need, run: int, feeding: int | None = None) -> list[BlockReading]:
-        """Return the readings that serve a need when `run` blocks run, of which `feeding` feed (None: all)."""
+        """Return the readings of a need after `run` blocks, of which the first `feeding` are used (None: all)."""
         if refusal := encoder_refusal(need, self.keys):
-            raise ValueError(f"{need} cannot be gathered of an encoder that is pruned inside: {refusal}")
+            raise ValueError(f"{need} cannot be gathered of an encoder with stages inside: {refusal}")
         if not isinstance(need, AttentionNeed):
             return []
         count = (feeding or run) if need.blocks == "feeding" else len(self.blocks)
         layers = [layer + count if layer < 0 else layer for layer in need.layers]
         if not all(0 <= layer < run for layer in layers):
-            raise ValueError(f"{need} asks for a block beyond the {run} that have run by then: use blocks='feeding'")
+            raise ValueError(f"{need} needs a block beyond the {run} that have run before: use blocks='feeding'")
         reader = reader_of(need, self.keys)
         return [BlockReading(layer, reader, need.axes[1:]) for layer in layers]
 
-    def _found(self, need: Need, run: int, hidden: Tensor, feeding: int | None = None) -> Tensor:
+    def _gather(self, need: Need, run: int, hidden: Tensor, feeding: int | None = None) -> Tensor:
         if isinstance(need, HiddenNeed):
             return need.read_encoder(hidden[:, self.classes :], hidden[:, 0] if self.keys.has_class else None)
         readings: Mapping[Any, Tensor] = self._now.readings
@@ -167,18 +175,18 @@ class EncoderStages:
 
     @property
     def hidden(self) -> Tensor:
-        """[V, T, C] the output of the last feeding block, class tokens in front."""
+        """The output of the last block that is used, [V, T, C], class tokens in front."""
         assert self._hidden is not None, "the encoder was not run"
         return self._hidden
 
     def evidence(self, tokens: Tensor | None = None) -> Evidence:
-        """Return `needs` of the tokens that remain; `tokens` [V, N, D] replace the patches' hidden states."""
+        """Return evidence of the remaining tokens with `needs`; `tokens` [V, N, D] replace the hidden states."""
         hidden = self.hidden
-        found = {need: self._found(need, len(self.blocks), hidden, self.feeding) for need in self.needs}
-        return replace(self._now, tokens=hidden[:, self.classes :] if tokens is None else tokens, readings=found)
+        readings = {need: self._gather(need, len(self.blocks), hidden, self.feeding) for need in self.needs}
+        return replace(self._now, tokens=hidden[:, self.classes :] if tokens is None else tokens, readings=readings)
 
     def scores(self, layout: Layout) -> Tensor:
-        """[V, N] float32 by the whole `layout`: the last score that each token got."""
+        """Return the last score of each token in the layout before pruning, [V, N] float32."""
         scores = torch.zeros(layout.column.shape, device=layout.column.device, dtype=torch.float32)
         for column, stage_scores in self._scores:
             scores = scatter(scores, find_columns(column, layout), stage_scores)
@@ -190,7 +198,7 @@ def _when(stage: Stage | None) -> MergeTime | None:
 
 
 def stacked(parts: Sequence[Evidence], order: Tensor, layout: Layout) -> Evidence:
-    """Make one evidence of several encoders' rows; `order` [V] puts them into the order of `layout`."""
+    """Concatenate the evidence of several encoders; `order` [V] sorts its rows in the order of `layout`."""
     width = max(part.layout.column.shape[1] for part in parts)
 
     def stack(tensors: Sequence[Tensor], axes: str, empty: float = 0) -> Tensor:
@@ -205,8 +213,8 @@ def stacked(parts: Sequence[Evidence], order: Tensor, layout: Layout) -> Evidenc
         column=stack([part.layout.column for part in parts], "VN", -1),
         centre=stack([part.layout.centre for part in parts], "VNC", torch.nan),
     )
-    found = {need: stack([part[need] for part in parts], need.axes) for need in parts[0].readings}
-    return Evidence(stack([part.tokens for part in parts], "VNC"), rows, found)
+    readings = {need: stack([part[need] for part in parts], need.axes) for need in parts[0].readings}
+    return Evidence(stack([part.tokens for part in parts], "VNC"), rows, readings)
 
 
 def rows_of(layout: Layout, views: Tensor, device: torch.device) -> Layout:

@@ -1,4 +1,4 @@
-"""Blocks of an encoder in two halves, between which stages act."""
+"""Blocks of an encoder, split into two halves between which stages act."""
 
 from abc import ABC, abstractmethod
 from typing import Any

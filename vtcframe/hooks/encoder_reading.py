@@ -1,4 +1,4 @@
-"""What blocks of an encoder are read by: needs of attention as readers of a tap, and readings of a block."""
+"""Readers of encoder blocks: needs of attention as readers of a tap, and the readings of a block."""
 
 from dataclasses import dataclass
 
@@ -21,12 +21,12 @@ class NeedReader:
 
 
 def reader_of(need: AttentionNeed, tokens: EncoderTokens) -> NeedReader:
-    """Return the reader of a need; needs of different layers that read the same have equal readers."""
+    """Return the reader of a need; needs that differ only in their layers have equal readers."""
     return NeedReader(need.reading(tokens), tokens)
 
 
 def encoder_refusal(need: Need, tokens: EncoderTokens) -> str:
-    """Say why an encoder with such tokens cannot serve a need, and the cure; "" where it can."""
+    """Return why an encoder with such tokens cannot serve a need, and the cure; "" if it can."""
     if need.site != "encoder":
         return f"it is read at the site {need.site!r}"
     if isinstance(need, AttentionNeed | HiddenNeed):
@@ -36,7 +36,7 @@ def encoder_refusal(need: Need, tokens: EncoderTokens) -> str:
 
 @dataclass(frozen=True)
 class FullAttention:
-    """[B, H, T, T] float32: the whole attention matrix."""
+    """[B, H, T, T] float32: the complete attention matrix."""
 
     def __call__(self, call: KernelCall) -> Tensor:
         logits = call.query.float() * call.scaling @ call.key.float().transpose(-1, -2)
@@ -50,4 +50,4 @@ class BlockReading:
 
     block: int
     reader: Reader
-    axes: str  # those of the need without L: "VHN", "VHNC"
+    axes: str  # axes of the need without L: "VHN", "VHNC"

@@ -47,6 +47,12 @@ def intercept_attention(modules: Collection[nn.Module], listener: Listener) -> I
             _LISTENERS.set(tuple(other for other in _LISTENERS.get() if other is not entry))
 
 
+def _exclude_from_graphs(notify: Callable[..., None]) -> Callable[..., None]:
+    """Return a function that torch.compile calls and does not trace: it could not see the listeners of this context."""
+    dynamo = sys.modules.get("torch._dynamo")  # imported if any model is compiled
+    return notify if dynamo is None else dynamo.disable(notify)
+
+
 def _notify(module: nn.Module, query: Tensor, key: Tensor, mask: Tensor | None, options: dict[str, Any]) -> None:
     for modules, listener in _LISTENERS.get():
         if module in modules:
@@ -115,11 +121,12 @@ def _uninstall(place: Place) -> None:
 
 def _intercepting_kernel(name: str) -> Callable[..., Any]:
     kernel = ALL_ATTENTION_FUNCTIONS.get(name)
+    notify = _exclude_from_graphs(_notify)
 
     def attention(
         module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, *args, **options
     ):  # Qwen's towers name the mask
-        _notify(module, query, key, attention_mask, options)
+        notify(module, query, key, attention_mask, options)
         return (kernel or _eager(module))(module, query, key, value, attention_mask, *args, **options)
 
     return attention
@@ -136,7 +143,7 @@ def _eager(module: nn.Module) -> Callable[..., Any]:
 
 
 def _intercepting_forward(module: nn.Module) -> Callable[..., Any]:
-    plain, show = module.forward, partial(_notify, module)
+    plain, show = module.forward, partial(_exclude_from_graphs(_notify), module)
     if isinstance(module, nn.MultiheadAttention):
         # Its kernel gets query and key in many ways, some inside C++, so they are projected once more here.
         def projecting(*args: Any, **options: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Evidence read inside the language model: needs split by layer, whether they can be served, and what was read."""
+"""Evidence of the language model: needs are checked, split by layer, and gathered while the layers run."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
@@ -16,17 +16,17 @@ from vtcframe.hooks.llm_segment import Segment
 
 
 def llm_needs(needs: Iterable[Need]) -> tuple[LayerNeed, ...]:
-    """Return those of `needs` that are read of the language model."""
+    """Return those of `needs` that the language model serves."""
     return tuple(cast(LayerNeed, need) for need in needs if need.site == "llm")
 
 
 def split_by_layer(need: LayerNeed, base: int) -> tuple[LayerNeed, ...]:
-    """Return a need of the language model layer by layer; negative layers count back from `base`."""
+    """Return a need of the language model split by layer; negative layers count back from `base`."""
     return tuple(need.at_layer(layer + base if layer < 0 else layer) for layer in need.layer_numbers)
 
 
 def layer_of(part: LayerNeed) -> int:
-    """Return the layer that one part of a split need reads."""
+    """Return the layer of a part of a split need."""
     return part.layer_numbers[0]
 
 
@@ -41,23 +41,24 @@ def check_needs(needs: Iterable[Need], depth: int, at: int | None = None) -> Non
             )
         if refusal := need.llm_refusal():
             raise ValueError(f"{need}: {refusal}")
-        # attention of layer K itself can be read before it runs, the hidden states that it returns cannot
+        # before layer K runs, its attention can be read, but not the hidden states that it returns
         last = depth - 1 if at is None else at - isinstance(need.source, HiddenNeed)
         for part in split_by_layer(need, depth if at is None else at):
             if not 0 <= layer_of(part) <= last:
-                raise ValueError(f"{need} asks for layer {layer_of(part)}: 0 to {last} can be read {where}")
+                raise ValueError(f"{need} needs layer {layer_of(part)}: 0 to {last} can be read {where}")
 
 
 class LlmReadings:
-    """The evidence that stages and a caller need of the language model, and what has been read of it so far.
+    """The readings of the language model that stages and a caller need, as far as they are gathered.
 
-    Parts of needs, one layer each, are read while the layers run, and shared by all needs that have them. The parts
-    that stages in between leave over are regrouped with the tokens.
+    Parts of needs, one layer each, are gathered while the layers run, and shared by all needs that contain them. When a
+    stage drops tokens, the readings of the remaining tokens are kept.
     """
 
     def __init__(self, evidence: Evidence, stages: Mapping[int, Stage], needs: Iterable[Need], depth: int) -> None:
-        self.needs, self.depth = llm_needs(needs), depth
-        self.evidence = evidence  # its `readings` holds parts of needs
+        self.needs = llm_needs(needs)
+        self.depth = depth
+        self.evidence = evidence  # its `readings` are by part
         self.last_use: dict[LayerNeed, int] = {}  # part -> the last layer before which it is needed; `depth`: after all
         self.ahead: dict[int, list[LayerNeed]] = {}  # parts of a layer that are read before the stage at it acts
         for layer, stage in stages.items():
@@ -71,17 +72,17 @@ class LlmReadings:
 
     @property
     def first_layer(self) -> int:
-        """The first layer that is read; `depth` where none is."""
+        """The first layer with readings; `depth` if there is none."""
         return 0 if self.preparations else min([self.depth, *map(layer_of, self.last_use)])
 
     @property
     def attention_layers(self) -> set[int]:
-        """The layers whose attention is read."""
+        """The layers with readings of attention."""
         return {layer_of(part) for part in self.last_use if isinstance(part.source, AttentionNeed)}
 
     @property
     def complete(self) -> bool:
-        """Whether all parts have been read."""
+        """Whether all parts have been gathered."""
         return self.last_use.keys() <= self.evidence.readings.keys()
 
     def prepare(self, embeddings: Tensor, segment: Segment) -> None:
@@ -90,46 +91,48 @@ class LlmReadings:
             self.preparations = {function: function(embeddings, segment.prompts) for function in self.preparations}
 
     def read_states(self, layer: int, states: Callable[[], Tensor], segment: Segment) -> None:
-        """Read what is needed of the hidden states after a layer; `states()` [P, L, C] applies the last norm."""
+        """Gather the readings of hidden states after a layer; `states()` [P, L, C] applies the last norm."""
         parts = [part for part, use in self.last_use.items() if layer_of(part) == layer and use > layer]
         parts = [part for part in parts if isinstance(part.source, HiddenNeed)]
         if parts:
-            hidden, results = states(), {}
+            hidden = states()
+            results = {}
             for need in {part.source for part in parts}:
                 results[need] = cast(HiddenNeed, need).read_llm(hidden, segment.prompts)
-            self._add({part: self._arranged(part, results[part.source], segment) for part in parts})
+            self._add({part: self._arrange(part, results[part.source], segment) for part in parts})
 
     def read_attention(
         self, layer: int, call: KernelCall, segment: Segment, rotary: tuple[Tensor, Tensor] | None, ahead: bool
     ) -> None:
-        """Read what is needed of a layer's attention; `ahead` of the stage at it only what that stage needs."""
+        """Gather the readings of the attention of a layer; with `ahead` only those of the stage before it."""
         parts = self.ahead[layer] if ahead else [part for part, use in self.last_use.items() if use > layer]
         parts = [part for part in parts if isinstance(part.source, AttentionNeed) and layer_of(part) == layer]
-        prompts, results = replace(segment.prompts, rotary=rotary), {}
+        prompts = replace(segment.prompts, rotary=rotary)
+        results = {}
         for need in {cast(AttentionNeed, part.source) for part in parts}:
             prepared = self.preparations[need.preparation] if need.preparation else None
             prepared = None if prepared is None else segment.of_first_slots(prepared)
             results[need] = need.read_llm(call, replace(prompts, prepared=prepared))
-        self._add({part: self._arranged(part, results[part.source], segment) for part in parts})
+        self._add({part: self._arrange(part, results[part.source], segment) for part in parts})
 
-    def found(self, need: Need, base: int) -> Tensor:
-        """Return the evidence of a need; its negative layers count back from `base`."""
+    def readings_of(self, need: Need, base: int) -> Tensor:
+        """Return the readings of a need; its negative layers count back from `base`."""
         if need.site != "llm":
             return self.evidence[need]
         parts = [self.evidence[part] for part in split_by_layer(cast(LayerNeed, need), base)]
         return torch.cat(parts) if need.axes.startswith("L") else parts[0]
 
     def drop(self, layer: int, tokens: Tensor, pruned: Pruned) -> None:
-        """Keep of the evidence what later stages need, of the tokens that remain after the stage at `layer`."""
-        found = self.evidence.readings.items()
-        later: Any = {need: x for need, x in found if self.last_use.get(cast(Any, need), self.depth) > layer}
+        """Keep the readings that later stages need, of the tokens that remain after the stage at `layer`."""
+        readings = self.evidence.readings.items()
+        later: Any = {need: x for need, x in readings if self.last_use.get(cast(Any, need), self.depth) > layer}
         self.evidence = replace(self.evidence, tokens=tokens, readings=later).restrict_to(pruned)
 
-    def _add(self, found: Mapping[Any, Tensor]) -> None:
-        self.evidence = replace(self.evidence, readings={**self.evidence.readings, **found})
+    def _add(self, readings: Mapping[Any, Tensor]) -> None:
+        self.evidence = replace(self.evidence, readings={**self.evidence.readings, **readings})
 
-    def _arranged(self, part: LayerNeed, result: Tensor, segment: Segment) -> Tensor:
-        """[P, H, L], [P, G, L, d] or [P, L, C] as the axes of a part say."""
+    def _arrange(self, part: LayerNeed, result: Tensor, segment: Segment) -> Tensor:
+        """Return a result [P, H, L], [P, G, L, d] or [P, L, C] in the order of the axes of a part."""
         if isinstance(part.source, AttentionNeed):
             result = result.transpose(1, 2)  # [P, L, H(, d)]
         if part.axes == "PTC":

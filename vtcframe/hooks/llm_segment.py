@@ -1,4 +1,4 @@
-"""The prompts as consecutive layers of the language model read them, and the masks of such layers."""
+"""The prompts of consecutive layers of the language model between stages, and the masks of these layers."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -23,25 +23,25 @@ from vtcframe.ops.views import overview_of
 
 
 def layer_types(config: Any) -> Sequence[str] | None:
-    """Return the kind of attention of each layer, None where the configuration names none."""
+    """Return the kind of attention of each layer, None if the configuration names none."""
     return getattr(config, "layer_types", None)
 
 
 @dataclass(frozen=True)
 class Segment:
-    """What consecutive layers read: prompts padded on the left. Everything is on the CPU: the numbers are small."""
+    """The prompts of consecutive layers, padded on the left. All tensors are small and on the CPU."""
 
-    column: Tensor  # [P, L] the position of each slot in its own prompt, -1 = padding
-    columns: int  # of the longest prompt, before anything was dropped
-    visual: Evidence  # the layout of the visual tokens in it; tokens without channels
-    structural: Structural | None  # newlines and their like, of the whole prompts
-    first_slot: Tensor  # [P, L] the slot of the first segment whose rotary position is taken
-    previous_slot: Tensor  # [P, L] that slot in the segment before
-    new_position: Tensor | None = None  # [P, L] its position, where a stage has numbered the tokens anew
+    column: Tensor  # [P, L] the position of each slot in the original prompt, -1 = padding
+    columns: int  # number of columns of the longest original prompt
+    visual: Evidence  # layout of the visual tokens; its tokens have no channels
+    structural: Structural | None  # structural tokens of the original prompts
+    first_slot: Tensor  # [P, L] the slot of the first segment whose rotary position a slot has
+    previous_slot: Tensor  # [P, L] the same slot in the previous segment
+    new_position: Tensor | None = None  # [P, L] position of each slot after a stage with compact positions
 
     @classmethod
     def first(cls, column: Tensor, evidence: Evidence) -> "Segment":
-        """Lay out prompts [P, L] whose visual tokens are those of `evidence`."""
+        """Return the segment of prompts [P, L] with the visual tokens of `evidence`."""
         layout, structural = evidence.layout, evidence.structural
         places = {name: getattr(layout, name).cpu() for name in ("grid", "column", "centre")}
         visual = Evidence(torch.zeros(*layout.column.shape, 0, dtype=torch.float32), replace(layout, **places))
@@ -60,7 +60,9 @@ class Segment:
         """[P, columns] the slot of each column of the prompts, -1 where its token was dropped."""
         slot = torch.full((len(self.column), self.columns + 1), -1)
         index = torch.arange(self.column.shape[1]).expand(self.column.shape)
-        return slot.scatter_(1, self.column % (self.columns + 1), index)[:, :-1]  # padding goes to the last
+        return slot.scatter_(1, self.column % (self.columns + 1), index)[
+            :, :-1
+        ]  # padding is written to an extra column
 
     @cached_property
     def slot_of_token(self) -> Tensor:
@@ -78,7 +80,7 @@ class Segment:
 
     @cached_property
     def text_after(self) -> Tensor:
-        """[P] how many tokens come after the last visual one; all where there is none."""
+        """[P] number of tokens after the last visual token; all tokens if there is none."""
         last = self.real.long().argmax(1) - 1
         if self.slot_of_token.numel():
             last = last.scatter_reduce(0, self.visual.layout.sample, self.slot_of_token.amax(1), "amax")
@@ -86,15 +88,15 @@ class Segment:
 
     @cached_property
     def prompts(self) -> PromptTokens:
-        """The prompts as needs read them."""
+        """The prompts in the form that needs get."""
         layout, token_slot, (count, length) = self.visual.layout, self.slot_of_token, self.column.shape
         candidate = torch.zeros(count, length + 1, dtype=torch.bool)
         after_view = torch.full((count, length + 1), length - 1)
         sample = layout.sample[:, None].expand(token_slot.shape)
-        index = token_slot % (length + 1)  # padding goes to the last
+        index = token_slot % (length + 1)  # padding is written to an extra column
         candidate[sample, index] = True
         if token_slot.numel():
-            crop = overview_of(layout) >= 0  # crops of a picture end together, with the last of them
+            crop = overview_of(layout) >= 0  # all crops of a picture end with the last crop
             picture = torch.stack([layout.sample, layout.image, layout.frame], 1)
             together = (picture[:, None] == picture).all(-1) & crop[:, None] & crop
             together |= torch.eye(len(crop), dtype=torch.bool)
@@ -104,27 +106,27 @@ class Segment:
         return PromptTokens(self.column, layout.key, candidate[:, :-1], text_start, after_view[:, :-1])
 
     def of_first_slots(self, x: Tensor) -> Tensor:
-        """[P, L0, ...] of the first segment's slots -> [P, L, ...] of these slots, 0 at padding."""
+        """[P, L0, ...] at the slots of the first segment -> [P, L, ...] at the slots of this one, 0 at padding."""
         slot, real = self.first_slot.to(x.device), self.real.to(x.device)
         trailing = [1] * (x.ndim - 2)
         picked = x.gather(1, slot.view(*slot.shape, *trailing).expand(*slot.shape, *x.shape[2:]))
         return picked.masked_fill(~real.view(*real.shape, *trailing), 0)
 
     def tokens_of(self, x: Tensor) -> Tensor:
-        """[P, L, ...] -> [V, N, ...] of the visual tokens, 0 at padding."""
+        """[P, L, ...] -> [V, N, ...] at the visual tokens, 0 at padding."""
         sample, slot = self.visual.layout.sample.to(x.device)[:, None], self.slot_of_token.to(x.device)
         picked = x[sample, slot.clamp(min=0)]
         return picked.masked_fill((slot < 0).view(*slot.shape, *[1] * (picked.ndim - 2)), 0)
 
     def text_of(self, x: Tensor) -> Tensor:
-        """[P, L, C] -> [P, T, C] of the tokens after the last visual one, NaN where there are fewer."""
+        """[P, L, C] -> [P, T, C] at the tokens after the last visual token, NaN if a prompt has fewer."""
         count, length = max(1, int(self.text_after.max())), x.shape[1]
         index = torch.arange(count) + (length - self.text_after)[:, None]
         text = x.gather(1, index.clamp(max=length - 1).to(x.device)[..., None].expand(-1, -1, x.shape[2]))
         return text.float().masked_fill((index >= length).to(x.device)[..., None], torch.nan)
 
     def after(self, place: Tensor, sample: Tensor, compact: bool) -> "Segment":
-        """Return the segment after a stage, by place [V, M] and sample [V] of its `Pruned`, on the CPU."""
+        """Return the segment after a stage, from place [V, M] and sample [V] of its `Pruned`, on the CPU."""
         joins = not torch.equal(self.visual.layout.sample, sample)
         old = replace(self, visual=self.visual.join_views()) if joins else self
         pruned = Pruned(
@@ -143,7 +145,7 @@ class Segment:
         text = self.real & ~self.prompts.candidate
         text[self.structural_slots] = False
         stays[text.nonzero()[:, 0], self.column[text]] = True
-        # which slot's position each column takes: a merger may give a token the place of another
+        # the slot whose position each column takes: a merged token may take the place of another token
         slot = self.slot.clone()
         slot[owner[real], token_column[real]] = old.slot_of_token.gather(1, place.clamp(min=0))[real]
 
@@ -160,7 +162,7 @@ class Segment:
 
 
 def layer_kind(config: Any, i: int) -> str | None:
-    """Return the kind of attention of layer i, None where the configuration names none."""
+    """Return the kind of attention of layer i, None if the configuration names none."""
     types = layer_types(config)
     return types[i] if types else None
 
@@ -168,8 +170,9 @@ def layer_kind(config: Any, i: int) -> str | None:
 def layer_mask(
     config: Any, i: int, hidden: Tensor, real: Tensor | None, cache: Any, blocks: Tensor | None = None
 ) -> Tensor | None:
-    """Return the mask of layer i as the model's own kernel takes it; `real` [P, keys] bool, None without padding."""
-    kind, window = layer_kind(config, i), getattr(config, "sliding_window", None)
+    """Return the mask of layer i in the form of its kernel; `real` [P, keys] bool is None without padding."""
+    kind = layer_kind(config, i)
+    window = getattr(config, "sliding_window", None)
     options = {
         "config": config,
         "inputs_embeds": hidden,

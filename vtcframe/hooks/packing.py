@@ -1,4 +1,4 @@
-"""How one call of a kernel becomes `KernelCall`s: one for each of the sequences that are packed in it."""
+"""Conversion of a call of a kernel to `KernelCall`s, one for each sequence that is packed in it."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ class PackedSequences:
     """Sequences that are concatenated in every call and attend only to themselves (Pixtral)."""
 
     lengths: Sequence[int]
-    order: Tensor  # [K] an order of each sequence's own keys that puts the patches of a token one after another
+    order: Tensor  # [K] an order of keys within each sequence in which the patches of a token are consecutive
 
 
 def calls_of(
@@ -34,7 +34,7 @@ def calls_of(
     if packed is not None:
         order, lengths = packed.order.to(query.device), list(packed.lengths)
         query, key = query[:, :, order], key[:, :, order]
-    elif bounds is not None:  # sequences packed one after another, as FlashAttention takes them
+    elif bounds is not None:  # concatenated sequences, as for FlashAttention
         lengths = bounds.diff().tolist()
     else:
         yield KernelCall(query, key, mask, scaling, causal, options.get("sliding_window"))

@@ -46,7 +46,7 @@ class Tap:
         )
 
     def __enter__(self) -> "Tap":
-        self._interception = intercept_attention(self.readers.keys(), self.see)
+        self._interception = intercept_attention(self.readers.keys(), self.read_call)
         self._interception.__enter__()
         return self
 
@@ -54,7 +54,7 @@ class Tap:
         self._interception.__exit__(*exception)
 
     @torch.no_grad()
-    def see(
+    def read_call(
         self, module: nn.Module, query: Tensor, key: Tensor, mask: Tensor | None, options: Mapping[str, Any]
     ) -> None:
         """Pass one kernel call to the readers of its module."""

@@ -18,7 +18,7 @@ from vtcframe.core.method import Method
 from vtcframe.core.needs import Need
 from vtcframe.core.pipeline import Pipeline, gather
 from vtcframe.core.pruned import Pruned
-from vtcframe.ops.density_peaks import cluster_by_peaks
+from vtcframe.ops.clustering import cluster_by_peaks
 from vtcframe.ops.quotas import apportion
 
 

@@ -11,7 +11,7 @@ from vtcframe.core.evidence import Evidence
 from vtcframe.core.method import MethodCard
 from vtcframe.core.needs import ClsProxy, HiddenStates, Need
 from vtcframe.methods._frames import FrameMerging, check_shares, clean_tokens, segment_bounds, view_means
-from vtcframe.ops.density_peaks import density_peaks
+from vtcframe.ops.clustering import density_peaks
 from vtcframe.ops.gather import highest
 from vtcframe.ops.similarity import unit_vectors
 from vtcframe.ops.views import first_frames

@@ -16,7 +16,7 @@ from vtcframe.core.method import Method, MethodCard
 from vtcframe.core.pipeline import Pipeline
 from vtcframe.core.stages import Stage
 from vtcframe.methods._frames import StaticPatchMerging, check_shares, segment_bounds, view_means
-from vtcframe.ops.density_peaks import density_peaks, nearest_peak
+from vtcframe.ops.clustering import density_peaks, nearest_peak
 from vtcframe.ops.similarity import unit_vectors
 from vtcframe.ops.views import first_frames
 

@@ -22,7 +22,7 @@ from vtcframe.core.pruned import Pruned
 from vtcframe.core.stages import Positions, Pruner, Stage
 from vtcframe.core.text_readers import PromptTokens, query_starts, text_rows
 from vtcframe.core.verbs import Merger, Scorer
-from vtcframe.ops.density_peaks import density_peaks
+from vtcframe.ops.clustering import density_peaks
 from vtcframe.ops.gather import gather_tokens, highest, kept_places, real_tokens
 from vtcframe.ops.similarity import group_sums
 

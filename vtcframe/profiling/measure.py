@@ -14,7 +14,7 @@ from vtcframe.core.method import Method
 from vtcframe.core.pipeline import Pipeline
 from vtcframe.core.stages import Plan
 from vtcframe.inference.compressed import Compressed
-from vtcframe.profiling.tables import Answer, Batch, Run, Series
+from vtcframe.profiling.tables import Answer, BatchTimings, RunTimings, Series
 from vtcframe.profiling.timing import read_clocks, run_rounds, time_rounds
 
 Value = TypeVar("Value")
@@ -191,7 +191,9 @@ def measure_answers(
 
 
 @torch.no_grad()
-def measure_batch(model: Any, cases: Sequence[Compressed], inputs: Inputs, lengths: Sequence[int], count: int) -> Batch:
+def measure_batch(
+    model: Any, cases: Sequence[Compressed], inputs: Inputs, lengths: Sequence[int], count: int
+) -> BatchTimings:
     """Measure the unpruned model and `cases` on one batch, with answers of each of `lengths` tokens.
 
     Complete runs and stages are measured in separate rounds, `count` of each, because stages need synchronization.
@@ -209,11 +211,13 @@ def measure_batch(model: Any, cases: Sequence[Compressed], inputs: Inputs, lengt
     )
     first = results[0]
     before = _mean(first.tokens_before)
-    return Batch(
+    return BatchTimings(
         len(inputs["input_ids"]),
-        Run("unpruned", before, *unpruned, [before] * first.tokens_per_layer.shape[1], _mean(first.kv_bytes_before)),
+        RunTimings(
+            "unpruned", before, *unpruned, [before] * first.tokens_per_layer.shape[1], _mean(first.kv_bytes_before)
+        ),
         [
-            Run(
+            RunTimings(
                 str(case.plan),
                 _mean(result.tokens_after),
                 *costs,

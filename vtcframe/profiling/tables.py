@@ -99,7 +99,7 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Run:
+class RunTimings:
     """Costs of one method at one budget, or of the unpruned model."""
 
     method: str
@@ -113,12 +113,12 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Batch:
+class BatchTimings:
     """All runs on batches of `size` samples. Values of the same round are paired."""
 
     size: int
-    unpruned: Run
-    pruned: list[Run]
+    unpruned: RunTimings
+    pruned: list[RunTimings]
 
 
 def per_token(answers: Sequence[Answer]) -> Series | None:
@@ -140,7 +140,7 @@ def format_verdict(speed: Estimate) -> str:
     return f"slower: {text}" if speed.high < 1 else f"not shown to be faster: {text}"
 
 
-def format_tables(batch: Batch, unit: Unit) -> list[str]:
+def format_tables(batch: BatchTimings, unit: Unit) -> list[str]:
     """Return the lines of a batch's Markdown tables: complete runs, stages, and sizes."""
     runs = [batch.unpruned, *batch.pruned]
     lines = [f"## Batch {batch.size}", "", "Complete runs.", "", *format_head(COMPLETE_RUNS)]
@@ -156,7 +156,7 @@ def format_tables(batch: Batch, unit: Unit) -> list[str]:
     return [*lines, *(format_row(_size_cells(run)) for run in runs), ""]
 
 
-def _run_cells(run: Run, answer: Answer, baseline: Answer, unit: Unit) -> list[object]:
+def _run_cells(run: RunTimings, answer: Answer, baseline: Answer, unit: Unit) -> list[object]:
     seconds = answer.times.by(unit)
     cells: list[object] = [answer.length, run.method, f"{run.tokens:g}", estimate(seconds)]
     if answer is baseline:
@@ -172,7 +172,7 @@ def _run_cells(run: Run, answer: Answer, baseline: Answer, unit: Unit) -> list[o
     return [*cells, f"{bound:.2f}x", f"{speed.median / bound:.2f}"]
 
 
-def _stage_cells(run: Run, unit: Unit) -> list[object]:
+def _stage_cells(run: RunTimings, unit: Unit) -> list[object]:
     times = {step: series.by(unit) for step, series in run.stages.items()}
     if (token := per_token(run.answers)) is not None:
         times["token"] = token.by(unit)
@@ -187,7 +187,7 @@ def _stage_cells(run: Run, unit: Unit) -> list[object]:
     return [*cells, ratio([100 * x for x in pruning], model), ratio(until_pruned, times["vision"])]
 
 
-def _size_cells(run: Run) -> list[object]:
+def _size_cells(run: RunTimings) -> list[object]:
     layers = ", ".join(f"{len(list(group))} x {count:g}" for count, group in groupby(run.layer_tokens))
     cells: list[object] = [
         run.method,

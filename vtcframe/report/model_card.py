@@ -9,7 +9,7 @@ from huggingface_hub.repocard_data import eval_results_to_model_index
 
 import vtcframe
 from vtcframe.core.budget import Budget
-from vtcframe.core.component_data import component_from_data, constructor_call, stage_data
+from vtcframe.core.serialization import component_from_data, constructor_call, stage_data
 from vtcframe.core.stages import plan_for
 from vtcframe.data.results import format_budget
 from vtcframe.registry import entries as registered

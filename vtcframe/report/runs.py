@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from vtcframe.core.component_data import UNPRUNED as UNTOUCHED
+from vtcframe.core.serialization import UNPRUNED as UNTOUCHED
 from vtcframe.data.benchmarks.base import Benchmark
 from vtcframe.data.old_rows import convert_run
 from vtcframe.data.results import Prediction, Score, columns, format_budget, mean_scores

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from vtcframe.adapters.arrangement import Arrangement
 from vtcframe.adapters.base import adapter_for
-from vtcframe.core.component_data import UNPRUNED, budget_data, stage_data
 from vtcframe.core.contracts import RESOURCE_ERRORS
+from vtcframe.core.serialization import UNPRUNED, budget_data, stage_data
 from vtcframe.core.stages import Plan, Stage, plan_from_stages
 from vtcframe.data.datamodule import Questions
 from vtcframe.data.processor import processor_inputs

@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from vtcframe.core.component_data import UNPRUNED, budget_data, plan_data
 from vtcframe.core.layout import Layout
 from vtcframe.core.pruned import Pruned
+from vtcframe.core.serialization import UNPRUNED, budget_data, plan_data
 from vtcframe.core.stages import Plan
 from vtcframe.data.results import Prediction, ViewRecord
 from vtcframe.data.sample import Sample

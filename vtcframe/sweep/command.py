@@ -16,7 +16,7 @@ from vtcframe.errors import UnfinishedError, UsageError
 from vtcframe.runs.baselines import CONFIGURATION
 from vtcframe.runs.shards import HEARTBEAT_S, is_locked
 from vtcframe.sweep.config import read_sweep
-from vtcframe.sweep.planning import PlannedRun, is_finished, plan_runs
+from vtcframe.sweep.planning import PlannedRun, is_run_finished, plan_runs
 
 LOGGER = logging.getLogger(__name__)
 FAILED, UNUSABLE, INTERRUPTED = 1, 2, 3  # exit status, as of `vtcframe predict`
@@ -58,7 +58,7 @@ def main(
         if status:
             LOGGER.error("%s: %s", folder, _describe_status(status))
     folder = Path(sweep.folder)
-    if any(is_finished(manifest.parent) for manifest in folder.rglob("run.json")):
+    if any(is_run_finished(manifest.parent) for manifest in folder.rglob("run.json")):
         after_runs(folder)
     return max((status if status in (0, FAILED, UNUSABLE) else INTERRUPTED for status in statuses.values()), default=0)
 
@@ -81,7 +81,7 @@ def start_run(run: PlannedRun) -> int:
         except OSError as error:
             raise UsageError(f"cannot write {file}: {error.strerror or error}") from error
     _wait_for_other_process(run.folder)
-    return 0 if is_finished(run.folder) else predict(file)
+    return 0 if is_run_finished(run.folder) else predict(file)
 
 
 def predict(config: Path) -> int:

@@ -65,7 +65,7 @@ class Sweep:
     def _with_seeds(self, config: Any) -> list[Any]:
         expanded = expand(config, PRUNER, "pruners")
         options = expanded.get("init_args", {})
-        pruner = make_pruner(config)
+        pruner = read_pruner(config)
         if not is_dataclass(pruner) or "seed" in options or "seed" not in {option.name for option in fields(pruner)}:
             return [config]
         return [shorten({**expanded, "init_args": {**options, "seed": seed}}, PRUNER) for seed in self.seeds]
@@ -155,7 +155,7 @@ def describe_refusal(pruner: Any, budget: Any) -> str | None:
 
     amount = _instantiate("budgets", Budget, budget)
     try:
-        plan_for(make_pruner(pruner), amount)
+        plan_for(read_pruner(pruner), amount)
     except ValueError as error:
         return str(error)
     return None
@@ -170,7 +170,7 @@ def _instantiate(key: str, kind: type, config: Any) -> Any:
         raise UsageError(f"{key}: {error}") from error
 
 
-def make_pruner(config: Any) -> Any:
+def read_pruner(config: Any) -> Any:
     """Make the pruner of a configuration with short names. UsageError for what is not one."""
     from vtcframe.core.stages import Pruner
 
@@ -179,4 +179,4 @@ def make_pruner(config: Any) -> Any:
 
 def describe_pruner(config: Any) -> str:
     """Return a pruner of a configuration with all of its options, as reports name it."""
-    return str(make_pruner(config))
+    return str(read_pruner(config))

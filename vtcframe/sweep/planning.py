@@ -105,7 +105,7 @@ def _existing_runs(
         config = shorten(read_config(str(path / CONFIGURATION), SECTIONS), SECTIONS)
         _check_same_sweep(path, config, current)
         pairs = _pairs(config)
-        if not is_finished(path):
+        if not is_run_finished(path):
             if not required.issuperset(pairs):
                 print(f"{path} is not resumed: it has methods or budgets that the sweep no longer includes")
                 continue
@@ -159,7 +159,7 @@ def _downsample_budgets(sweep: Sweep, model: str) -> Iterator[dict[str, Any]]:
             yield amount
 
 
-def is_finished(folder: Path) -> bool:
+def is_run_finished(folder: Path) -> bool:
     """Return whether the run in a folder is finished."""
     try:
         manifest = json.loads((folder / "run.json").read_text(encoding="utf-8"))

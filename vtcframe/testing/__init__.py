@@ -1,9 +1,9 @@
-"""Kit for authors of plugins, used by our own tests: tiny backbones, and each law as a function.
+"""Test kit for authors of plugins, used by the tests of vtcframe: tiny backbones, and each law as a function.
 
     from vtcframe.testing import check_scorer
     def test_laws(): check_scorer(MyScorer())
 
-A check raises AssertionError saying which law is broken and where. Nothing is downloaded.
+A check raises AssertionError with the broken law and its place. Nothing is downloaded.
 """
 
 from vtcframe.testing.laws.adapters import check_adapter, check_restored

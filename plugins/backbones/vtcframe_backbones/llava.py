@@ -16,14 +16,13 @@ from vtcframe.adapters.prompt import Prompt
 from vtcframe.adapters.tower import Tower, TowerAdapter
 
 
-def clip_tower(module: Any, read: Sequence[int]) -> Tower:
-    """Return a CLIP or SigLIP tower of transformers; `read` are the hidden states that the projector reads."""
+def clip_tower(module: Any, states: Sequence[int]) -> Tower:
+    """Return a CLIP or SigLIP tower of transformers; the projector reads hidden states `states`."""
     blocks = module.get_submodule("encoder.layers").children()
     classes = int(hasattr(module.embeddings, "class_embedding"))
     attention = [block.get_submodule("self_attn") for block in blocks]
-    return Tower(
-        module, attention, read, classes=classes, head=getattr(getattr(module, "head", None), "attention", None)
-    )
+    head = getattr(getattr(module, "head", None), "attention", None)
+    return Tower(module, attention, states, classes=classes, head=head)
 
 
 def hidden_state_indices(layers: int | Sequence[int], depth: int) -> list[int]:
@@ -77,7 +76,7 @@ class Llava(TowerAdapter):
         """Encode images."""
         return self.model.base_model.get_image_features(
             pixel_values=inputs["pixel_values"],
-            vision_feature_layer=list(tower.read) if len(tower.read) > 1 else tower.read[0],
+            vision_feature_layer=list(tower.states) if len(tower.states) > 1 else tower.states[0],
             vision_feature_select_strategy="default" if tower.classes else "full",
             return_dict=True,
             **self.geometry(inputs),
@@ -210,7 +209,7 @@ class LlavaOnevision(LlavaNext):
             return super().features(modality, inputs, tower)
         return self.model.base_model.get_video_features(
             pixel_values_videos=inputs["pixel_values_videos"],
-            vision_feature_layer=tower.read[0] if len(tower.read) == 1 else list(tower.read),
+            vision_feature_layer=tower.states[0] if len(tower.states) == 1 else list(tower.states),
             vision_feature_select_strategy="default" if tower.classes else "full",
             return_dict=True,
         )

@@ -38,7 +38,7 @@ class LlavaNextVideo(LlavaNext):
             return super().features(modality, inputs, tower)
         return self.model.base_model.get_video_features(
             pixel_values_videos=inputs["pixel_values_videos"],
-            vision_feature_layer=list(tower.read) if len(tower.read) > 1 else tower.read[0],
+            vision_feature_layer=list(tower.states) if len(tower.states) > 1 else tower.states[0],
             vision_feature_select_strategy="default" if tower.classes else "full",
             return_dict=True,
         )

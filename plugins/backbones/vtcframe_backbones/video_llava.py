@@ -56,7 +56,7 @@ class VideoLlava(TowerAdapter):
 
     def features(self, modality: Modality, inputs: Mapping[str, Any], tower: Tower) -> Any:
         """Encode images or videos."""
-        layers = list(tower.read) if len(tower.read) > 1 else tower.read[0]
+        layers = list(tower.states) if len(tower.states) > 1 else tower.states[0]
         encode = getattr(self.model.base_model, f"get_{modality}_features")
         return encode(self.pixels_of(modality, inputs), vision_feature_layer=layers, return_dict=True)
 

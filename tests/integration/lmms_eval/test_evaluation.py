@@ -110,6 +110,7 @@ def entries_of(cache):
         return dict(base.execute("select cache_key, response from responses"))
 
 
+@pytest.mark.slow
 def test_the_response_cache_serves_the_same_settings_again_and_no_others(folder, tmp_path, monkeypatch, log):
     asked, batch = [], VtcFrame._answer_batch
     monkeypatch.setattr(VtcFrame, "_answer_batch", lambda self, q: asked.extend(q) or batch(self, q))
@@ -159,6 +160,7 @@ def test_no_two_settings_have_one_name_in_the_response_cache(tmp_path):
     assert repr(again) == repr(made[0])  # in another process too: it is no address
 
 
+@pytest.mark.slow
 def test_the_command_line_in_two_processes_answers_each_question_once(folder, tmp_path):
     expected, _ = predicted(PLANS[VTC])
     command = [sys.executable, "-m", "lmms_eval", "eval", "--model", "vtcframe", "--model_args", f"{VTC},pruner.last=3"]

@@ -5,7 +5,7 @@ import torch
 from PIL import Image
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from support.other_families import FAMILIES, built, calls, members, taken, twin
+from support.other_families import FAMILIES, built, calls, members, reference_reading, samples_by_name
 from vtcframe import RandomPruner
 from vtcframe.adapters.auxiliary_evidence import _original_images
 from vtcframe.adapters.base import adapter_for
@@ -164,7 +164,7 @@ def test_a_batch_without_pictures_runs_untouched(family):
 @pytest.mark.parametrize("cut", ["first", "half"])
 def test_truncated_placeholders_are_an_error_that_names_the_cause(family, cut):
     model, processor = built(family)
-    for samples in taken(family).values():
+    for samples in samples_by_name(family).values():
         inputs = inputs_for(model, processor, samples)
         visual = inputs["input_ids"] == model.config.image_token_id
         if "pixel_values_videos" in inputs and family == "llava_next_video":
@@ -224,7 +224,7 @@ def test_pictures_packed_in_one_sequence_have_separate_rows(query, monkeypatch):
             span = slice(start, start + rows * columns)
             start += rows * columns
             tokens = members("mistral3", columns, rows * columns)
-            want = twin(need, q[:, span], k[:, span], weights[:, span, span], tokens, 0)
+            want = reference_reading(need, q[:, span], k[:, span], weights[:, span, span], tokens, 0)
             assert torch.allclose(evidence[need][at, v, :, : len(tokens)], want, atol=1e-6)
             assert weights[:, span, : span.start].sum() == 0
 

@@ -13,13 +13,13 @@ from vtcframe.assets import bundled
 from vtcframe.data.results import Prediction
 from vtcframe.errors import UsageError
 from vtcframe.explore import session as explore_session
-from vtcframe.explore.explain import Explainer, explain
+from vtcframe.explore.explainer import Explainer, explain
 from vtcframe.explore.page import render_answers
 from vtcframe.explore.session import (
     FRACTION,
     NONE,
     TOKENS,
-    Outcome,
+    AnswerPair,
     Questioner,
     describe_error,
     method_names,
@@ -224,7 +224,7 @@ def test_answers_and_inputs_are_escaped():
     row = Prediction(
         "a", None, "?", None, "unpruned", None, "<b>bold</b>", 4, 4, 0, [4, 4], seconds=0.25, encode_seconds=0.0
     )
-    page = render_answers(Outcome(row, [Image.new("RGB", (8, 8))], [("<i>", "<u>wrong</u>")]))
+    page = render_answers(AnswerPair(row, [Image.new("RGB", (8, 8))], [("<i>", "<u>wrong</u>")]))
     assert not re.search("<[biu]>", page)
     assert "&lt;b&gt;bold" in page
 

@@ -20,7 +20,7 @@ from vtcframe.core.pipeline import Pipeline
 from vtcframe.data.processor import processor_inputs, visible_region
 from vtcframe.data.sample import Sample
 from vtcframe.errors import UsageError
-from vtcframe.explore.explain import explain
+from vtcframe.explore.explainer import explain
 from vtcframe.inference.checkpoint import Backbone, device_for
 from vtcframe.testing.laws.alignment import silent_attention
 from vtcframe.testing.tiny_models.other_families import BACKBONES, VIDEO

@@ -1,4 +1,4 @@
-"""Proxies for [CLS]: each reader beside a twin that computes whole matrices in float64."""
+"""Proxies for [CLS]: each reader beside a reference that computes complete matrices in float64."""
 
 from dataclasses import replace
 
@@ -76,9 +76,9 @@ def grouped(values):
     return torch.stack([sum(values[..., j] for j in group) / 4 for group in groups], -1)
 
 
-def close(found, want):
-    assert found.dtype == torch.float32
-    torch.testing.assert_close(found.double(), want, atol=1e-6, rtol=0)
+def close(computed, want):
+    assert computed.dtype == torch.float32
+    torch.testing.assert_close(computed.double(), want, atol=1e-6, rtol=0)
 
 
 @every_call
@@ -92,12 +92,12 @@ def test_row_leaves_class_tokens_out_and_pools_behind_the_softmax(name):
 
 def received_by_hand(call, sees, real):
     whole = matrix(call, sees)
-    found = torch.zeros(2, 4, LENGTH, dtype=torch.double)
+    computed = torch.zeros(2, 4, LENGTH, dtype=torch.double)
     for b in range(2):
-        asking = [q for q in range(SKIP, LENGTH) if real[b, q]]
-        for q in asking:
-            found[b] += whole[b, :, q] / len(asking)
-    return found
+        queries = [q for q in range(SKIP, LENGTH) if real[b, q]]
+        for q in queries:
+            computed[b] += whole[b, :, q] / len(queries)
+    return computed
 
 
 @pytest.mark.parametrize("elements", [1, 150, 2**20], ids=["row by row", "few rows", "many"])
@@ -126,16 +126,16 @@ def mean_query_by_hand(call, real, size):
 
 
 @every_call
-def test_mean_query_asks_the_mean_keys_of_the_tokens(name):
+def test_mean_query_attends_to_the_mean_keys_of_the_tokens(name):
     call, _, real = CALLS[name]
     close(MeanQuery(skip=SKIP)(call), mean_query_by_hand(call, real, 1).softmax(-1))
     logits = mean_query_by_hand(call, real, 4)
     close(MeanQuery(skip=SKIP, pool=PatchGroups(4))(call), logits.softmax(-1))
     mean = logits.softmax(-1).mean(1, keepdim=True)
     close(MeanQuery(heads="mean", skip=SKIP, pool=PatchGroups(4))(call), mean)
-    found = MeanQuery(pre_softmax=True, skip=SKIP, pool=PatchGroups(4))(call).double()
-    close(found[logits.isfinite()].float(), logits[logits.isfinite()])
-    assert (found[logits.isinf()] < -1e30).all()
+    computed = MeanQuery(pre_softmax=True, skip=SKIP, pool=PatchGroups(4))(call).double()
+    close(computed[logits.isfinite()].float(), logits[logits.isfinite()])
+    assert (computed[logits.isinf()] < -1e30).all()
 
 
 def test_mean_query_of_joined_heads_is_that_of_one_wide_head():
@@ -143,8 +143,8 @@ def test_mean_query_of_joined_heads_is_that_of_one_wide_head():
     query, key = drawn(real, groups=4)
     wide = [x.transpose(1, 2).flatten(2)[:, None] for x in (query, key)]
     want = MeanQuery(skip=SKIP, pool=PatchGroups(4))(KernelCall(*wide, None, 32**-0.5, False, None))
-    found = MeanQuery(heads="joined", skip=SKIP, pool=PatchGroups(4))(KernelCall(query, key, None, 0.3, False, None))
-    close(found, want.double())
+    computed = MeanQuery(heads="joined", skip=SKIP, pool=PatchGroups(4))(KernelCall(query, key, None, 0.3, False, None))
+    close(computed, want.double())
 
 
 def test_key_states_are_means_of_groups_behind_the_class_token():
@@ -162,7 +162,7 @@ def test_a_padded_sample_reads_the_same_alone_without_its_padding():
         close(reader(call)[1:, :, : n - SKIP], reader(alone).double())
 
 
-def test_a_probe_that_is_no_token_of_the_sequence_asks_all_the_same():
+def test_a_probe_outside_the_sequence_is_a_query_too():
     call, _, real = CALLS["padded right, flat mask"]
     probe = KernelCall(call.query[:, :, 2:3], call.key, real, call.scaling, False, None)
     want = matrix(probe, real[:, None])[:, :, 0]
@@ -180,8 +180,8 @@ def test_behind_a_cache_class_tokens_are_counted_from_its_beginning():
     padded, sees, real = CALLS["padded left, causal, bool mask"]
     last = KernelCall(padded.query[:, :, -10:], padded.key, padded.mask[:, :, -10:], padded.scaling, True, None)
     whole = matrix(padded, sees)
-    asked = [[q for q in range(LENGTH - 10, LENGTH) if real[b, q]] for b in range(2)]
-    close(ReceivedAttention()(last), torch.stack([whole[b][:, asked[b]].mean(1) for b in range(2)]))
+    real_queries = [[q for q in range(LENGTH - 10, LENGTH) if real[b, q]] for b in range(2)]
+    close(ReceivedAttention()(last), torch.stack([whole[b][:, real_queries[b]].mean(1) for b in range(2)]))
 
 
 def test_patches_that_make_no_whole_groups_are_an_error():
@@ -239,5 +239,7 @@ def test_received_in_a_causal_padded_grouped_query_model_equals_that_of_eager_we
             model(**inputs)
     assert not real.all()
     for module, weights in zip(modules, whole, strict=True):
-        want = torch.stack([one[:, mine].double().mean(1) for one, mine in zip(weights, real, strict=True)])
+        want = torch.stack(
+            [of_batch[:, is_real].double().mean(1) for of_batch, is_real in zip(weights, real, strict=True)]
+        )
         close(tap[module, ReceivedAttention()][0], want)

@@ -1,4 +1,4 @@
-"""Stages inside the encoder: their mechanism beside plain twins, and their laws."""
+"""Stages inside the encoder: their mechanism beside plain references, and their laws."""
 
 from dataclasses import dataclass, replace
 
@@ -33,7 +33,7 @@ from vtcframe.testing.tiny_models.llava_families import SAMPLES
 
 
 def by_hand(model, pixels, stages, size=False):
-    """[V, 1 + N, C] behind the last feeding block with dropped tokens masked, and what is alive.
+    """[V, 1 + N, C] after the last feeding block with dropped tokens masked, and the tokens that remain.
 
     `stages` is block -> [V, N] bool, what is alive from its MLP on. Plain products over the weights.
     """
@@ -67,12 +67,12 @@ def test_removed_equals_masked_out_of_attention_from_the_blocks_mlp_on(sites, at
         # a hash of place and sample is nested over budgets: each stage keeps the best of what was left
         evidence = adapter.observe(inputs)
         alive[k] = RANDOM(evidence, stages[-1].budget).kept
-    evidence, left = within(adapter, inputs, stages)
-    assert torch.equal(left.kept, alive[sites[-1]])
+    evidence, pruned = within(adapter, inputs, stages)
+    assert torch.equal(pruned.kept, alive[sites[-1]])
     hidden, _ = by_hand(model, inputs["pixel_values"], alive)
     want = model.base_model.multi_modal_projector(hidden[:, 1:])
     kept = alive[sites[-1]]
-    got = left.tokens[left.place >= 0]
+    got = pruned.tokens[pruned.place >= 0]
     assert (got - want[kept]).abs().max() <= 1e-5
     whole = adapter.observe(inputs).tokens
     if sites != [BLOCKS - 1]:  # there those that stay have read all already
@@ -89,9 +89,9 @@ def test_a_stage_that_keeps_all_changes_no_bit(family, attention):
         _, adapter, inputs = taken(family, name, attention)
         keep = [Stage(f"encoder:{k}", RANDOM, Budget(ratio=1.0)) for k in range(BLOCKS)]
         want = adapter.observe(inputs, VtcCls(2).needs)
-        evidence, left = within(adapter, inputs, keep, VtcCls(2).needs)
+        evidence, pruned = within(adapter, inputs, keep, VtcCls(2).needs)
         assert torch.equal(evidence.tokens, want.tokens)
-        assert torch.equal(left.tokens, want.tokens)
+        assert torch.equal(pruned.tokens, want.tokens)
         assert torch.equal(evidence[VtcCls(2).needs[0]], want[VtcCls(2).needs[0]])
         for field in ("column", "grid", "centre", "sample", "image", "frame", "box"):
             assert torch.equal(getattr(evidence.layout, field), getattr(want.layout, field))
@@ -109,14 +109,14 @@ def test_methods_that_merge_nothing_change_no_bit(method):
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @pytest.mark.parametrize("name", ["ragged several", "videos"])
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: type(method).__name__)
-def test_a_sample_is_answered_alike_alone_and_in_a_batch(method, name, attention):
+def test_a_sample_has_the_same_answer_alone_and_in_a_batch(method, name, attention):
     family = "video_llava" if "video" in name else "llava"
     model, processor = backbone(family, attention)
     compressed = compress(model, method, ratio=0.4)
     samples = SAMPLES[name]
     inputs = make_inputs(processor, samples)
     together = compressed.generate(**inputs, **GREEDY)[:, inputs["input_ids"].shape[1] :]
-    left, arranged = compressed.last.pruned, compressed.last.layout
+    pruned, arranged = compressed.last.pruned, compressed.last.layout
     assert compressed.last.tokens_after.tolist() == Budget(ratio=0.4).total(arranged).tolist()
     for p, sample in enumerate(samples):
         if not sample[1]:
@@ -124,14 +124,14 @@ def test_a_sample_is_answered_alike_alone_and_in_a_batch(method, name, attention
         single = make_inputs(processor, [sample])
         alone = compressed.generate(**single, **GREEDY)[:, single["input_ids"].shape[1] :]
         assert torch.equal(alone[0], together[p])
-        (tokens, column), (own_tokens, own) = left.sequence(p), compressed.last.pruned.sequence(0)
-        assert torch.equal(column, own)
-        assert (tokens - own_tokens).abs().max() <= 1e-5
+        (tokens, column), (tokens_alone, column_alone) = pruned.sequence(p), compressed.last.pruned.sequence(0)
+        assert torch.equal(column, column_alone)
+        assert (tokens - tokens_alone).abs().max() <= 1e-5
 
 
 @pytest.mark.parametrize("family", OPENED)
 @pytest.mark.parametrize("method", [*METHODS, RandomPruner()], ids=lambda method: type(method).__name__)
-def test_nothing_is_left_behind_also_after_an_exception(method, family):
+def test_the_model_is_restored_also_after_an_exception(method, family):
     model, processor = backbone(family)
     inputs = make_inputs(processor, SAMPLES["one"])
     compressed = compress(model, stages=[*(method.stages(Budget(4)) if method in METHODS else at("encoder:1"))])
@@ -156,8 +156,8 @@ def test_beams_answer_as_by_splicing(options):
     compressed = compress(model, ToMe(blocks=(0, 1)), ratio=0.5)
     out = compressed.generate(**inputs, **GREEDY, **options)
     plan = compressed.plan
-    evidence, left = within(compressed.adapter, inputs, plan.encoder)
-    spliced = compressed.adapter.splice(inputs, evidence, left)
+    evidence, pruned = within(compressed.adapter, inputs, plan.encoder)
+    spliced = compressed.adapter.splice(inputs, evidence, pruned)
     width, times = spliced["input_ids"].shape[1], len(out) // len(inputs["input_ids"])
     want = model.generate(**spliced, **GREEDY, **options)[:, width:]
     assert torch.equal(out[:, inputs["input_ids"].shape[1] :], want)
@@ -173,7 +173,7 @@ def test_evidence_of_a_stage_is_that_of_its_own_block():
         AttentionKeys((-1,)),
         HiddenStates(),
     )
-    seen = []
+    stage_evidence = []
 
     @dataclass(frozen=True)
     class Look(RandomPruner):
@@ -182,14 +182,14 @@ def test_evidence_of_a_stage_is_that_of_its_own_block():
             return (*needs, ClassToken(), AttentionReceived())
 
         def __call__(self, evidence, budget=None):
-            seen.append(evidence)
+            stage_evidence.append(evidence)
             return super().__call__(evidence, budget)
 
     within(adapter, inputs, at("encoder:1", pruner=Look()))
     whole = adapter.observe(
         inputs, [AttentionRows("cls", (0, 1)), AttentionKeys((1,)), AttentionRows("received", (1,), heads="mean")]
     )
-    (evidence,) = seen
+    (evidence,) = stage_evidence
     rows = whole[AttentionRows("cls", (0, 1))]
     for need, want in zip(needs, (rows[1:], rows[1:], rows, whole[AttentionKeys((1,))]), strict=False):
         assert torch.allclose(evidence[need], want, atol=1e-6)
@@ -202,7 +202,7 @@ def test_evidence_of_a_stage_is_that_of_its_own_block():
     assert evidence.classes == 1
 
 
-def test_later_evidence_is_of_what_is_left_whichever_block_showed_it():
+def test_later_evidence_is_of_the_remaining_tokens_for_any_block():
     _, adapter, inputs = taken("llava")
     needs = (
         AttentionRows("cls", (0, 1, 2)),
@@ -211,10 +211,10 @@ def test_later_evidence_is_of_what_is_left_whichever_block_showed_it():
         ClassToken(),
         AttentionRows("cls", (-1,), blocks="tower"),
     )
-    evidence, left = within(adapter, inputs, at("encoder:1"), needs)
+    evidence, pruned = within(adapter, inputs, at("encoder:1"), needs)
     whole = adapter.observe(inputs, needs)
-    index = left.place.clamp(min=0)
-    real = left.place >= 0
+    index = pruned.place.clamp(min=0)
+    real = pruned.place >= 0
 
     rows = whole[needs[0]].gather(-1, index[None, :, None].expand(3, -1, whole[needs[0]].shape[2], -1))
     got = evidence[needs[0]]
@@ -229,7 +229,7 @@ def test_later_evidence_is_of_what_is_left_whichever_block_showed_it():
 
 
 @pytest.mark.parametrize("across", ["view", "sample"])
-def test_stages_compose_and_one_at_the_projector_works_on_what_is_left(across):
+def test_stages_compose_and_a_stage_at_the_projector_gets_the_remaining_tokens(across):
     model, adapter, inputs = taken("llava")
     last = Pipeline((ClsAttention(1),), Mean(), Even(), TopK(), across=across)
     stages = [*at("encoder:0", tokens=20), *at("encoder:2", tokens=12), Stage("projector", last, Budget(5))]
@@ -237,17 +237,17 @@ def test_stages_compose_and_one_at_the_projector_works_on_what_is_left(across):
     compressed.generate(**inputs, **GREEDY)
     result = compressed.last
     assert (result.tokens_before.tolist(), result.tokens_after.tolist()) == ([32, 16, 0], [5, 5, 0])
-    evidence, left = within(adapter, inputs, stages[:2], last.needs)
-    assert left.total.tolist() == [12, 12, 0]
+    evidence, pruned = within(adapter, inputs, stages[:2], last.needs)
+    assert pruned.total.tolist() == [12, 12, 0]
     then = last(evidence, Budget(5))
     for p in (0, 1):
         tokens, column = then.sequence(p)
         assert torch.equal(column, result.pruned.sequence(p)[1])
         assert torch.equal(tokens, result.pruned.sequence(p)[0])
-        assert set(column.tolist()) <= set(left.sequence(p)[1].tolist())
+        assert set(column.tolist()) <= set(pruned.sequence(p)[1].tolist())
     assert result.kept.sum() == 10
     assert result.kept.shape == ((3, 16) if across == "view" else (3, 32))
-    assert torch.equal(compose_prunings(left, then).kept, result.kept)
+    assert torch.equal(compose_prunings(pruned, then).kept, result.kept)
     scores = result.scores[result.kept].flatten()  # of those judged last: their attention, no random number
     want = torch.cat([then.scores[then.kept]])
     assert torch.equal(scores.sort().values, want.sort().values)
@@ -261,8 +261,8 @@ def test_positions_are_those_of_the_last_stage():
         stage = replace(at("encoder:1")[0], positions=positions)
         answers.append(compress(model, stages=[stage]).generate(**inputs, **GREEDY))
     assert not torch.equal(*answers)
-    evidence, left = within(adapter, inputs, at("encoder:1"))
-    spliced = adapter.splice(inputs, evidence, left)
+    evidence, pruned = within(adapter, inputs, at("encoder:1"))
+    spliced = adapter.splice(inputs, evidence, pruned)
     assert torch.equal(model.generate(**spliced, **GREEDY)[:, spliced["input_ids"].shape[1] :], answers[0][:, -5:])
 
 

@@ -56,8 +56,8 @@ def test_features_equal_those_with_dropped_patches_masked(library, name, sites):
     adapter = kind(model, rest=None)
     inputs = {"pixel_values": pixels}
     stages = [Stage(f"encoder:{k}", RANDOM, Budget(9 - 4 * i)) for i, k in enumerate(sites)]
-    evidence, left = within(adapter, inputs, stages, ids=[0, 1, 2])
-    got = adapter.features(evidence, left)
+    evidence, pruned = within(adapter, inputs, stages, ids=[0, 1, 2])
+    got = adapter.features(evidence, pruned)
     prefix = adapter.vit.prefix
     x = adapter.vit.begin(pixels, 1, 1)
     whole = adapter.arrange(inputs, [0, 1, 2]).evidence(torch.zeros(len(pixels) * (16 + prefix), 1), {})
@@ -82,7 +82,7 @@ def test_features_equal_those_with_dropped_patches_masked(library, name, sites):
     assert (got - want).abs().max() <= 1e-5 * scale
     if sites != [3] or prefix == 0 or name == "avg":  # [CLS] has read all by then
         assert (got - untouched(model, pixels)).abs().max() > 1e-3
-    assert torch.equal(left.kept, last)
+    assert torch.equal(pruned.kept, last)
 
 
 @pytest.mark.parametrize(("library", "name"), [at for at in MODELS if at[1] != "custom blocks"], ids=str)
@@ -104,11 +104,11 @@ def test_sizes_go_on_behind_the_stage_before_the_last_blocks():
     model, pixels = timm_vit(), pictures()
     adapter = Timm(model, rest=1)
     stages = ToMe(blocks=(0, 2)).stages(Budget(6))
-    evidence, left = within(adapter, {"pixel_values": pixels}, stages)
+    evidence, pruned = within(adapter, {"pixel_values": pixels}, stages)
     whole = Timm(model, rest=None)
     every = whole.features(*within(whole, {"pixel_values": pixels}, stages))
-    assert (adapter.features(evidence, left) - every).abs().max() <= 1e-5 * float(every.abs().max())
-    without = adapter.features(replace(evidence, size=None), left)
+    assert (adapter.features(evidence, pruned) - every).abs().max() <= 1e-5 * float(every.abs().max())
+    without = adapter.features(replace(evidence, size=None), pruned)
     assert (without - every).abs().max() > 1e-4
 
 
@@ -129,10 +129,10 @@ def test_encoders_that_have_nothing_between_attention_and_mlp_are_refused():
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @torch.no_grad()
 def test_proportional_attention_counts_a_token_as_often_as_it_is_large(attention):
-    """A twin in which merged tokens stand as often as patches went into them, with no sizes at all."""
+    """Equals a reference that repeats merged tokens once for each patch in them, without sizes."""
     model, adapter, inputs = taken("llava", "one", attention)
     method = ToMe(3, blocks=(0, 1))
-    _, left = within(adapter, inputs, method.stages(None))
+    _, pruned = within(adapter, inputs, method.stages(None))
     tower = model.base_model.vision_tower
     x = tower.pre_layrnorm(tower.embeddings(inputs["pixel_values"]))[0]
     patches = [x[1 + i] for i in range(16)]
@@ -164,5 +164,5 @@ def test_proportional_attention_counts_a_token_as_often_as_it_is_large(attention
     want = model.base_model.multi_modal_projector(torch.stack(patches))
     raster = torch.tensor(places).argsort()  # what the language model reads; in the encoder the order is another
     assert raster.tolist() != list(range(10))
-    assert left.place[0].tolist() == sorted(places)
-    assert (left.tokens[0] - want[raster]).abs().max() <= 1e-4
+    assert pruned.place[0].tolist() == sorted(places)
+    assert (pruned.tokens[0] - want[raster]).abs().max() <= 1e-4

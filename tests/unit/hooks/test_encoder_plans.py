@@ -1,4 +1,4 @@
-"""Stages inside the encoder: which models and plans have a place for them, and which are refused."""
+"""Stages inside the encoder: models and plans that support them, and errors for others."""
 
 from copy import deepcopy
 from dataclasses import replace
@@ -18,7 +18,7 @@ from vtcframe.testing import emulated_flash, make_inputs
 from vtcframe.testing.tiny_models.llava_families import SAMPLES, VISION, randomised, tiny_llava
 
 
-def test_images_and_videos_of_one_batch_have_a_tower_each():
+def test_images_and_videos_of_a_batch_have_separate_towers():
     model, processor = backbone("video_llava")
     (image,), (video,) = SAMPLES["one"], SAMPLES["video"]
     inputs = make_inputs(processor, [video, image])
@@ -31,8 +31,8 @@ def test_images_and_videos_of_one_batch_have_a_tower_each():
         assert torch.equal(compressed.generate(**single, **GREEDY)[0, single["input_ids"].shape[1] :], both[p])
     inputs = make_inputs(processor, [video, image])  # images are encoded first
     adapter = adapter_for(model)
-    left = within(adapter, inputs, at("encoder:0"))[1]
-    assert torch.equal(left.scores, RANDOM(adapter.observe(inputs), Budget(6)).scores)
+    pruned = within(adapter, inputs, at("encoder:0"))[1]
+    assert torch.equal(pruned.scores, RANDOM(adapter.observe(inputs), Budget(6)).scores)
     inputs = make_inputs(processor, SAMPLES["image and video"])
     with pytest.raises(ValueError, match=r"samples \[0\] have images and videos"):
         compressed.generate(**inputs, **GREEDY)
@@ -46,7 +46,7 @@ def test_models_whose_packing_needs_the_whole_grid_refuse_before_anything_runs(f
             compress(model, stages=stages)
 
 
-def test_what_cannot_be_done_is_refused_before_anything_runs(monkeypatch):
+def test_unsupported_stages_are_errors_before_anything_runs(monkeypatch):
     model, adapter, inputs = taken("llava")
     monkeypatch.setattr(type(adapter), "features", lambda *_: pytest.fail("the model was run"))
     for stages, says in (
@@ -57,14 +57,14 @@ def test_what_cannot_be_done_is_refused_before_anything_runs(monkeypatch):
     ):
         with pytest.raises(ValueError, match=says):
             compress(model, stages=stages).generate(**inputs, **GREEDY)
-    with pytest.raises(ValueError, match="several lengths"):
+    with pytest.raises(ValueError, match="different lengths"):
         compress(model, stages=at("encoder:0")).generate(**inputs, **GREEDY, vision_feature_layer=[-2, -3])
 
 
-def test_a_pruner_that_joins_views_is_none_of_an_encoder():
+def test_a_pruner_that_joins_views_is_an_error():
     model, _, inputs = taken("llava", "several")
     compressed = compress(model, stages=at("encoder:0", pruner=replace(RANDOM, across="sample")))
-    with pytest.raises(ValueError, match=r"joins a sample's views.*across='view'"):
+    with pytest.raises(ValueError, match=r"joins the views of a sample.*across='view'"):
         compressed.generate(**inputs, **GREEDY)
 
 

@@ -104,7 +104,7 @@ def test_arguments_of_the_kernel_are_read_as_it_reads_them():
         torch.testing.assert_close(tap[module, QueryRow(2)], [want.softmax(-1)[:, :, 2]], atol=1e-6, rtol=0)
 
 
-def test_what_cannot_be_read_is_an_error_and_leaves_nothing_behind():
+def test_unsupported_modules_are_errors_and_are_restored():
     q, k = torch.randn(1, 2, 3, 8), torch.randn(1, 2, 5, 8)
     for call in (lambda f: f(q, k, k, is_causal=True), lambda f: f(q[None], q[None], q[None])):
         module = Plain(call)
@@ -115,7 +115,7 @@ def test_what_cannot_be_read_is_an_error_and_leaves_nothing_behind():
 
 @pytest.mark.parametrize("kind", ["timm", "open_clip"])
 @pytest.mark.parametrize("error", [ZeroDivisionError, KeyboardInterrupt])
-def test_an_exception_within_a_module_leaves_nothing_behind(kind, error):
+def test_modules_are_restored_after_an_exception(kind, error):
     model = TIMM["vit"]() if kind == "timm" else open_clip_model()
     blocks = model.blocks if kind == "timm" else model.visual.transformer.resblocks
     module = blocks[1].attn
@@ -151,25 +151,25 @@ def test_taps_over_modules_nest_and_may_close_in_any_order():
 
 
 @torch.no_grad()
-def test_a_forward_that_someone_put_over_the_modules_own_is_called_and_put_back():
+def test_a_replaced_forward_is_called_and_restored():
     model, calls = randomised(TIMM["vit"]()), []
     module = model.blocks[0].attn
-    own = module.forward
-    module.forward = mine = lambda *args, **options: calls.append(1) or own(*args, **options)
+    original = module.forward
+    module.forward = replacement = lambda *args, **options: calls.append(1) or original(*args, **options)
     with Tap({module: [ROW]}) as tap:
         model(pixels())
     assert len(calls) == len(tap[module, ROW]) == 1
-    assert vars(module)["forward"] is mine
+    assert vars(module)["forward"] is replacement
 
 
-def test_another_threads_forward_of_a_timm_model_is_not_seen():
+def test_the_forward_of_another_thread_is_ignored_for_timm():
     model = randomised(TIMM["vit"]())
     module = model.blocks[0].attn
     with Tap({module: [ROW]}) as tap:
         thread = threading.Thread(target=model, args=(pixels(),))
         thread.start()
         thread.join()
-        with pytest.raises(LookupError, match="was not read"):
+        with pytest.raises(LookupError, match="has no readings"):
             tap[module, ROW]
 
 

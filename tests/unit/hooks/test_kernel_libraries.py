@@ -18,16 +18,16 @@ def encoder(request):
 
 
 def attentions(model, modules, switch, *args):
-    """Whole matrices [B, H, Q, K] of modules that are made to compute them, on a copy."""
+    """Return complete matrices [B, H, Q, K], which a copy of the modules computes without its fused kernel."""
     names = {module: name for name, module in model.named_modules()}
-    model, found = copy.deepcopy(model), []
+    model, matrices = copy.deepcopy(model), []
     for module in modules:
-        mine = model.get_submodule(names[module])
-        setattr(mine, switch, False)
-        mine.attn_drop.register_forward_hook(lambda module, args, out: found.append(out))
+        copied = model.get_submodule(names[module])
+        setattr(copied, switch, False)
+        copied.attn_drop.register_forward_hook(lambda module, args, out: matrices.append(out))
     with torch.no_grad():
         model(*args)
-    return found
+    return matrices
 
 
 @torch.no_grad()
@@ -46,11 +46,11 @@ def test_rows_of_timm_equal_its_attention_weights_and_its_features_stay_bit_equa
 
 
 def multihead_weights(model, modules, run):
-    """What the modules say themselves when they are asked for their weights, on their own inputs."""
-    found = []
+    """Return the attention weights that the modules themselves return for their inputs."""
+    matrices = []
 
     def ask(module, args, options):
-        found.append(module(*args, **options | {"need_weights": True, "average_attn_weights": False})[1])
+        matrices.append(module(*args, **options | {"need_weights": True, "average_attn_weights": False})[1])
 
     for module in modules:
         inside = []
@@ -63,7 +63,7 @@ def multihead_weights(model, modules, run):
         handle = module.register_forward_pre_hook(hook, with_kwargs=True)
         run()
         handle.remove()
-    return found
+    return matrices
 
 
 @torch.no_grad()
@@ -97,12 +97,12 @@ def test_rows_of_open_clips_own_attention_equal_its_attention_weights():
     modules = [block.attn for block in model.visual.transformer.resblocks]
     assert not isinstance(modules[0], nn.MultiheadAttention)
     # There bmm is asked for 4-D tensors: the kernel is all that works, so the weights are made by hand.
-    taken = []
+    outputs = []
     for module in modules:
-        module.register_forward_hook(lambda module, args, out: taken.append(args[0]))
+        module.register_forward_hook(lambda module, args, out: outputs.append(args[0]))
     plain = model.encode_image(pixels(32))
     want = []
-    for module, x in zip(modules, taken, strict=True):
+    for module, x in zip(modules, outputs, strict=True):
         q, k, _ = nn.functional.linear(x, module.in_proj_weight, module.in_proj_bias).chunk(3, -1)
         q, k = (y.unflatten(-1, (module.num_heads, -1)).transpose(1, 2) for y in (q, k))
         logits = module.ln_q(q).double() @ module.ln_k(k).double().mT * module.head_dim**-0.5

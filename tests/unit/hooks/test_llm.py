@@ -1,4 +1,4 @@
-"""Stages inside the language model: the KV cache, positions, precision, and what is refused."""
+"""Stages inside the language model: the KV cache, positions, precision and errors."""
 
 import pytest
 import torch
@@ -25,8 +25,8 @@ def test_reported_tokens_and_bytes_are_those_of_the_cache(family, layout):
     compressed, cache = compress(model, stages=LAYOUTS[layout]), DynamicCache()
     compressed.generate(**inputs, do_sample=False, max_new_tokens=3, min_new_tokens=3, past_key_values=cache)
     outcome, answered = compressed.last, 2  # the last token is not read any more
-    held = sum(x[:, :, answered:].nbytes for layer in cache.layers for x in (layer.keys, layer.values))
-    assert outcome.kv_bytes.tolist() == [held]
+    cached = sum(x[:, :, answered:].nbytes for layer in cache.layers for x in (layer.keys, layer.values))
+    assert outcome.kv_bytes.tolist() == [cached]
     assert outcome.kv_bytes[0] < outcome.kv_bytes_before[0]
     assert outcome.mean_tokens_per_layer[0] == outcome.tokens_per_layer[0].float().mean()
     plain = DynamicCache()
@@ -36,7 +36,7 @@ def test_reported_tokens_and_bytes_are_those_of_the_cache(family, layout):
 
 def test_positions_of_new_tokens_follow_the_prompt_and_never_the_length_of_a_cache(llava):
     model, processor = llava
-    inputs, seen = inputs_for(model, processor, SAMPLES["one"]), {}
+    inputs, observed = inputs_for(model, processor, SAMPLES["one"]), {}
     rotary = adapter_for(model).decoder().rotary_emb
     length, cache = inputs["input_ids"].shape[1], DynamicCache()
     generate_options = GREEDY | {"min_new_tokens": 4, "past_key_values": cache}
@@ -45,7 +45,7 @@ def test_positions_of_new_tokens_follow_the_prompt_and_never_the_length_of_a_cac
     with passage:  # hooks run in the order in which they were made: these see what the stages hand on
         hooks = [
             layer.register_forward_pre_hook(
-                lambda _, __, kwargs, i=i: seen.setdefault(i, []).append(kwargs["position_embeddings"][0][0, -1]),
+                lambda _, __, kwargs, i=i: observed.setdefault(i, []).append(kwargs["position_embeddings"][0][0, -1]),
                 with_kwargs=True,
             )
             for i, layer in enumerate(adapter_for(model).llm_layers())
@@ -53,27 +53,27 @@ def test_positions_of_new_tokens_follow_the_prompt_and_never_the_length_of_a_cac
         model.generate(**passage.generate_kwargs, **generate_options)
     for hook in hooks:
         hook.remove()
-    held = [layer.get_seq_length() for layer in cache.layers]
-    assert len(set(held)) > 1  # layers hold different numbers of tokens
+    cached = [layer.get_seq_length() for layer in cache.layers]
+    assert len(set(cached)) > 1  # layers hold different numbers of tokens
     text = length - 16
     for i in range(4):
         first = text + 1 - 1 if i == 3 else length - 1  # the last layer counts what is left
-        want = [rotary(torch.zeros(1), torch.tensor([[first + n]]))[0][0, 0] for n in range(len(seen[i]))]
-        torch.testing.assert_close(torch.stack(seen[i]), torch.stack(want))
+        want = [rotary(torch.zeros(1), torch.tensor([[first + n]]))[0][0, 0] for n in range(len(observed[i]))]
+        torch.testing.assert_close(torch.stack(observed[i]), torch.stack(want))
 
 
 # Half precision
 
 
-def test_scores_are_float32_where_the_model_is_not():
+def test_scores_are_float32_for_models_in_half_precision():
     model, processor = BACKBONES["llava"]()  # its own: there is no way back from half precision
     half = model.to(torch.bfloat16)
     inputs, keeper = inputs_for(half, processor, SAMPLES["one"]), Keeper(AttentionRows("last", (1,), tower="llm"))
     passage = prepare(adapter_for(half), inputs, plan_from_stages([Stage("llm:2", keeper)]))
     with passage, torch.autocast("cpu", torch.bfloat16):
         half.generate(**passage.generate_kwargs, max_new_tokens=1)
-    assert keeper.seen[keeper.asked[0]].dtype == torch.float32
-    assert len(keeper.seen[keeper.asked[0]].unique()) == 16 * 4
+    assert keeper.observed[keeper.read_needs[0]].dtype == torch.float32
+    assert len(keeper.observed[keeper.read_needs[0]].unique()) == 16 * 4
 
 
 def test_half_precision_would_make_one_score_of_many_and_float32_does_not():
@@ -95,13 +95,13 @@ def test_half_precision_would_make_one_score_of_many_and_float32_does_not():
         ("llava", at(4, Random()), "before layers 1 to 3 of its language model"),
         ("qwen3_vl", at(1, Random()), "before layers 2 to 3"),
         ("qwen2_vl", at(2, Random(), positions="compact"), "M-RoPE"),
-        ("llava", at(2, TextAttention(3)), r"asks for layer 3: 0 to 2 can be read at 'llm:2'"),
-        ("llava", at(2, TextAttention(-3)), "asks for layer -1: 0 to 2"),
+        ("llava", at(2, TextAttention(3)), r"needs layer 3: 0 to 2 can be read at 'llm:2'"),
+        ("llava", at(2, TextAttention(-3)), "needs layer -1: 0 to 2"),
         ("llava", Stage("projector", ranked(TextAttention(4)), Budget(2)), "0 to 3 can be read before"),
         ("gemma3", at(2, Random(), forget=0), "sliding windows, whose KV cache evicts by itself"),
     ],
 )
-def test_stages_that_a_model_has_no_place_for_are_refused(family, stage, says):
+def test_unsupported_stages_are_errors(family, stage, says):
     with pytest.raises(ValueError, match=says):
         compress(backbone(family)[0], stages=[stage])
 
@@ -109,7 +109,7 @@ def test_stages_that_a_model_has_no_place_for_are_refused(family, stage, says):
 @pytest.mark.parametrize(
     "need", [HiddenStates(2, "llm"), TextTokens(HiddenStates(2, "llm")), AttentionRows("cls", (1,), tower="llm")]
 )
-def test_what_is_not_there_yet_cannot_be_asked(llava, need):
+def test_evidence_of_later_layers_is_an_error(llava, need):
     with pytest.raises(ValueError, match=r"can be read at|the queries of the language model are"):
         compress(llava[0], stages=[Stage("llm:2", Keeper(need))])
 
@@ -122,7 +122,7 @@ def test_what_is_not_there_yet_cannot_be_asked(llava, need):
         ("projector", {"forget": 0}, "forget names a layer before K"),
     ],
 )
-def test_stages_that_make_no_sense_are_refused(at_, options, says):
+def test_contradictory_stages_are_errors(at_, options, says):
     with pytest.raises(ValueError, match=says):
         Stage(at_, VtcCls(), Budget(2), **options)
 
@@ -138,7 +138,7 @@ def test_stages_that_make_no_sense_are_refused(at_, options, says):
         ("prompt_lookup_num_tokens", 2),
     ],
 )
-def test_options_that_stages_cannot_live_with_are_refused_before_anything_runs(llava, option, value, as_config):
+def test_unusable_options_of_generate_are_errors_before_anything_runs(llava, option, value, as_config):
     model, processor = llava
     compressed = compress(model, stages=LAYOUTS["FastV"])
     generate_options = {"generation_config": GenerationConfig(**{option: value})} if as_config else {option: value}
@@ -160,15 +160,15 @@ def test_a_static_cache_is_refused(llava):
         )
 
 
-def test_a_prompt_that_is_read_twice_is_an_error_and_leaves_nothing_behind(llava):
+def test_a_prompt_that_is_processed_twice_is_an_error_and_the_model_is_restored(llava):
     model, processor = llava
     inputs = inputs_for(model, processor, SAMPLES["one"])
     passage = prepare(adapter_for(model), inputs, plan_from_stages(LAYOUTS["FastV"]))
-    with passage, pytest.raises(ValueError, match="need a cache"):
+    with passage, pytest.raises(ValueError, match="need a KV cache"):
         model.generate(**passage.generate_kwargs, max_new_tokens=3, min_new_tokens=3, use_cache=False)
 
 
-def test_a_stage_is_told_what_towers_showed_of_the_tokens_left():
+def test_a_stage_gets_the_tower_evidence_of_the_remaining_tokens():
     model, processor = backbone("llava")
     inputs = inputs_for(model, processor, SAMPLES["ragged several"])
     keeper, scorer = Keeper(*ClsAttention(2).needs), ClsAttention(2)
@@ -189,9 +189,9 @@ def test_a_stage_is_told_what_towers_showed_of_the_tokens_left():
         for c, s in zip(column, scores, strict=True)
         if c >= 0
     }
-    seen = keeper.seen
+    observed = keeper.observed
     for p, column, scores in zip(
-        seen.layout.sample.tolist(), seen.layout.column.tolist(), scorer(seen)[0].tolist(), strict=True
+        observed.layout.sample.tolist(), observed.layout.column.tolist(), scorer(observed)[0].tolist(), strict=True
     ):
         kept = [(c, s) for c, s in zip(column, scores, strict=True) if c >= 0]
         assert len(kept) in (0, 3)

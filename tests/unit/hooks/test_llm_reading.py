@@ -1,4 +1,4 @@
-"""Evidence read inside the language model, beside twins."""
+"""Evidence of the language model beside independent references."""
 
 import math
 
@@ -24,8 +24,8 @@ from vtcframe.testing.tiny_models.samples import SAMPLES
 def geometry(evidence, full, p):
     """Of a sample: slot of each column, and the slots of its visual tokens, structural ones too."""
     begin = int((full["attention_mask"][p] == 0).sum())
-    own = [v for v in range(len(evidence.layout.sample)) if evidence.layout.sample[v] == p]
-    visual = [c + begin for v in own for c in evidence.layout.column[v].tolist() if c >= 0]
+    views = [v for v in range(len(evidence.layout.sample)) if evidence.layout.sample[v] == p]
+    visual = [c + begin for v in views for c in evidence.layout.column[v].tolist() if c >= 0]
     extra = [] if evidence.structural is None else evidence.structural.column[evidence.structural.sample == p].tolist()
     return begin, visual, visual + [c + begin for c in extra]
 
@@ -54,11 +54,11 @@ def query_rows(query, view, every, visual, length, full, embeds):
 def crops(layout, v):
     """The views that end with view `v`: all crops of its picture where it is one of several, else itself."""
     boxes = layout.box.tolist()
-    own = [
+    views = [
         u for u in range(len(boxes)) if all(getattr(layout, n)[u] == getattr(layout, n)[v] for n in ("sample", "image"))
     ]
-    cut = [u for u in own if boxes[u] != [0, 0, 1, 1]]
-    return cut if v in cut and len(cut) < len(own) else [v]
+    cut = [u for u in views if boxes[u] != [0, 0, 1, 1]]
+    return cut if v in cut and len(cut) < len(views) else [v]
 
 
 @pytest.mark.parametrize("family", ["llava", "llava_next", "internvl", "qwen2_5_vl", "gemma3"])
@@ -100,7 +100,7 @@ def test_raters_are_few_where_some_text_stands_out():
 
 
 @pytest.mark.parametrize("family", ["llava", "qwen2_vl", "idefics3"])
-def test_a_probe_before_the_language_model_shows_what_a_stage_inside_would(family):
+def test_a_probe_before_the_language_model_equals_the_evidence_of_a_stage_inside(family):
     needs = [
         AttentionRows("last", (0, 1), tower="llm"),
         AttentionRows("text", (1,), tower="llm"),
@@ -123,7 +123,7 @@ def test_a_probe_before_the_language_model_shows_what_a_stage_inside_would(famil
         torch.testing.assert_close(evidence[need], inside[need], rtol=1e-5, atol=1e-6, equal_nan=True)
 
 
-def test_hidden_states_keys_and_text_are_the_models_own(llava):
+def test_hidden_states_keys_and_text_equal_those_of_the_model(llava):
     needs = [
         HiddenStates(1, "llm"),
         TextTokens(HiddenStates(1, "llm")),
@@ -140,9 +140,9 @@ def test_hidden_states_keys_and_text_are_the_models_own(llava):
         begin, _, every = geometry(evidence, full, p)
         length = full["input_ids"].shape[1]
         text = list(range(max(every, default=begin - 1) + 1, length))
-        said, spoken = evidence[needs[1]][p], evidence[needs[3]][p]
-        torch.testing.assert_close(said[: len(text)], normed[p, text], atol=1e-5, rtol=1e-4)
-        assert said[len(text) :].isnan().all()
+        text_states, spoken = evidence[needs[1]][p], evidence[needs[3]][p]
+        torch.testing.assert_close(text_states[: len(text)], normed[p, text], atol=1e-5, rtol=1e-4)
+        assert text_states[len(text) :].isnan().all()
         want = keys[p][:, text].transpose(0, 1).flatten(1)
         torch.testing.assert_close(spoken[: len(text)], want, atol=1e-5, rtol=1e-4)
         for v in (layout.sample == p).nonzero()[:, 0].tolist():
@@ -160,7 +160,7 @@ def test_tokens_are_the_hidden_states_that_enter_the_layer():
         torch.testing.assert_close(evidence.tokens[v, : len(view)], states[1][p, view], atol=1e-5, rtol=1e-4)
 
 
-def test_relative_attention_is_divided_by_what_rotary_positions_alone_would_pay():
+def test_relative_attention_is_divided_by_the_prior_of_rotary_positions():
     plain, relative = (AttentionRows("last", (1,), tower="llm", divide_by_rope_prior=r) for r in (False, True))
     evidence, *_, full, adapter = shown("llava", [plain, relative])
     config = adapter.decoder().config
@@ -182,19 +182,19 @@ def test_a_layer_that_is_read_ahead_is_not_run_and_its_cache_stays_empty(llava):
     compressed = compress(model, stages=[at(2, TextAttention(2))])
     out = compressed.generate(**inputs, max_new_tokens=1, return_dict_in_generate=True)
     hook.remove()
-    read = compressed.last.tokens_per_layer[0]
+    tokens = compressed.last.tokens_per_layer[0]
     whole = inputs["input_ids"].shape[1]
     lengths = [layer.get_seq_length() for layer in out.past_key_values.layers]
     assert len(ran) == 1
-    assert lengths == [whole - (16 - int(n)) for n in read]
-    assert read.tolist() == [16, 16, 2, 2]
+    assert lengths == [whole - (16 - int(n)) for n in tokens]
+    assert tokens.tolist() == [16, 16, 2, 2]
 
 
 # What it costs
 
 
 class Largest(TorchDispatchMode):
-    """The square that would hold the two longest sides of any tensor made."""
+    """Records the product of the two longest axes of any tensor."""
 
     def __init__(self):
         super().__init__()

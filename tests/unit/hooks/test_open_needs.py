@@ -1,4 +1,4 @@
-"""A need of a third party beside a twin in plain Python, which takes the weights of eager models."""
+"""A third-party need beside a reference in plain Python from the weights of eager models."""
 
 import math
 import sys
@@ -83,11 +83,11 @@ def test_entropy_in_the_language_model_is_that_of_the_eager_weights(entropy_of, 
 
 
 def test_needs_of_different_layers_and_kinds_share_readings(entropy_of, monkeypatch):
-    """Equal readings are made once in a block, whichever needs and layers ask for them."""
+    """Equal readings are made once in a block, for any needs and layers."""
     model, processor = backbone("llava")
     inputs, reads = inputs_for(model, processor, SAMPLES["one"]), []
-    read = entropy_of.read_encoder
-    monkeypatch.setattr(entropy_of, "read_encoder", lambda need, *args: reads.append(need) or read(need, *args))
+    read_encoder = entropy_of.read_encoder
+    monkeypatch.setattr(entropy_of, "read_encoder", lambda need, *args: reads.append(need) or read_encoder(need, *args))
     needs = [entropy_of((-1,)), entropy_of((-2, -1)), entropy_of((1, 2))]
     adapter_for(model, processor).observe(inputs, needs)
     assert len(reads) == 2  # two blocks, each once
@@ -112,7 +112,7 @@ class Norms(HiddenNeed):
 
 @dataclass(frozen=True)
 class SlotEmbedding(AttentionNeed):
-    """What the preparation saw of each slot: the first channel of its embedding."""
+    """The first channel of the embedding of each slot, from the preparation."""
 
     layers: tuple[int, ...]
     tower = "llm"
@@ -137,7 +137,7 @@ def test_hidden_states_and_preparations_reach_the_needs_of_a_third_party_after_t
     model, processor = backbone("llava")
     adapter, calls[:] = adapter_for(model, processor), []
     inputs = inputs_for(model, processor, SAMPLES["ragged several"])
-    seen = []
+    observed = []
 
     @dataclass(frozen=True)
     class Look(RandomPruner):
@@ -146,13 +146,13 @@ def test_hidden_states_and_preparations_reach_the_needs_of_a_third_party_after_t
             return (Norms(), Norms(0, "llm"), SlotEmbedding((0,)), SlotEmbedding((-1,)))
 
         def __call__(self, evidence, budget=None):
-            seen.append(evidence)
+            observed.append(evidence)
             return super().__call__(evidence, budget)
 
     first, second = (Stage(f"llm:{layer}", RandomPruner(layer), Budget(12 - 3 * layer)) for layer in (1, 2))
     stages = [first, second, Stage("llm:3", Look(), Budget(2))]
     compress(model, stages=stages).generate(**inputs, max_new_tokens=1)
-    (evidence,), whole = seen, adapter.observe(inputs)
+    (evidence,), whole = observed, adapter.observe(inputs)
     assert len(calls) == 1  # both layers share what was prepared
     valid = evidence.layout.valid
     for v in range(len(valid)):

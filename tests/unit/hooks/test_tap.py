@@ -65,7 +65,7 @@ def test_rows_of_a_causal_padded_grouped_query_model_equal_eager_weights(attenti
 
 @pytest.fixture(autouse=True)
 def stub():
-    """A kernel that takes whatever it is given."""
+    """A kernel that takes any arguments."""
     ALL_ATTENTION_FUNCTIONS["stub"] = lambda module, query, key, value, mask, **options: (query, None)
     yield
     del ALL_ATTENTION_FUNCTIONS["stub"]
@@ -105,7 +105,7 @@ def row_by_hand(query, key, i, scaling, sees):
     return out
 
 
-def seen(module, reader, *args, **options):
+def observe(module, reader, *args, **options):
     with Tap({module: [reader]}) as tap:
         module(*args, **options)
     return tap[module, reader]
@@ -113,7 +113,7 @@ def seen(module, reader, *args, **options):
 
 def test_row_equals_a_plain_python_softmax_with_grouped_queries():
     query, key = drawn(groups=2)
-    (row,) = seen(Kernel(), QueryRow(3), query, key, scaling=0.3)
+    (row,) = observe(Kernel(), QueryRow(3), query, key, scaling=0.3)
     torch.testing.assert_close(row, row_by_hand(query, key, 3, 0.3, lambda b, j: True), atol=1e-6, rtol=0)
 
 
@@ -124,34 +124,34 @@ def test_row_honours_boolean_additive_and_padding_masks():
     want = row_by_hand(query, key, 2, 8**-0.5, lambda b, j: bool(allowed[b, 0, 2, j]))
     additive = torch.zeros(allowed.shape).masked_fill(~allowed, torch.finfo(torch.float32).min)
     for mask in (allowed, additive):
-        torch.testing.assert_close(seen(Kernel(), QueryRow(2), query, key, mask)[0], want, atol=1e-6, rtol=0)
+        torch.testing.assert_close(observe(Kernel(), QueryRow(2), query, key, mask)[0], want, atol=1e-6, rtol=0)
     padding = torch.tensor([[0, 1, 1, 1, 1], [1, 1, 1, 1, 1]])
-    (row,) = seen(Kernel(), QueryRow(2), query, key, padding)
+    (row,) = observe(Kernel(), QueryRow(2), query, key, padding)
     want = row_by_hand(query, key, 2, 8**-0.5, lambda b, j: bool(padding[b, j]))
     torch.testing.assert_close(row, want, atol=1e-6, rtol=0)
 
 
 def test_row_of_a_causal_kernel_sees_no_later_key_and_no_key_before_its_window():
     query, key = drawn(queries=3, keys=5)  # two keys come from a cache
-    (row,) = seen(Kernel(causal=True), QueryRow(1), query, key)
+    (row,) = observe(Kernel(causal=True), QueryRow(1), query, key)
     torch.testing.assert_close(row, row_by_hand(query, key, 1, 8**-0.5, lambda b, j: j <= 3), atol=1e-6, rtol=0)
-    (row,) = seen(Kernel(causal=True), QueryRow(1), query, key, sliding_window=2)
+    (row,) = observe(Kernel(causal=True), QueryRow(1), query, key, sliding_window=2)
     torch.testing.assert_close(row, row_by_hand(query, key, 1, 8**-0.5, lambda b, j: 1 < j <= 3), atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("kind", [QueryRow, MeanQuery, ReceivedAttention, KeyStates])
 @pytest.mark.parametrize("causal", [False, True])
-def test_packed_sequences_are_read_as_if_each_came_alone(kind, causal):
+def test_packed_sequences_are_read_as_if_alone(kind, causal):
     query, key = drawn(queries=14, keys=14, groups=2, batch=1)
     module, reader = Kernel(causal=causal), kind(skip=1, pool=PatchGroups(2))
-    found = seen(module, reader, query, key, cu_seq_lens_q=torch.tensor([0, 5, 14], dtype=torch.int32))
-    for segment, (start, end) in zip(found, ((0, 5), (5, 14)), strict=True):
-        assert torch.equal(segment, seen(module, reader, query[:, :, start:end], key[:, :, start:end])[0])
+    results = observe(module, reader, query, key, cu_seq_lens_q=torch.tensor([0, 5, 14], dtype=torch.int32))
+    for segment, (start, end) in zip(results, ((0, 5), (5, 14)), strict=True):
+        assert torch.equal(segment, observe(module, reader, query[:, :, start:end], key[:, :, start:end])[0])
 
 
 def test_packed_sequences_give_one_row_a_segment():
     query, key = drawn(queries=7, keys=7, batch=1)
-    rows = seen(Kernel(), QueryRow(-1), query, key, cu_seq_lens_q=torch.tensor([0, 3, 7], dtype=torch.int32))
+    rows = observe(Kernel(), QueryRow(-1), query, key, cu_seq_lens_q=torch.tensor([0, 3, 7], dtype=torch.int32))
     for row, (start, end) in zip(rows, ((0, 3), (3, 7)), strict=True):
         want = row_by_hand(query[:, :, start:end], key[:, :, start:end], end - start - 1, 8**-0.5, lambda b, j: True)
         torch.testing.assert_close(row, want, atol=1e-6, rtol=0)
@@ -160,21 +160,21 @@ def test_packed_sequences_give_one_row_a_segment():
 def test_heads_are_split_averaged_or_joined_and_logits_come_before_the_softmax():
     query, key = drawn()
     split = row_by_hand(query, key, 0, 8**-0.5, lambda b, j: True)
-    torch.testing.assert_close(seen(Kernel(), QueryRow(heads="mean"), query, key)[0], split.mean(1, keepdim=True))
+    torch.testing.assert_close(observe(Kernel(), QueryRow(heads="mean"), query, key)[0], split.mean(1, keepdim=True))
     wide = [x.transpose(1, 2).flatten(2)[:, None] for x in (query, key)]
     joined = row_by_hand(*wide, 0, 32**-0.5, lambda b, j: True)
-    torch.testing.assert_close(seen(Kernel(), QueryRow(heads="joined"), query, key)[0], joined, atol=1e-6, rtol=0)
-    (logits,) = seen(Kernel(), QueryRow(pre_softmax=True), query, key)
+    torch.testing.assert_close(observe(Kernel(), QueryRow(heads="joined"), query, key)[0], joined, atol=1e-6, rtol=0)
+    (logits,) = observe(Kernel(), QueryRow(pre_softmax=True), query, key)
     torch.testing.assert_close(logits.softmax(-1), split, atol=1e-6, rtol=0)
     assert not torch.allclose(logits, split)
-    assert torch.equal(seen(Kernel(), KeyStates(), query, key)[0], key)
+    assert torch.equal(observe(Kernel(), KeyStates(), query, key)[0], key)
 
 
 def test_rows_are_float32_under_autocast_and_from_half_precision():
     query, key = (x.bfloat16() for x in drawn())
     want = row_by_hand(query, key, 0, 8**-0.5, lambda b, j: True)
     with torch.autocast("cpu", torch.bfloat16):
-        (row,) = seen(Kernel(), ROW, query, key)
+        (row,) = observe(Kernel(), ROW, query, key)
     assert row.dtype == torch.float32
     torch.testing.assert_close(row, want, atol=1e-6, rtol=0)  # bfloat16 products would be 1e-3 off
 
@@ -184,12 +184,12 @@ def test_rows_are_float32_under_autocast_and_from_half_precision():
 )
 def test_every_reader_is_float32_under_autocast_and_from_half_precision(reader):
     query, key = (x.bfloat16() for x in drawn())
-    (want,) = seen(Kernel(), reader, query.float(), key.float())
+    (want,) = observe(Kernel(), reader, query.float(), key.float())
     with torch.autocast("cpu", torch.bfloat16):
-        (found,) = seen(Kernel(), reader, query, key)
-    assert found.dtype == torch.float32
-    torch.testing.assert_close(found, want, atol=1e-6, rtol=0)
-    assert seen(Kernel(), KeyStates(), query, key)[0].dtype == torch.float32
+        (results,) = observe(Kernel(), reader, query, key)
+    assert results.dtype == torch.float32
+    torch.testing.assert_close(results, want, atol=1e-6, rtol=0)
+    assert observe(Kernel(), KeyStates(), query, key)[0].dtype == torch.float32
 
 
 def test_taps_nest_over_the_same_module_and_close_in_order():
@@ -207,32 +207,32 @@ def test_taps_nest_over_the_same_module_and_close_in_order():
     assert torch.equal(outer[module, ROW][1], inner[module, ROW][0])
 
 
-def test_an_exception_leaves_nothing_behind():
+def test_modules_are_restored_after_an_exception():
     model, _ = backbone("llava", "eager")
     with check_restored(model), pytest.raises(ZeroDivisionError), Tap({vision_attention(model)[0]: [ROW]}):
         raise ZeroDivisionError
 
 
-def test_a_kernel_put_over_a_standard_one_is_called_and_put_back():
+def test_a_replaced_kernel_is_called_and_restored():
     calls = []
     plain = ALL_ATTENTION_FUNCTIONS["sdpa"]
     ALL_ATTENTION_FUNCTIONS["sdpa"] = lambda *args, **options: calls.append(1) or plain(*args, **options)
     try:
-        mine = ALL_ATTENTION_FUNCTIONS["sdpa"]
-        seen(Kernel("sdpa"), ROW, *drawn())
+        replacement = ALL_ATTENTION_FUNCTIONS["sdpa"]
+        observe(Kernel("sdpa"), ROW, *drawn())
         assert calls
-        assert ALL_ATTENTION_FUNCTIONS["sdpa"] is mine
+        assert ALL_ATTENTION_FUNCTIONS["sdpa"] is replacement
     finally:
         del ALL_ATTENTION_FUNCTIONS["sdpa"]
 
 
-def test_another_threads_forward_is_not_seen():
+def test_the_forward_of_another_thread_is_ignored():
     module, (query, key) = Kernel(), drawn()
     with Tap({module: [ROW]}) as tap:
         thread = threading.Thread(target=module, args=(query, key))
         thread.start()
         thread.join()
-        with pytest.raises(LookupError, match="was not read"):
+        with pytest.raises(LookupError, match="has no readings"):
             tap[module, ROW]
         module(query, key)
     assert len(tap[module, ROW]) == 1
@@ -248,13 +248,13 @@ class Squares(TorchDispatchMode):
 
     def __init__(self, length):
         super().__init__()
-        self.length, self.found = length, []
+        self.length, self.functions = length, []
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         out = function(*args, **(kwargs or {}))
         for x in out if isinstance(out, tuple | list) else [out]:
             if isinstance(x, torch.Tensor) and list(x.shape).count(self.length) > 1:
-                self.found.append(str(function))
+                self.functions.append(str(function))
         return out
 
 
@@ -277,8 +277,8 @@ class Largest(TorchDispatchMode):
 def test_readers_hold_no_square_matrix_however_long_the_sequence(reader, length, causal):
     query, key = drawn(queries=length, keys=length, heads=3, groups=3, batch=3, width=1)
     with Squares(length) as squares, Largest() as largest:
-        seen(Kernel(causal=causal), reader, query, key)
-    assert squares.found == []
+        observe(Kernel(causal=causal), reader, query, key)
+    assert squares.functions == []
     assert largest.elements <= 2**21  # one head's matrix of 1800 x 1800 has more, one sample's five times as many
 
 
@@ -291,8 +291,8 @@ def test_no_square_matrix_is_made_and_no_implementation_switched(family):
     with check_restored(model), Squares(tokens) as squares:
         evidence = adapter.observe(inputs, VtcCls().needs)
         VtcCls()(evidence, Budget(tokens=5))
-    assert squares.found == []
+    assert squares.functions == []
     eager, _ = backbone(family, "eager")
     with Squares(tokens) as squares:
         encode(eager, inputs)
-    assert squares.found  # the detector works: eager attention makes them
+    assert squares.functions  # the detector works: eager attention makes them

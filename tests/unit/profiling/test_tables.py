@@ -3,7 +3,7 @@
 import pytest
 
 from support.profiling_cases import cells, even, run
-from vtcframe.profiling.tables import Answer, Batch, format_tables, format_verdict, per_token
+from vtcframe.profiling.tables import Answer, BatchTimings, format_tables, format_verdict, per_token
 from vtcframe.profiling.timing import estimate
 
 
@@ -14,7 +14,7 @@ def test_tables_report_speed_both_limits_and_stages():
         *("Fast", six, 100, [5.4] * 6),
         **{"vision": [1] * 6, "capture": [-0.1] * 6, "scoring": [0.1] * 6, "selection": [0.2] * 6, "prefill": [4] * 6},
     )
-    lines = format_tables(Batch(1, plain, [fast]), "cpu")
+    lines = format_tables(BatchTimings(1, plain, [fast]), "cpu")
     complete, stages, sizes = (cells(lines, table) for table in range(3))
     assert [(row["answer"], row["run"]) for row in complete] == [(n, r) for n in "13" for r in ("unpruned", "Fast")]
     assert complete[1]["s"] == "6.000 [6.000, 6.000]"
@@ -30,7 +30,7 @@ def test_tables_report_speed_both_limits_and_stages():
     assert sizes[1]["tokens per layer"] == "2 x 64, 1 x 9"
     assert (sizes[1]["KV MiB per sample"], sizes[1]["vision GFLOP"]) == ("1.0", "0.000")
     assert "No oracle of unpruned" in "".join(lines)  # the reason is printed wherever there is one
-    assert cells(format_tables(Batch(1, plain, [fast]), "wall"), 0)[1]["s"] == "12.000 [12.000, 12.000]"
+    assert cells(format_tables(BatchTimings(1, plain, [fast]), "wall"), 0)[1]["s"] == "12.000 [12.000, 12.000]"
 
 
 @pytest.mark.parametrize(

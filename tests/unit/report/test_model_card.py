@@ -8,7 +8,7 @@ from huggingface_hub import ModelCard
 from support.models import backbone
 from support.report_runs import FACTS, QUARTER, folder, rows
 from vtcframe import Budget, ClsAttention, Even, Mean, Pipeline, Pope, RandomPruner, Stage, TopK, VtcCls
-from vtcframe.core.component_data import UNPRUNED, stage_data
+from vtcframe.core.serialization import UNPRUNED, stage_data
 from vtcframe.report import command as report
 from vtcframe.report.model_card import card
 from vtcframe.report.runs import load_runs

@@ -73,7 +73,7 @@ def test_downsampling_stands_in_the_report_beside_pruning(tmp_path, monkeypatch)
     assert command(["sweep", written(tmp_path, **keys, pruners=[])]) == 0
     text = (tmp_path / "sweep" / "report.md").read_text()
     assert "| Downsample | 0.5 | 1 | 3 |" in text
-    assert "not run beside" not in text
+    assert "missing baselines" not in text
 
 
 def test_every_model_is_asked_every_set_of_questions_and_names_are_folders(tmp_path):

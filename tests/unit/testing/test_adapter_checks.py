@@ -1,4 +1,4 @@
-"""Deliberately wrong adapters: each check of adapters can fail, and says what is wrong."""
+"""Deliberately wrong adapters: each check of adapters can fail, and names the broken law."""
 
 from dataclasses import replace
 
@@ -64,7 +64,7 @@ def test_check_adapter_fails_where_splice_is_wrong(monkeypatch, family, change):
         check_with(monkeypatch, family, splice_with_columns(change))
 
 
-def test_check_adapter_fails_where_original_positions_are_left_under_compact_ones(monkeypatch):
+def test_check_adapter_fails_for_original_in_place_of_compact_positions(monkeypatch):
     def splice(original, adapter, inputs, evidence, pruned, positions="original"):
         return original(adapter, inputs, evidence, pruned, "original")
 
@@ -72,7 +72,7 @@ def test_check_adapter_fails_where_original_positions_are_left_under_compact_one
         check_with(monkeypatch, "llava", ("splice", splice), positions="compact")
 
 
-def test_check_adapter_fails_where_tokens_lie_elsewhere_in_their_view(monkeypatch):
+def test_check_adapter_fails_for_tokens_in_wrong_places_of_their_view(monkeypatch):
     def encode(original, adapter, *args):
         evidence = original(adapter, *args)
         return replace(evidence, tokens=evidence.tokens.roll(1, 1))
@@ -81,17 +81,17 @@ def test_check_adapter_fails_where_tokens_lie_elsewhere_in_their_view(monkeypatc
         check_with(monkeypatch, "llava", ("encode", encode))
 
 
-def test_check_adapter_fails_where_a_sample_is_judged_by_its_batch(monkeypatch):
+def test_check_adapter_fails_for_scores_that_depend_on_the_batch(monkeypatch):
     def encode(original, adapter, inputs, arrangement, needs=()):
         evidence = original(adapter, inputs, arrangement, needs)
-        found = {need: x.roll(1, 1) if len(evidence.tokens) > 2 else x for need, x in evidence.readings.items()}
-        return replace(evidence, readings=found)
+        readings = {need: x.roll(1, 1) if len(evidence.tokens) > 2 else x for need, x in evidence.readings.items()}
+        return replace(evidence, readings=readings)
 
     with pytest.raises(AssertionError, match="keeps other tokens in a batch"):
         check_with(monkeypatch, "llava", ("encode", encode))
 
 
-def test_check_adapter_wants_a_budget_that_drops_something(llava):
+def test_check_adapter_requires_a_budget_that_drops_something(llava):
     with pytest.raises(AssertionError, match="drops nothing"):
         check_adapter(*llava, SAMPLES["one"], budget=Budget(10**6))
 
@@ -113,7 +113,7 @@ def test_check_restored_fails(says, disturb):
         disturb(model)
 
 
-def test_check_restored_fails_where_the_registry_keeps_a_gate(llava):
+def test_check_restored_fails_for_a_new_entry_in_the_registry(llava):
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     try:
@@ -123,7 +123,7 @@ def test_check_restored_fails_where_the_registry_keeps_a_gate(llava):
         del ALL_ATTENTION_FUNCTIONS["eager"]
 
 
-def test_inputs_are_padded_on_the_side_asked_for(llava):
+def test_inputs_are_padded_on_the_given_side(llava):
     _, processor = llava
     left, right = (make_inputs(processor, SAMPLES["ragged one"], side)["attention_mask"] for side in ("left", "right"))
     assert left[1, 0] == right[1, -1] == 0
@@ -141,7 +141,7 @@ def test_check_adapter_fails_where_an_exception_is_swallowed(monkeypatch):
         check_with(monkeypatch, "llava", ("encode", encode))
 
 
-def test_check_adapter_fails_where_an_exception_leaves_something_behind(monkeypatch):
+def test_check_adapter_fails_for_a_hook_that_is_kept_after_an_exception(monkeypatch):
     hooks = []
 
     def encode(original, adapter, *args):

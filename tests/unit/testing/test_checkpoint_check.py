@@ -35,7 +35,7 @@ def test_every_law_holds_on_the_bundled_checkpoint(capsys):
     assert lines[-1] == "11 holds, 0 broken, 0 not served"
 
 
-def test_a_broken_adapter_is_told_law_by_law_and_the_status_says_so(tiny, monkeypatch, capsys):
+def test_a_broken_adapter_is_reported_for_each_law_and_by_the_exit_status(tiny, monkeypatch, capsys):
     splice = Llava.splice
 
     def broken(self, inputs, evidence, pruned, positions="original"):
@@ -47,13 +47,13 @@ def test_a_broken_adapter_is_told_law_by_law_and_the_status_says_so(tiny, monkey
     monkeypatch.setattr(Llava, "splice", broken)
     status, lines, _ = check(capsys)
     assert status == 1
-    told = outcomes(lines)
-    assert told["keep all", "RandomPruner(seed=0)"] == "holds"
-    assert told["removed = masked", "RandomPruner(seed=0)"].startswith("broken: removed = masked: logits are")
+    outcome = outcomes(lines)
+    assert outcome["keep all", "RandomPruner(seed=0)"] == "holds"
+    assert outcome["removed = masked", "RandomPruner(seed=0)"].startswith("broken: removed = masked: logits differ by")
     assert lines[-1] == ["8 holds, 3 broken, 0 not served"]
 
 
-def test_an_adapter_that_raises_or_leaves_a_hook_behind_is_broken_and_the_other_laws_are_told(
+def test_an_adapter_that_raises_or_keeps_a_hook_is_broken_and_the_other_laws_are_checked(
     tiny, monkeypatch, capsys, llava
 ):
     def broken(self, *_):
@@ -66,12 +66,12 @@ def test_an_adapter_that_raises_or_leaves_a_hook_behind_is_broken_and_the_other_
     finally:
         llava[0].lm_head._forward_hooks.clear()
     assert status == 1
-    told = outcomes(lines)
-    assert told["an exception leaves nothing behind", "-"] == "holds"
-    assert told["removed = masked", "UniformPruner()"] == "broken: KeyError: 'pixels'"
+    outcome = outcomes(lines)
+    assert outcome["an exception leaves nothing behind", "-"] == "holds"
+    assert outcome["removed = masked", "UniformPruner()"] == "broken: KeyError: 'pixels'"
 
 
-def test_what_an_adapter_does_not_serve_is_told_and_breaks_nothing(tiny, monkeypatch, capsys):
+def test_needs_that_an_adapter_does_not_serve_are_reported_as_not_served(tiny, monkeypatch, capsys):
     encode = Llava.encode
 
     def poor(self, inputs, arrangement, needs=()):
@@ -86,13 +86,13 @@ def test_what_an_adapter_does_not_serve_is_told_and_breaks_nothing(tiny, monkeyp
     assert lines[-1] == ["8 holds, 0 broken, 1 not served"]
 
 
-def test_half_precision_is_held_to_what_the_checkpoint_itself_shows(tiny, monkeypatch, capsys):
+def test_the_tolerance_of_half_precision_follows_the_checkpoint(tiny, monkeypatch, capsys):
     from vtcframe.testing import tiny_llava
 
     model, processor = tiny_llava()
     monkeypatch.setattr(Backbone, "load", lambda self: (model.bfloat16(), processor))
     _, lines, _ = check(capsys, "--dtype=bfloat16")
-    assert "near ties may turn around in half precision" in lines[0][-1]
+    assert "near ties may swap in half precision" in lines[0][-1]
     assert outcomes(lines)["keep all", "RandomPruner(seed=0)"] == "holds"
 
 
@@ -105,13 +105,13 @@ def test_half_precision_is_held_to_what_the_checkpoint_itself_shows(tiny, monkey
         (["--image=lost.png"], "cannot read the image lost.png: FileNotFoundError"),
     ],
 )
-def test_what_cannot_be_checked_is_told(tiny, capsys, arguments, message):
+def test_wrong_options_are_errors(tiny, capsys, arguments, message):
     status, lines, err = check(capsys, *arguments)
     assert (status, lines) == (2, [])
     assert err.startswith("vtcframe: error: ")
     assert message in err
 
 
-def test_a_folder_that_is_no_checkpoint_is_told(tmp_path, capsys):
+def test_a_folder_that_is_no_checkpoint_is_an_error(tmp_path, capsys):
     assert main(["check", str(tmp_path)]) == 2
     assert "cannot be loaded as a checkpoint" in capsys.readouterr().err

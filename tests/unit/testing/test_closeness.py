@@ -1,4 +1,4 @@
-"""Float64 models are computed in float64 throughout, and casts by other code stay what they are."""
+"""Float64 models are computed in float64 throughout, and casts by other code are unchanged."""
 
 import pytest
 import torch

@@ -34,7 +34,7 @@ def wrong(kind, call, **methods):
 
 
 SCORERS = {
-    "gave \\[6": lambda e: e.tokens[..., 0],
+    "returned \\[6": lambda e: e.tokens[..., 0],
     "not float32": lambda e: e.tokens[None, ..., 0].double(),
     "NaN or inf": lambda e: (e.tokens[None, ..., 0] - e.tokens[0, 3, 0]).log(),
     "alone and in a batch": lambda e: (e.tokens[..., 0] - e.tokens[..., 0].mean(1, keepdim=True))[None],
@@ -52,14 +52,14 @@ def test_check_scorer_fails(says):
 
 @dataclass(frozen=True)
 class ByNeed(Scorer):
-    """Its needs, and what its call does, are given."""
+    """A scorer with any needs and any call."""
 
-    asked: object
+    any_needs: object
     call: object = None
 
     @property
     def needs(self):
-        return self.asked
+        return self.any_needs
 
     def __call__(self, evidence):
         return self.call(evidence)
@@ -89,19 +89,22 @@ class Short(Scorer):
         (ByNeed((), lambda e: None), "returned None, not a tensor"),
         (
             ByNeed((), lambda e: e.tokens[..., 0]),
-            r"gave \[6, 324\], not .* = \[S, 6, 324\]: give one map as scores\[None\]",
+            r"returned \[6, 324\], not .* = \[S, 6, 324\]: give one map as scores\[None\]",
         ),
         (ByNeed((), lambda e: e[ClsAttention(1).needs[0]]), "raised LookupError: .* was not gathered: add it"),
-        (ByNeed((), lambda e: e.tokens[None, ..., 0]), "gave torch.bfloat16 of a bfloat16 model: end with .float"),
-        (ByNeed((), lambda e: e.layout.centre.mul_(2)[None, ..., 0].nan_to_num()), "it was given, centre, in place"),
+        (ByNeed((), lambda e: e.tokens[None, ..., 0]), "returned torch.bfloat16 for a bfloat16 model: end with .float"),
+        (
+            ByNeed((), lambda e: e.layout.centre.mul_(2)[None, ..., 0].nan_to_num()),
+            "another argument, centre, in place",
+        ),
     ],
 )
-def test_a_mistake_that_authors_make_is_told_with_its_cure(scorer, says):
+def test_mistakes_of_authors_are_errors_with_a_cure(scorer, says):
     with pytest.raises(AssertionError, match=says):
         check_scorer(scorer)
 
 
-def test_what_is_computed_in_place_is_told():
+def test_changes_in_place_are_errors():
     def select(scores, quota, evidence):
         return TopK()(scores.mul_(2), quota, evidence)
 
@@ -112,16 +115,16 @@ def test_what_is_computed_in_place_is_told():
         return plain(kept.logical_not_().logical_not_(), slots, scores.zero_(), evidence)
 
     for check, kind, call, says in (
-        (check_selector, Selector, select, "given, scores, in place: others read it too"),
-        (check_allocator, Allocator, share, "given, budget, in place"),
-        (check_merger, Merger, merge, "given, scores, in place"),
+        (check_selector, Selector, select, "argument, scores, in place: other components use it too"),
+        (check_allocator, Allocator, share, "argument, budget, in place"),
+        (check_merger, Merger, merge, "argument, scores, in place"),
     ):
         with pytest.raises(AssertionError, match=says):
             check(wrong(kind, call))
 
 
 ENSEMBLERS = {
-    "gave \\[2": lambda maps, layout: torch.cat(maps)[:2],
+    "returned \\[2": lambda maps, layout: torch.cat(maps)[:2],
     "NaN or inf": lambda maps, layout: maps[0][0] / 0,
     "differs alone": lambda maps, layout: maps[0][0] - maps[0][0].amin(1, keepdim=True),  # padding reaches a minimum
     "alone and in a batch": lambda maps, layout: maps[0][0].argsort(1).argsort(1).float(),  # and a rank
@@ -143,7 +146,7 @@ def all_to_the_first_view(scores, budget, evidence):
 ALLOCATORS = {
     "cannot fill": all_to_the_first_view,
     "do not sum": lambda scores, budget, e: (Even()(scores, budget, e) - 1).clamp(min=0),
-    "not whole": lambda scores, budget, e: Even()(scores, budget, e).float(),
+    "not integers": lambda scores, budget, e: Even()(scores, budget, e).float(),
     "no \\[V\\]": lambda scores, budget, e: Even()(scores, budget, e)[None],
 }
 
@@ -234,17 +237,17 @@ def test_check_pruner_fails_where_nan_passes():
         needs = ClsAttention(1).needs
 
         def __call__(self, evidence, budget=None):
-            found = {need: x.nan_to_num() for need, x in evidence.readings.items()}
-            return VtcCls(last=1)(replace(evidence, readings=found), budget)
+            readings = {need: x.nan_to_num() for need, x in evidence.readings.items()}
+            return VtcCls(last=1)(replace(evidence, readings=readings), budget)
 
     with pytest.raises(AssertionError, match="took NaN"):
         check_pruner(Swallows())
 
 
-def test_the_kit_serves_a_pipeline_of_a_stranger():
-    class Mine(Scorer):
+def test_the_kit_checks_a_third_party_pipeline():
+    class MeanChannel(Scorer):
         def __call__(self, evidence):
             return evidence.tokens.float().mean(-1)[None]
 
-    check_scorer(Mine())
-    check_pruner(Pipeline((Mine(), Random()), Mean(), Even(), TopK()))
+    check_scorer(MeanChannel())
+    check_pruner(Pipeline((MeanChannel(), Random()), Mean(), Even(), TopK()))

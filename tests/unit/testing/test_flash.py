@@ -1,4 +1,4 @@
-"""Emulated flash attention beside a twin."""
+"""Emulated flash attention beside an independent reference."""
 
 from contextlib import suppress
 
@@ -99,18 +99,18 @@ def drawn(batch=1, queries=7, keys=7, heads=4, groups=2):
     return [torch.randn(batch, h, n, 8, generator=generator) for h, n in shapes]
 
 
-def twin(query, key, value, sees):
-    """[B, Q, H, d] by plain loops; `sees(b, q, k)` numbers queries as the last keys."""
+def looped_attention(query, key, value, sees):
+    """Return [B, Q, H, d], computed by plain loops; `sees(b, q, k)` numbers queries as the last keys."""
     batch, heads, queries, width = query.shape
     out = torch.zeros(batch, queries, heads, width)
     for b in range(batch):
         for h in range(heads):
             for q in range(queries):
-                seen = [k for k in range(key.shape[2]) if sees(b, q + key.shape[2] - queries, k)]
-                if seen:
+                visible = [k for k in range(key.shape[2]) if sees(b, q + key.shape[2] - queries, k)]
+                if visible:
                     of = h * key.shape[1] // heads
-                    paid = (key[b, of, seen] @ query[b, h, q] * width**-0.5).softmax(0)
-                    out[b, q, h] = paid @ value[b, of, seen]
+                    weights = (key[b, of, visible] @ query[b, h, q] * width**-0.5).softmax(0)
+                    out[b, q, h] = weights @ value[b, of, visible]
     return out
 
 
@@ -130,11 +130,11 @@ MASK = torch.tensor([[0, 0, 1, 1, 1, 1, 1], [1, 1, 1, 1, 1, 0, 0]])
         ({"position_ids": torch.tensor([[0, 1, 2, 3, 0, 1, 2]] * 2)}, lambda b, q, k: k <= q),  # a batch is not packed
     ],
 )
-def test_the_kernel_lets_a_query_see_what_flash_attention_does(options, sees):
+def test_the_kernel_has_the_masks_of_flash_attention(options, sees):
     query, key, value = drawn(batch=2)
     got, weights = attention(Module(), query, key, value, options.pop("attention_mask", None), **options)
     assert weights is None
-    assert torch.allclose(got, twin(query, key, value, sees), atol=1e-6)
+    assert torch.allclose(got, looped_attention(query, key, value, sees), atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -153,20 +153,20 @@ def test_packed_sequences_do_not_see_each_other(options, causal, window):
         return (q < 3) == (k < 3) and (k <= q or not causal) and (window is None or abs(q - k) < window)
 
     got, _ = attention(Module(), query, key, value, None, is_causal=causal, sliding_window=window, **options)
-    assert torch.allclose(got, twin(query, key, value, sees), atol=1e-6)
+    assert torch.allclose(got, looped_attention(query, key, value, sees), atol=1e-6)
 
 
 def test_positions_with_gaps_are_one_sequence():
     query, key, value = drawn()
     got, _ = attention(Module(), query, key, value, None, position_ids=torch.tensor([[0, 1, 4, 5, 9, 10, 11]]))
-    assert torch.allclose(got, twin(query, key, value, lambda b, q, k: k <= q), atol=1e-6)
+    assert torch.allclose(got, looped_attention(query, key, value, lambda b, q, k: k <= q), atol=1e-6)
 
 
 def test_a_decoded_token_sees_the_whole_cache_but_no_padding():
     query, key, value = drawn(batch=2, queries=1)
     mask = torch.tensor([[0, 0, 1, 1, 1, 1, 1], [1, 1, 1, 0, 0, 0, 1]])
     got, _ = attention(Module(), query, key, value, mask, position_ids=torch.tensor([[4], [3]]))
-    assert torch.allclose(got, twin(query, key, value, lambda b, q, k: mask[b, k]), atol=1e-6)
+    assert torch.allclose(got, looped_attention(query, key, value, lambda b, q, k: mask[b, k]), atol=1e-6)
 
 
 @pytest.mark.parametrize(

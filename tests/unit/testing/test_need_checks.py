@@ -82,14 +82,14 @@ class Wrong(AttentionNeed):
         ),
         ("double", "read torch.float64, not float32"),
         ("nan", "read NaN or inf of a token"),
-        ("batch", "another result of a view alone than in a batch"),
-        ("again", "another result of the same call a second time"),
-        ("chunks", "another result in smaller chunks"),
+        ("batch", "different results of a view alone and in a batch"),
+        ("again", "different results of the same call a second time"),
+        ("chunks", "different results in smaller chunks"),
         ("in place", "changed query or key in place"),
         ("vectors", r"and not \[B, H, T\]"),
     ],
 )
-def test_a_wrong_reading_is_found(kind, message):
+def test_wrong_readings_are_errors(kind, message):
     with pytest.raises(AssertionError, match=message):
         check_need(Wrong(kind=kind))
 
@@ -163,11 +163,11 @@ class Sums(HiddenNeed):
 @pytest.mark.parametrize(
     ("need", "message"),
     [
-        (LeftPadding(), "another result of a prompt alone than in a batch that is padded on the left"),
+        (LeftPadding(), "different results of a prompt alone and in a batch that is padded on the left"),
         (Prepared(), r"its preparation returns \[P, L, ...\]"),
         (Listed([-1]), "cannot be hashed: give its fields tuples in place of lists"),
         (Thawed((-1,)), "Thawed is no frozen dataclass"),
-        (WrongAxes((-1,)), "has axes 'VN': one of its kind has LVHN or LVHNC"),
+        (WrongAxes((-1,)), "has axes 'VN': use LVHN or LVHNC for this kind of need"),
         (Listed(()), r"reads layers \(\): give a tuple of at least one number"),
         (Nowhere(), "no adapter can serve Nowhere.*read in the language model only"),
         (NowhereInside(), "no adapter can serve NowhereInside.*read in vision encoders only"),
@@ -179,7 +179,7 @@ class Sums(HiddenNeed):
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_a_wrong_request_is_found(need, message):
+def test_wrong_needs_are_errors(need, message):
     with pytest.raises(AssertionError, match=message):
         check_need(need)
 

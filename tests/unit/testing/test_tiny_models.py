@@ -80,8 +80,8 @@ def test_a_sample_has_the_same_tokens_alone_and_in_a_batch(family, name, side):
 def placeholders(family, samples):
     model, processor = built(family)
     ids = make_inputs(processor, samples)["input_ids"]
-    wanted = {model.config.image_token_id, getattr(model.config, "video_token_id", None)}
-    return [sum(i in wanted for i in row) for row in ids.tolist()]
+    visual_ids = {model.config.image_token_id, getattr(model.config, "video_token_id", None)}
+    return [sum(i in visual_ids for i in row) for row in ids.tolist()]
 
 
 @pytest.mark.parametrize(

@@ -1,1 +1,1 @@
-"""Published benchmarks: how their files are read and their answers scored; `vtcframe/__init__.pyi` lists them."""
+"""Published benchmarks: readers of their files and their scoring rules; `vtcframe/__init__.pyi` lists them."""

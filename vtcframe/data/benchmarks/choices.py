@@ -1,4 +1,4 @@
-"""Benchmarks that are answered by the letter of an option: ScienceQA, MMBench, SEED-Bench."""
+"""Multiple-choice benchmarks, answered by the letter of an option: ScienceQA, MMBench, SEED-Bench."""
 
 import csv
 import io
@@ -18,95 +18,101 @@ from vtcframe.data.results import Prediction, Score, columns, mean_score, mean_s
 from vtcframe.data.sample import Sample
 from vtcframe.errors import UsageError
 
-ROUND = 10**6  # MMBench: what the index of a question grows by with each rotation of its options
+ROTATION_STEP = 10**6  # MMBench: difference of index between two rotations of a question's options
 SCIENCE_LETTERS = LETTERS[:5]
 SUBJECTS = {"natural science": "NAT", "social science": "SOC", "language science": "LAN"}
-NOTHING = ("", "nan", "none")  # cells that hold nothing, in any case
+EMPTY_CELLS = ("", "nan", "none")  # lower-case content of empty cells
 
 
-def asked(question: str, options: Sequence[str], prompt: str) -> str:
-    """Write a question with its lettered options, a line each."""
+def format_question(question: str, options: Sequence[str], prompt: str) -> str:
+    """Return a question followed by its lettered options, one per line, and the prompt."""
     lines = [f"{letter}. {option}" for letter, option in zip(LETTERS, options, strict=False)]
     return "\n".join([question, *lines]) + prompt
 
 
-def chosen(text: str, options: Sequence[str]) -> str | None:
-    """Return the letter that an answer gives, by the rules of MMBench (VLMEvalKit); None for one that they do not tell.
+def parse_choice(text: str, options: Sequence[str]) -> str | None:
+    """Return the letter of an answer, by the rules of MMBench (VLMEvalKit); None if the rules find no letter.
 
-    It is the one letter of an option among the words, punctuation aside, but no letter where one of more than three
-    words is A, which may be an article; else of the one option whose text is part of the answer, whatever the case.
-    There a language model is asked about what is left; here it is wrong.
+    If exactly one option letter is among the words, without punctuation, it is returned, unless A is among more than
+    three words, where it may be an article. Otherwise, if the text of exactly one option is part of the answer, in any
+    case, its letter is returned. VLMEvalKit asks a language model about the remaining answers; here they are wrong.
     """
     words = re.sub(r"[.()\[\],:;!*#{}]", " ", text).split()
     letters = LETTERS[: len(options)]
-    named = [letter for letter in letters if letter in words]
-    if len(named) == 1 and not ("A" in words and len(words) > 3):
-        return named[0]
-    said = [letter for letter, option in zip(letters, options, strict=True) if option.lower() in text.lower()]
-    return said[0] if len(said) == 1 else None
+    letter_matches = [letter for letter in letters if letter in words]
+    if len(letter_matches) == 1 and not ("A" in words and len(words) > 3):
+        return letter_matches[0]
+    text_matches = [letter for letter, option in zip(letters, options, strict=True) if option.lower() in text.lower()]
+    return text_matches[0] if len(text_matches) == 1 else None
 
 
 class _Choices(Benchmark):
-    """What they share: `meta` has the options, and a column tells how many answers could not be read."""
+    """Base class of multiple-choice benchmarks: `meta` holds the options; column "unread" counts unparsable answers."""
 
-    def chosen(self, row: Prediction) -> str | None:
-        return chosen(row.prediction or "", row.meta["options"])
+    def parse_letter(self, row: Prediction) -> str | None:
+        """Return the letter of an answer; None if no rule finds one."""
+        return parse_choice(row.prediction or "", row.meta["options"])
 
     def grade(self, row: Prediction) -> float | None:
-        return None if row.answer is None else self.chosen(row) == row.answer
+        return None if row.answer is None else self.parse_letter(row) == row.answer
 
     def score(self, rows: Sequence[Prediction]) -> dict[str, Score]:
         split = columns(rows)
-        every = split.pop("all")
-        return mean_scores(split, self.grade) | self.unread(rows) | mean_scores({"all": every}, self.grade)
+        all_rows = split.pop("all")
+        return mean_scores(split, self.grade) | self.unread_score(rows) | mean_scores({"all": all_rows}, self.grade)
 
-    def unread(self, rows: Sequence[Prediction]) -> dict[str, Score]:
-        """Return the column of answers that give no letter, as a fraction."""
-        return {"unread": mean_score([self.chosen(row) is None for row in rows])}
+    def unread_score(self, rows: Sequence[Prediction]) -> dict[str, Score]:
+        """Return the column "unread": the fraction of answers without a letter."""
+        return {"unread": mean_score([self.parse_letter(row) is None for row in rows])}
 
 
 @dataclass(frozen=True)
 class ScienceQa(_Choices):
-    """ScienceQA (Lu et al., NeurIPS 2022): the questions with a picture, as LLaVA and its followers report them.
+    """ScienceQA (Lu et al., NeurIPS 2022): the questions with a picture, as reported by LLaVA and later work.
 
-    `path` is the folder of problems.json and pid_splits.json; pictures are in images/SPLIT/ID there. A hint precedes
-    the question. An answer is read as LLaVA's eval_science_qa.py does: a letter alone, or followed by a full stop and a
-    space, or "The answer is" and a letter. One that cannot be read is wrong.
+    `path` is the folder of problems.json and pid_splits.json; pictures are in its subfolders images/SPLIT/ID. A hint
+    precedes the question. Answers are parsed as in LLaVA's eval_science_qa.py: a letter alone, a letter followed by a
+    full stop and a space, or "The answer is" and a letter. Any other answer is wrong.
 
-    Columns: accuracy by subject (NAT, SOC, LAN), of those with a hint (TXT), by grade (G1-6, G7-12), unread, all (IMG).
+    Columns: accuracy by subject (NAT, SOC, LAN), with a hint (TXT), by grade (G1-6, G7-12), unread, all (IMG).
     """
 
     prompt: str = LETTER
     split: Literal["test", "val", "train"] = "test"
 
     def read(self, path: Path, images: Path | None) -> list[Sample]:
-        problems, names = dict(one for _, one in by_id(path / "problems.json")), path / "pid_splits.json"
-        splits = read_json(names)
-        with add_place(names):
-            wanted = field(splits, self.split, list)
+        problems = dict(problem for _, problem in by_id(path / "problems.json"))
+        splits_file = path / "pid_splits.json"
+        splits = read_json(splits_file)
+        with add_place(splits_file):
+            names = field(splits, self.split, list)
         folder = images or path / "images" / self.split
-        pictured = [name for name in wanted if not isinstance(problems.get(name), dict) or problems[name].get("image")]
-        records = ((f"{names}, question {name}", (name, problems.get(name))) for name in pictured)
-        return collect(path, records, lambda one: self._sample(one[0], one[1], folder))
+        pictured = [name for name in names if not isinstance(problems.get(name), dict) or problems[name].get("image")]
+        records = ((f"{splits_file}, question {name}", (name, problems.get(name))) for name in pictured)
+        return collect(path, records, lambda record: self._sample(record[0], record[1], folder))
 
     def _sample(self, identity: str, record: Any, folder: Path) -> Sample:
-        question, hint = field(record, "question", str), field(record, "hint", str)
-        options, right = field(record, "choices", list), field(record, "answer", int)
-        subject, grade = field(record, "subject", str), field(record, "grade", str)
-        if not 0 <= right < len(options) <= len(SCIENCE_LETTERS):
-            raise UsageError(f"the answer must be the number of one of up to five choices, got {right} and {options!r}")
+        question = field(record, "question", str)
+        hint = field(record, "hint", str)
+        options = field(record, "choices", list)
+        answer = field(record, "answer", int)
+        subject = field(record, "subject", str)
+        grade = field(record, "grade", str)
+        if not 0 <= answer < len(options) <= len(SCIENCE_LETTERS):
+            raise UsageError(f"the answer must be the index of one of up to five choices, got {answer} and {options!r}")
         if subject not in SUBJECTS or not re.fullmatch(r"grade\d+", grade):
-            raise UsageError(f"no subject and grade of ScienceQA: {subject!r}, {grade!r}")
-        text = asked(f"Context: {hint}\n{question}" if hint else question, options, self.prompt)
+            raise UsageError(f"not a subject and grade of ScienceQA: {subject!r}, {grade!r}")
+        text = format_question(f"Context: {hint}\n{question}" if hint else question, options, self.prompt)
         meta = {"options": options, "hint": bool(hint), "grade": int(grade.removeprefix("grade"))}
         picture = folder / identity / field(record, "image", str)
-        return Sample(identity, text, (picture,), LETTERS[right], SUBJECTS[subject], meta=meta)
+        return Sample(identity, text, (picture,), LETTERS[answer], SUBJECTS[subject], meta=meta)
 
-    def chosen(self, row: Prediction) -> str | None:
+    def parse_letter(self, row: Prediction) -> str | None:
         text = (row.prediction or "").replace("\n", ". ")
-        forms = r"\s*([A-E])\s*", r"([A-E])\. .*", r".*?The answer is ([A-E])\..*", r".*?The answer is ([A-E]).*"
-        found = next((match for form in forms if (match := re.fullmatch(form, text, re.DOTALL))), None)
-        return found[1] if found and found[1] in SCIENCE_LETTERS[: len(row.meta["options"])] else None
+        patterns = r"\s*([A-E])\s*", r"([A-E])\. .*", r".*?The answer is ([A-E])\..*", r".*?The answer is ([A-E]).*"
+        matches = (re.fullmatch(pattern, text, re.DOTALL) for pattern in patterns)
+        letter = next((match[1] for match in matches if match), None)
+        return letter if letter and letter in SCIENCE_LETTERS[: len(row.meta["options"])] else None
 
     def score(self, rows: Sequence[Prediction]) -> dict[str, Score]:
         subjects = parts(rows, lambda row: row.type)
@@ -114,15 +120,15 @@ class ScienceQa(_Choices):
         split["TXT"] = [row for row in rows if row.meta["hint"]]
         split["G1-6"] = [row for row in rows if row.meta["grade"] <= 6]
         split["G7-12"] = [row for row in rows if row.meta["grade"] > 6]
-        return mean_scores(split, self.grade) | self.unread(rows) | mean_scores({"IMG": rows}, self.grade)
+        return mean_scores(split, self.grade) | self.unread_score(rows) | mean_scores({"IMG": rows}, self.grade)
 
 
 @dataclass(frozen=True)
 class SeedBench(_Choices):
     """SEED-Bench (Li et al., CVPR 2024): its questions about images; those about videos are left out.
 
-    `path` is SEED-Bench.json; pictures are in the folder SEED-Bench-image beside it. The letter is generated, as LLaVA
-    has it (the authors compare likelihoods), and read by `chosen`.
+    `path` is SEED-Bench.json; pictures are in the folder SEED-Bench-image next to it. The letter is generated, as in
+    LLaVA's evaluation (the authors compare likelihoods), and parsed by `parse_choice`.
 
     Columns: accuracy by type of question, unread, all.
     """
@@ -130,25 +136,30 @@ class SeedBench(_Choices):
     prompt: str = LETTER
 
     def read(self, path: Path, images: Path | None) -> list[Sample]:
-        told = read_json(path)
+        content = read_json(path)
         with add_place(path):
-            questions, types = field(told, "questions", list), field(told, "question_type", dict)
+            questions = field(content, "questions", list)
+            types = field(content, "question_type", dict)
         kinds = {number: name for name, number in types.items()}
         records = numbered(path, questions)
         records = (
-            (place, one) for place, one in records if not isinstance(one, dict) or one.get("data_type") == "image"
+            (place, record)
+            for place, record in records
+            if not isinstance(record, dict) or record.get("data_type") == "image"
         )
         folder = images or path.parent / "SEED-Bench-image"
-        return collect(path, records, lambda one: self._sample(one, kinds, folder))
+        return collect(path, records, lambda record: self._sample(record, kinds, folder))
 
     def _sample(self, record: Any, kinds: dict[int, str], folder: Path) -> Sample:
         options = [str(field(record, f"choice_{letter}", str | int | float)) for letter in "abcd"]
-        answer, kind = field(record, "answer", str), field(record, "question_type_id", int)
+        answer = field(record, "answer", str)
+        kind = field(record, "question_type_id", int)
         if answer not in "ABCD" or len(answer) != 1 or kind not in kinds:
-            raise UsageError(f"no answer and type of SEED-Bench: {answer!r}, {kind!r}")
-        question, picture = field(record, "question", str), field(record, "data_id", str)
+            raise UsageError(f"not an answer and type of SEED-Bench: {answer!r}, {kind!r}")
+        question = field(record, "question", str)
+        picture = field(record, "data_id", str)
         identity = str(field(record, "question_id", str | int))
-        text = asked(question, options, self.prompt)
+        text = format_question(question, options, self.prompt)
         return Sample(identity, text, (folder / picture,), answer, kinds[kind], meta={"options": options})
 
 
@@ -156,12 +167,13 @@ class SeedBench(_Choices):
 class MmBench(_Choices):
     """MMBench (Liu et al., ECCV 2024), English or Chinese, with CircularEval.
 
-    `path` is a TSV as it is downloaded (mmbench_dev_20230712.tsv, MMBench_DEV_EN.tsv); pictures are in it. A question
-    is right only if it is with its options rotated to every place; one that failed is wrong. Where the file has no
-    rotations, whose indices are the question's plus multiples of 10^6, they are made. Answers are read by `chosen`.
+    `path` is a TSV as downloaded (mmbench_dev_20230712.tsv, MMBench_DEV_EN.tsv), which contains the pictures. A
+    question counts as right only if it is answered correctly in every rotation of its options; a failed rotation is
+    wrong. If the file has no rotations, they are generated, with the index of the question plus multiples of 10^6.
+    Answers are parsed by `parse_choice`.
 
-    Columns: of whole questions, accuracy by category, by l2-category and of all; of single answers, unread. Exports
-    mmbench.tsv; the server takes it once a spreadsheet has saved it as .xlsx.
+    Columns: accuracy of questions over all rotations by category, by l2-category and of all; unread, of single answers.
+    Exports mmbench.tsv; the server requires it converted to .xlsx.
     """
 
     prompt: str = LETTER
@@ -170,63 +182,70 @@ class MmBench(_Choices):
         rows = read_table(path)
         pictures = {cells.get("index", ""): (cells.get("image", ""), place) for place, cells in rows}
         indices = [_index(place, cells) for place, cells in rows]
-        rounds = Counter(index % ROUND for index in indices)
-        rotated = len(rounds) < len(indices)
+        rotations = Counter(index % ROTATION_STEP for index in indices)
+        has_rotations = len(rotations) < len(indices)
         records = [
-            (place, (index + turn * ROUND, turn, cells))
+            (place, (index + rotation * ROTATION_STEP, rotation, cells))
             for index, (place, cells) in zip(indices, rows, strict=True)
-            for turn in range(1 if rotated else max(1, len(_choices(cells))))
+            for rotation in range(1 if has_rotations else max(1, len(_choices(cells))))
         ]
-        records.sort(key=lambda record: (record[1][0] % ROUND, record[1][0]))  # a question's rotations side by side
-        return collect(path, records, lambda one: self._sample(one, rounds if rotated else None, pictures))
+        records.sort(
+            key=lambda record: (record[1][0] % ROTATION_STEP, record[1][0])
+        )  # puts the rotations of a question next to each other
+        return collect(
+            path, records, lambda record: self._sample(record, rotations if has_rotations else None, pictures)
+        )
 
     def _sample(
         self,
         record: tuple[int, int, dict[str, str]],
-        rounds: Counter[int] | None,
+        rotations: Counter[int] | None,
         pictures: dict[str, tuple[str, str]],
     ) -> Sample:
-        index, turn, cells = record
-        question, hint, category = field(cells, "question", str), cells.get("hint", ""), field(cells, "category", str)
-        options, answer = _choices(cells), cells.get("answer", "")
+        index, rotation, cells = record
+        question = field(cells, "question", str)
+        hint = cells.get("hint", "")
+        category = field(cells, "category", str)
+        options = _choices(cells)
+        answer = cells.get("answer", "")
         if len(options) < 2:
-            raise UsageError(f"a question has at least the options A and B, this one {options!r}")
-        right = None
-        if answer.lower() not in NOTHING:
+            raise UsageError(f"a question needs at least the options A and B, got {options!r}")
+        letter = None
+        if answer.lower() not in EMPTY_CELLS:
             if answer not in LETTERS[: len(options)]:
                 raise UsageError(f"the answer must be one of {LETTERS[: len(options)]}, got {answer!r}")
-            right = LETTERS[(LETTERS.index(answer) - turn) % len(options)]
-        options = options[turn:] + options[:turn]
+            letter = LETTERS[(LETTERS.index(answer) - rotation) % len(options)]
+        options = options[rotation:] + options[:rotation]
         source = field(cells, "image", str)
-        source = source if source.isdecimal() else cells["index"]  # a number is the row that has the picture
+        source = source if source.isdecimal() else cells["index"]  # a number is the index of the row with the picture
         if source not in pictures:
-            raise UsageError(f"the picture is that of the row with the index {source}, which is not there")
+            raise UsageError(f"the picture is in the row with the index {source}, which does not exist")
         picture, place = pictures[source]
-        text = asked(question if hint.lower() in NOTHING else f"{hint}\n{question}", options, self.prompt)
+        text = format_question(question if hint.lower() in EMPTY_CELLS else f"{hint}\n{question}", options, self.prompt)
         meta = {
-            "group": index % ROUND,
-            "rounds": len(options) if rounds is None else rounds[index % ROUND],
+            "group": index % ROTATION_STEP,
+            "rounds": len(options) if rotations is None else rotations[index % ROTATION_STEP],
             "options": options,
             "question": question,
             "l2": cells.get("l2-category") or None,
         }
-        return Sample(str(index), text, (InText(picture, f"{place}, column image"),), right, category, meta=meta)
+        return Sample(str(index), text, (InText(picture, f"{place}, column image"),), letter, category, meta=meta)
 
     def score(self, rows: Sequence[Prediction]) -> dict[str, Score]:
         groups = parts(rows, lambda row: row.meta["group"])
-        verdicts = {group: self._whole(own) for group, own in groups.items()}
-        firsts = [own[0] for own in groups.values()]
+        verdicts = {group: self._grade_rotations(members) for group, members in groups.items()}
+        firsts = [members[0] for members in groups.values()]
         split = parts(firsts, lambda row: row.type) | parts(firsts, lambda row: row.meta["l2"])
 
         def verdict(first: Prediction) -> float | None:
             return verdicts[first.meta["group"]]
 
-        return mean_scores(split, verdict) | self.unread(rows) | mean_scores({"all": firsts}, verdict)
+        return mean_scores(split, verdict) | self.unread_score(rows) | mean_scores({"all": firsts}, verdict)
 
-    def _whole(self, own: Sequence[Prediction]) -> float | None:
-        """Grade the rotations of one question."""
-        grades = [self.grade(row) for row in own]
-        return None if None in grades else len(own) == own[0].meta["rounds"] and all(grades)
+    def _grade_rotations(self, rotations: Sequence[Prediction]) -> float | None:
+        """Return whether a question is right in all of its rotations; None without a reference answer."""
+        grades = [self.grade(row) for row in rotations]
+        return None if None in grades else len(rotations) == rotations[0].meta["rounds"] and all(grades)
 
     def export(self, rows: Sequence[Prediction], folder: Path) -> list[Path]:
         width = max(len(row.meta["options"]) for row in rows)
@@ -240,12 +259,12 @@ class MmBench(_Choices):
 
 
 def _choices(cells: dict[str, str]) -> list[str]:
-    """Return the options of a row, up to the first that holds nothing."""
-    return [cells[letter] for letter in takewhile(lambda one: cells.get(one, "").lower() not in NOTHING, LETTERS)]
+    """Return the options of a row, up to the first empty cell."""
+    return [cells[letter] for letter in takewhile(lambda name: cells.get(name, "").lower() not in EMPTY_CELLS, LETTERS)]
 
 
 def _index(place: str, cells: dict[str, str]) -> int:
     index = cells.get("index", "")
     if not index.isdecimal():
-        raise UsageError(f"{place}: a question has its number in the column index, got {index!r}")
+        raise UsageError(f"{place}: the column index must hold the number of the question, got {index!r}")
     return int(index)

@@ -1,4 +1,4 @@
-"""The laws of adapters, on a model: keep all, removed = masked, batch independence, nothing left behind."""
+"""Laws of adapters, checked on a model: keep all, removed = masked, batch independence, restored model."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -34,16 +34,15 @@ def check_adapter(
     options: Mapping[str, Any] = GREEDY,
     tolerance: float | None = None,
 ) -> None:
-    """Hold every law on one batch of `samples` (text with `<image>`, pictures); `options` go to generate.
+    """Check every law on a batch of `samples` (text with `<image>`, pictures). AssertionError if one is broken.
 
-    Logits at real tokens that a law says are equal may be `tolerance` of the largest one apart; unless given, it
-    follows from the model's type. Give a tiny model in float64 (`model.double()`): transformers then computes in
-    float64 throughout, and it is 1e-9, in float32 1e-4. See `vtcframe.testing.laws.closeness` for what was measured.
-
-    `budget` must drop something of the batch.
+    `budget` must drop some tokens of the batch; `options` are passed to `generate`. Logits at real tokens that must be
+    equal by a law may differ by `tolerance` of the largest logit (default: by the type of the model, 1e-9 in float64
+    and 1e-4 in float32). Give a tiny model in float64 (`model.double()`), for which transformers computes in float64
+    throughout. See `vtcframe.testing.laws.closeness` for measurements.
     """
     inputs = inputs_for(model, processor, samples, side)
-    model.generate(**inputs, max_new_tokens=1)  # transformers installs hooks of its own in a first forward
+    model.generate(**inputs, max_new_tokens=1)  # transformers installs its own hooks in the first forward
     with float64_throughout(model), check_restored(model):
         check_keep_all(model, inputs, pruners[0], positions, options)
         check_raising(model, inputs)
@@ -55,24 +54,24 @@ def check_adapter(
 def check_keep_all(
     model: Any, inputs: Mapping[str, Any], pruner: Pruner, positions: Positions, options: Mapping[str, Any]
 ) -> None:
-    """A budget that covers all gives the untouched answer; so does splicing everything, with bit-equal logits."""
+    """Check that a budget for all tokens gives the untouched answer, and that splicing gives bit-equal logits."""
     want = _ids(model.generate(**inputs, **options))
     stage = Stage("projector", pruner, Budget(ratio=1.0), positions=positions)
     got = _ids(compress(model, stages=[stage]).generate(**inputs, **options))
-    _hold(torch.equal(got, want), "keep all: compress answers otherwise than the untouched model")
+    _hold(torch.equal(got, want), "keep all: compress and the untouched model give different answers")
     adapter = adapter_for(model)
     evidence = adapter.observe(inputs, pruner.needs)
     pruned = pruner(evidence, Budget(ratio=1.0))
-    left = left_padded(model, inputs)
+    padded = left_padded(model, inputs)
     spliced = adapter.splice(inputs, evidence, pruned, positions)
     for name in ("input_ids", "attention_mask", "position_ids"):
-        _hold(torch.equal(spliced[name], left[name]), f"keep all: splice changed {name}")
-    real = left["attention_mask"].bool()
-    same = torch.equal(_logits(model, spliced)[real], _logits(model, left)[real])
+        _hold(torch.equal(spliced[name], padded[name]), f"keep all: splice changed {name}")
+    real = padded["attention_mask"].bool()
+    same = torch.equal(_logits(model, spliced)[real], _logits(model, padded)[real])
     _hold(same, "keep all: spliced logits are not bit-equal")
     spliced = adapter.splice(inputs, evidence, pruned, positions)
-    same = torch.equal(_ids(model.generate(**spliced, **options)), _ids(model.generate(**left, **options)))
-    _hold(same, "keep all: the spliced answer is another")
+    same = torch.equal(_ids(model.generate(**spliced, **options)), _ids(model.generate(**padded, **options)))
+    _hold(same, "keep all: the spliced answer is different")
 
 
 def check_removed_is_masked(
@@ -84,9 +83,9 @@ def check_removed_is_masked(
     options: Mapping[str, Any],
     tolerance: float | None = None,
 ) -> None:
-    """The pruned run equals the full run in which dropped tokens are masked out of attention, up to `tolerance`.
+    """Check that the pruned run equals the full run with dropped tokens masked in attention, up to `tolerance`.
 
-    With compact positions the full run gets the new numbers. The caller's prompt stands in front of the answer.
+    With compact positions the full run gets the compact positions. The answer must start with the original prompt.
     """
     adapter = adapter_for(model)
     evidence = adapter.observe(inputs, pruner.needs)
@@ -96,20 +95,21 @@ def check_removed_is_masked(
     _hold((kept.sum(1) < inputs["attention_mask"].sum(1)).any(), f"{budget} drops nothing of these samples")
     spliced = adapter.splice(inputs, evidence, pruned, positions)
     _hold(
-        torch.equal(spliced["attention_mask"].sum(1), kept.sum(1)), "removed = masked: another number of tokens is left"
+        torch.equal(spliced["attention_mask"].sum(1), kept.sum(1)),
+        "removed = masked: the number of tokens is different",
     )
     want, got = _logits(model, reference), _logits(model, spliced)
     tolerance = relative_tolerance(model.dtype) if tolerance is None else tolerance
     distance = relative_distance(got[spliced["attention_mask"].bool()], want[kept])
-    _hold(distance <= tolerance, f"removed = masked: logits are {distance:.1e} of the largest one apart")
+    _hold(distance <= tolerance, f"removed = masked: logits differ by {distance:.1e} of the largest logit")
     stage = Stage("projector", pruner, budget, positions=positions)
     answer = _ids(compress(model, stages=[stage]).generate(**inputs, **options))
     width = inputs["input_ids"].shape[1]
     want = _ids(model.generate(**reference, **options))[:, width:]
-    _hold(torch.equal(answer[:, width:], want), "removed = masked: the answer is another")
+    _hold(torch.equal(answer[:, width:], want), "removed = masked: the answer is different")
     times = len(answer) // len(inputs["input_ids"])
     prompt = inputs["input_ids"].repeat_interleave(times, 0)
-    _hold(torch.equal(answer[:, :width], prompt), "the caller's prompt does not stand in front of the answer")
+    _hold(torch.equal(answer[:, :width], prompt), "the answer does not start with the original prompt")
 
 
 def check_alone(
@@ -123,9 +123,10 @@ def check_alone(
     options: Mapping[str, Any],
     tolerance: float | None = None,
 ) -> None:
-    """A sample keeps the same tokens and gives the same logits, up to `tolerance`, and answer alone and in a batch."""
+    """Check that a sample keeps the same tokens, logits (up to `tolerance`) and answer alone and in a batch."""
     tolerance = relative_tolerance(model.dtype) if tolerance is None else tolerance
-    adapter, inputs = adapter_for(model), inputs_for(model, processor, samples, side)
+    adapter = adapter_for(model)
+    inputs = inputs_for(model, processor, samples, side)
     evidence = adapter.observe(inputs, pruner.needs)
     pruned = pruner(evidence, budget)
     spliced = adapter.splice(inputs, evidence, pruned, positions)
@@ -139,23 +140,26 @@ def check_alone(
             distance = relative_distance(logits[p, -1], _logits(model, single)[0, -1])
             _hold(
                 distance <= tolerance,
-                f"sample {p} without a picture: logits are {distance:.1e} of the largest one apart in a batch",
+                f"sample {p} without a picture: logits differ by {distance:.1e} of the largest logit in a batch",
             )
             continue
-        own = pruner(adapter.observe(single, pruner.needs), budget)
-        _hold(torch.equal(own.sequence(0)[1], pruned.sequence(p)[1]), f"sample {p} keeps other tokens in a batch")
-        one = adapter.splice(single, adapter.observe(single, pruner.needs), own, positions)
-        distance = relative_distance(logits[p, -1], _logits(model, one)[0, -1])
-        _hold(distance <= tolerance, f"sample {p}: logits are {distance:.1e} of the largest one apart in a batch")
+        pruned_alone = pruner(adapter.observe(single, pruner.needs), budget)
+        same = torch.equal(pruned_alone.sequence(0)[1], pruned.sequence(p)[1])
+        _hold(same, f"sample {p} keeps other tokens in a batch")
+        spliced_alone = adapter.splice(single, adapter.observe(single, pruner.needs), pruned_alone, positions)
+        distance = relative_distance(logits[p, -1], _logits(model, spliced_alone)[0, -1])
+        _hold(distance <= tolerance, f"sample {p}: logits differ by {distance:.1e} of the largest logit in a batch")
         alone = _ids(compressed.generate(**single, **options))[:, single["input_ids"].shape[1] :]
         times = len(answer) // len(samples)
-        mine = answer[p * times : (p + 1) * times, : alone.shape[1]]
-        _hold(torch.equal(mine, alone), f"sample {p} answers otherwise in a batch")
+        in_batch = answer[p * times : (p + 1) * times, : alone.shape[1]]
+        _hold(torch.equal(in_batch, alone), f"sample {p} has another answer in a batch")
 
 
 def check_raising(model: Any, inputs: Mapping[str, Any]) -> None:
-    """An exception in the midst of observing comes through and leaves nothing behind (inside `check_restored`)."""
-    adapter, calls, last = adapter_for(model), 0, 0
+    """Check that an exception during `observe` is raised; call it inside `check_restored`."""
+    adapter = adapter_for(model)
+    calls = 0
+    last = 0
 
     def fail(*_: Any) -> None:
         nonlocal calls
@@ -163,25 +167,26 @@ def check_raising(model: Any, inputs: Mapping[str, Any]) -> None:
         if calls == last:
             raise RuntimeError("on purpose")
 
-    hook = register_module_forward_pre_hook(fail)  # of every module: which ones an adapter runs is its own affair
+    hook = register_module_forward_pre_hook(fail)  # for every module, because adapters run different ones
     try:
         adapter.observe(inputs)
-        _hold(calls > 0, "no module was run under observation")
-        calls, last = 0, max(1, calls // 2)
+        _hold(calls > 0, "no module ran during observe")
+        last = max(1, calls // 2)
+        calls = 0
         adapter.observe(inputs)
     except RuntimeError as error:
-        _hold(str(error) == "on purpose", f"another error hid the first one: {error}")
+        _hold(str(error) == "on purpose", f"the exception was replaced by another one: {error}")
     else:
-        _hold(False, "an exception under observation was swallowed")
+        _hold(False, "an exception during observe was swallowed")
     finally:
         hook.remove()
 
 
 @contextmanager
 def check_restored(model: nn.Module) -> Iterator[None]:
-    """Hold that hooks, blocks, kernels and the attention registry are after the `with` what they were before.
+    """Check that hooks, blocks, kernels and the attention registry are the same before and after the `with`.
 
-    The model must have run once: transformers installs hooks of its own in its first forward.
+    The model must have run once: transformers installs its own hooks in the first forward.
     """
     before = _state(model)
     try:
@@ -213,7 +218,7 @@ def _state(model: nn.Module) -> dict[str, object]:
 def inputs_for(
     model: Any, processor: Any, samples: Sequence[Sample], side: Literal["left", "right"] = "left"
 ) -> dict[str, Any]:
-    """Return what `make_inputs` does, on the model's device, pixels in its dtype."""
+    """Return the result of `make_inputs` on the device of the model, with pixels in its dtype."""
     inputs = make_inputs(processor, samples, side)
     return {k: v.to(model.device, model.dtype if v.is_floating_point() else None) for k, v in inputs.items()}
 
@@ -222,13 +227,13 @@ def left_padded(model: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
     """Return the same batch padded on the left, with the positions that generate would use."""
     mask = inputs["attention_mask"].bool()
 
-    def left(values: Tensor) -> Tensor:
+    def pad_left(values: Tensor) -> Tensor:
         rows = [row[real] for row, real in zip(values, mask, strict=True)]
         return torch.stack([torch.cat([row.new_zeros(mask.shape[1] - len(row)), row]) for row in rows])
 
-    alike = {k: v for k, v in inputs.items() if isinstance(v, Tensor) and v.shape == mask.shape}
-    full = {**inputs, **{k: left(v) for k, v in alike.items()}}
-    text = left(mask.cumsum(1) - 1)
+    by_token = {k: v for k, v in inputs.items() if isinstance(v, Tensor) and v.shape == mask.shape}
+    full = {**inputs, **{k: pad_left(v) for k, v in by_token.items()}}
+    text = pad_left(mask.cumsum(1) - 1)
     if not hasattr(model.base_model, "get_rope_index"):
         return full | {"position_ids": text}
     names = ("image_grid_thw", "video_grid_thw", "second_per_grid_ts", "mm_token_type_ids")
@@ -240,9 +245,9 @@ def left_padded(model: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
 def masked(
     adapter: Adapter, inputs: Mapping[str, Any], evidence: Evidence, pruned: Pruned, positions: Positions
 ) -> dict[str, Any]:
-    """Return the full, left-padded batch with the dropped tokens masked out: what pruning must be equal to.
+    """Return the full, left-padded batch with dropped tokens masked: the reference that pruning must equal.
 
-    Written token by token, apart from splice's own code.
+    It is computed token by token, independently of the code of splice.
     """
     full = left_padded(adapter.model, inputs)
     placeholders = [getattr(adapter.model.config, f"{modality}_token_id") for modality in adapter.modalities]
@@ -251,19 +256,19 @@ def masked(
         begin = int((full["attention_mask"][p] == 0).sum())
         kept = set(pruned.sequence(p)[1].tolist())
         candidates = set(evidence.layout.column[evidence.layout.sample == p].flatten().tolist())
-        served = {}
+        spans = {}
         if extra is not None:
             for u in (extra.sample == p).nonzero()[:, 0].tolist():
-                served[int(extra.column[u])] = range(int(extra.first[u]), int(extra.last[u]) + 1)
+                spans[int(extra.column[u])] = range(int(extra.first[u]), int(extra.last[u]) + 1)
         for at, token in enumerate(ids.tolist()):
             if token not in placeholders:
                 continue
             column = at - begin
-            stays = column in kept if column in candidates else not served[column] or kept & set(served[column])
+            stays = column in kept if column in candidates else not spans[column] or kept & set(spans[column])
             full["attention_mask"][p, at] = int(bool(stays))
     text = (full["attention_mask"].cumsum(1) - 1).clamp(min=0)
     if full["position_ids"].ndim == 3:
-        full["position_ids"][0] = text  # a place in the text, by which causality is told, no rotary position
+        full["position_ids"][0] = text  # the position in the text, which defines causality and is no rotary position
     elif positions == "compact":
         full["position_ids"] = text
     return full
@@ -278,6 +283,6 @@ def _ids(out: Any) -> Tensor:
     return out if isinstance(out, Tensor) else out.sequences
 
 
-def _hold(law: object, broken: str) -> None:
+def _hold(law: object, message: str) -> None:
     if not law:
-        raise AssertionError(broken)
+        raise AssertionError(message)

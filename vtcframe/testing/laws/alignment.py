@@ -1,4 +1,4 @@
-"""The law of alignment: what lies at a place of a picture is judged, and drawn, at the token that covers the place."""
+"""The law of alignment: the layout puts a token at the place of the picture that changes it."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,41 +21,43 @@ BRIGHT, FAINT = (255, 230, 200), 0.1
 def check_aligned(
     model: Any, processor: Any, size: tuple[int, int], frames: int = 0, reach: int = 0, picks: int = 3
 ) -> None:
-    """Light single tokens of a dark picture of `size` (height, width), or of one frame of a dark video of `frames`.
+    """Check that the layout matches the pixels, by lighting single tokens of a dark picture. AssertionError if not.
 
-    The picture goes through the real processor and packing with attention silenced, so that a token's feature depends
-    on its own pixels. Brightness put where the layout says a token lies must change that token more than any other of
-    its view, and those that do not cover it (by `reach` tokens) by less than a tenth; other frames stay as they are.
-    `picks` tokens of each view are lit, corners among them. `reach` is for packings that resample.
+    The picture has `size` (height, width); with `frames` > 0 it is a frame of a dark video of so many frames. It goes
+    through the real processor and packing while attention returns zeros, so that the feature of a token depends only
+    on its pixels. A bright patch at the place of a token in the layout must change the feature of that token more than
+    any other of its view, and tokens that do not cover it (within `reach` tokens) by less than a tenth of that; other
+    frames must not change. `picks` tokens of each view are lit, corners included. `reach` > 0 is for packings that
+    resample.
     """
     height, width = size
     box = visible_region(processor, size, video=bool(frames))
     with silent_attention():
-        plain = _observed(model, processor, [_gradient(height, width)] * max(frames, 1), frames)
+        plain = _observe(model, processor, [_gradient(height, width)] * max(frames, 1), frames)
         layout = plain.layout
-        frame = layout.frame if layout.frame.any() else layout.image  # some models are told of frames as of images
+        frame = layout.frame if layout.frame.any() else layout.image  # some adapters lay out frames as images
         slices = int(frame.max()) + 1
         for v in range(len(frame)):
             tokens = layout.valid[v].nonzero()[:, 0]
             chosen = tokens[torch.linspace(0, len(tokens) - 1, picks).round().long()].unique()
             for n in chosen.tolist():
                 centre, half = layout.centre[v, n], 0.2 * cell(layout, v)
-                low, high = (_pixels(centre + way * half, box, size) for way in (-1, 1))
+                low, high = (_pixels(centre + sign * half, box, size) for sign in (-1, 1))
                 canvas = [_gradient(height, width) for _ in range(max(frames, 1))]
-                each = max(frames, 1) // slices  # frames that a view is made of
+                each = max(frames, 1) // slices  # number of frames in a view
                 for picture in canvas[int(frame[v]) * each :][:each]:
                     ImageDraw.Draw(picture).rectangle((low[1], low[0], high[1] - 1, high[0] - 1), fill=BRIGHT)
-                lit = _observed(model, processor, canvas, frames)
+                lit = _observe(model, processor, canvas, frames)
                 change = (lit.tokens - plain.tokens).float().norm(dim=-1).masked_fill(~layout.valid, 0)
                 _check_lit(layout, change, frame == frame[v], v, n, reach)
 
 
 def _check_lit(layout: Layout, change: Tensor, same: Tensor, view: int, token: int, reach: int) -> None:
     centre, lit = layout.centre[view, token], 0.2 * cell(layout, view)
-    told = f"token {token} of view {view} at {[round(x, 3) for x in centre.tolist()]} was lit"
+    description = f"token {token} of view {view} at {[round(x, 3) for x in centre.tolist()]} was lit"
     for v in range(len(change)):
         if not same[v]:
-            assert not change[v].any(), f"{told}, and view {v} of another frame changed"
+            assert not change[v].any(), f"{description}, and view {v} of another frame changed"
             continue
         apart, size = (layout.centre[v] - centre).abs(), cell(layout, v)
         covers = (apart < size * (0.5 + reach) + lit).all(-1) & layout.valid[v]
@@ -63,21 +65,21 @@ def _check_lit(layout: Layout, change: Tensor, same: Tensor, view: int, token: i
         if covers.any():
             brightest = int(change[v].argmax())
             where = [round(x, 3) for x in layout.centre[v, brightest].tolist()]
-            assert covers[brightest], f"{told}, but in view {v} token {brightest} at {where} changed most"
-        # another tile, or un-padded away: resizing blurs a little over edges
+            assert covers[brightest], f"{description}, but in view {v} token {brightest} at {where} changed most"
+        # without covering tokens (another tile, or un-padded): resizing blurs a little across edges
         most = change[v].max() if covers.any() else change.max()
-        assert rest <= FAINT * most, f"{told}, and tokens of view {v} that do not cover it changed"
+        assert rest <= FAINT * most, f"{description}, and tokens of view {v} that do not cover it changed"
 
 
 def cell(layout: Layout, view: int) -> Tensor:
-    """[2] height and width of a token of a view, as a part of its picture."""
+    """Return height and width of a token of a view, [2], as fractions of its picture."""
     box = layout.box[view].to(layout.grid.device)
     return (box[2:] - box[:2]) / (layout.grid[view].amax(0) + 1)
 
 
 @contextmanager
 def silent_attention() -> Iterator[None]:
-    """Let every attention of transformers' models return zeros, so that tokens do not see each other."""
+    """Replace attention in models of transformers by zeros, so that tokens do not depend on each other."""
 
     def silent(module: Any, query: Tensor, *args: Any, **options: Any) -> tuple[Tensor, None]:
         return torch.zeros_like(query).transpose(1, 2).contiguous(), None
@@ -94,7 +96,7 @@ def silent_attention() -> Iterator[None]:
 
 
 def _gradient(height: int, width: int) -> Image.Image:
-    """Return a dark picture that differs from place to place: some layouts are told by how a picture looks."""
+    """Return a dark picture with gradients, because some layouts are inferred from the content of tiles."""
     down, across = (Image.linear_gradient("L").rotate(turn).resize((width, height)) for turn in (0, 90))
     return Image.merge("RGB", (down, across, down)).point([level // 4 for level in range(256)] * 3)
 
@@ -105,6 +107,6 @@ def _pixels(at: Tensor, box: tuple[float, float, float, float], size: tuple[int,
     return [round(part * length) for part, length in zip(place, size, strict=True)]
 
 
-def _observed(model: Any, processor: Any, pictures: list[Image.Image], frames: int) -> Evidence:
+def _observe(model: Any, processor: Any, pictures: list[Image.Image], frames: int) -> Evidence:
     sample = ("<video> what ?", [pictures]) if frames else ("<image> what ?", pictures)
     return adapter_for(model).observe(inputs_for(model, processor, [sample]))

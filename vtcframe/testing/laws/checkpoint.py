@@ -1,4 +1,4 @@
-"""`vtcframe check`: the laws of adapters on a user's own checkpoint."""
+"""`vtcframe check`: the laws of adapters, checked on a checkpoint of the user."""
 
 import argparse
 from collections.abc import Callable, Iterator, Sequence
@@ -69,32 +69,35 @@ def check(
 ) -> Iterator[tuple[str, str, str]]:
     """Yield law, pruner and outcome: "holds", "broken: ..." or "not served: ...".
 
-    `tokens` stay in each sample, a quarter unless given. UsageError for what cannot be checked.
+    `tokens` are kept in each sample (default: a quarter). UsageError for a checkpoint or options that cannot be
+    checked.
     """
     try:
         budget = Budget(ratio=0.25) if tokens is None else Budget(tokens)
     except ValueError as error:
         raise UsageError(str(error)) from error
-    pictures, place = [_opened(image) for image in images] or _bundled(), device_for(device)
-    disable_progress_bar()  # of loading weights
+    pictures = [_open(image) for image in images] or _bundled()
+    place = device_for(device)
+    disable_progress_bar()  # progress bars of loading weights
     model, processor = Backbone(path, dtype).load()
     model = model.to(place).eval()
     try:
-        adapter, samples = adapter_for(model, processor), _samples(pictures)
+        adapter = adapter_for(model, processor)
+        samples = _samples(pictures)
         inputs = inputs_for(model, processor, samples)
         layout = adapter.arrange(inputs).layout
-        close, noise = _bound(model, processor, samples)  # runs the model once, which check_restored asks for
+        tolerance, noise = _tolerance(model, processor, samples)  # runs the model once, as check_restored requires
     except (LookupError, ValueError) as error:
         cause = "" if isinstance(error, LookupError) else ". Its processor may belong to another model"
         raise UsageError(f"{path} cannot be checked: {error}{cause}") from error
     if budget.covers(layout):
         raise UsageError(f"{budget} drops nothing: the samples have {layout.untouched.tolist()} visual tokens")
-    apart = (
-        f"logits up to {close:.1e} of the largest one apart pass, those of the untouched model are {noise:.1e} alone "
-        "and in a batch"
+    bound = (
+        f"logits may differ by {tolerance:.1e} of the largest logit, those of the untouched model differ by "
+        f"{noise:.1e} alone and in a batch"
     )
-    half = "" if model.dtype == torch.float32 else "; near ties may turn around in half precision, float32 decides"
-    yield "an adapter serves it", "-", f"holds: {type(adapter).__name__}, {model.dtype} on {device}; {apart}{half}"
+    hint = "" if model.dtype == torch.float32 else "; near ties may swap in half precision, so check in float32"
+    yield "an adapter serves it", "-", f"holds: {type(adapter).__name__}, {model.dtype} on {device}; {bound}{hint}"
     yield "an exception leaves nothing behind", "-", _outcome(model, partial(check_raising, model, inputs))
     for pruner in PRUNERS:
         try:
@@ -102,21 +105,21 @@ def check(
         except ValueError as error:
             yield "every law", str(pruner), f"not served: {error}"
             continue
-        given = pruner, budget, "original", GREEDY, close
-        for law, hold in {
+        arguments = pruner, budget, "original", GREEDY, tolerance
+        for law, check_law in {
             "keep all": partial(check_keep_all, model, inputs, pruner, "original", GREEDY),
-            "removed = masked": partial(check_removed_is_masked, model, inputs, *given),
-            "alone = in a batch": partial(check_alone, model, processor, samples, "left", *given),
+            "removed = masked": partial(check_removed_is_masked, model, inputs, *arguments),
+            "alone = in a batch": partial(check_alone, model, processor, samples, "left", *arguments),
         }.items():
-            yield law, str(pruner), _outcome(model, hold)
+            yield law, str(pruner), _outcome(model, check_law)
 
 
 def _bundled() -> list[Image.Image]:
     folder = Path(bundled("vtcframe:questions"))
-    return [_opened(str(path)) for path in sorted(folder.glob("images/*.png"))[:2]]
+    return [_open(str(path)) for path in sorted(folder.glob("images/*.png"))[:2]]
 
 
-def _opened(path: str) -> Image.Image:
+def _open(path: str) -> Image.Image:
     question = load_sample(Question("check", "", (Path(path),)))
     if question.error is not None:
         raise UsageError(question.error)
@@ -124,20 +127,20 @@ def _opened(path: str) -> Image.Image:
 
 
 def _samples(pictures: Sequence[Image.Image]) -> list[Sample]:
-    """Return a ragged batch: each picture with a question, the first ones together, and a question without any."""
-    asked = [(QUESTIONS[n % 2], [picture]) for n, picture in enumerate(pictures)]
-    asked += [(QUESTIONS[1], list(pictures[:2]))] if len(pictures) > 1 else []
-    return [(" ".join(["<image>"] * len(own) + [text]), own) for text, own in [*asked, (QUESTIONS[0], [])]]
+    """Return a ragged batch: each picture with a question, the first two together, and a question without pictures."""
+    questions = [(QUESTIONS[n % 2], [picture]) for n, picture in enumerate(pictures)]
+    questions += [(QUESTIONS[1], list(pictures[:2]))] if len(pictures) > 1 else []
+    questions.append((QUESTIONS[0], []))
+    return [(" ".join(["<image>"] * len(images) + [text]), images) for text, images in questions]
 
 
 @torch.no_grad()
-def _bound(model: Any, processor: Any, samples: Sequence[Sample]) -> tuple[float, float]:
-    """Return how far logits may be apart, and how far the untouched model's are apart alone and in a batch.
+def _tolerance(model: Any, processor: Any, samples: Sequence[Sample]) -> tuple[float, float]:
+    """Return the tolerance of logits, and the difference of those of the untouched model alone and in a batch.
 
-    Both are relative to the largest logit.
-
-    Rounding grows with a model's depth and width and with half precision, and no pruning can take it away: beyond
-    the laws' own bound, four times what the checkpoint itself shows is let pass.
+    Both are relative to the largest logit. Rounding errors grow with the depth and width of a model and with half
+    precision, whether or not tokens are pruned. So the tolerance is at least that of the laws, and at least four times
+    the difference of the untouched model.
     """
     together = model(**inputs_for(model, processor, samples)).logits[:, -1]
     alone = [model(**inputs_for(model, processor, [sample])).logits[0, -1] for sample in samples]
@@ -145,12 +148,12 @@ def _bound(model: Any, processor: Any, samples: Sequence[Sample]) -> tuple[float
     return max(relative_tolerance(model.dtype), 4 * noise), noise
 
 
-def _outcome(model: Any, hold: Callable[[], None]) -> str:
+def _outcome(model: Any, check_law: Callable[[], None]) -> str:
     try:
         with check_restored(model):
-            hold()
+            check_law()
     except AssertionError as error:
         return f"broken: {error}"
-    except Exception as error:  # whatever an adapter stumbles over, the laws after it are still told
+    except Exception as error:  # any error of an adapter: the next laws are still checked
         return f"broken: {type(error).__name__}: {error}"
     return "holds"

@@ -1,8 +1,8 @@
-"""How far apart logits may be that a law says are equal.
+"""Tolerances for logits that are equal by a law.
 
-Distances are relative to the largest logit, so that they mean the same for every model. Two computations that are
-equal in exact arithmetic differ in their last bits, and by how much depends on the processor. Measured on every tiny
-model with the sdpa and the eager kernel, by multiplying the rounding error of all weights, as another processor does:
+Distances are relative to the largest logit, so that they are comparable between models. Two computations that are
+equal in exact arithmetic differ in their last bits, by an amount that depends on the processor. Measured on every tiny
+model with the sdpa and the eager kernel, with rounding errors of all weights multiplied to emulate other processors:
 
 | model | rounding errors | distance |
 |---|---|---|
@@ -10,7 +10,7 @@ model with the sdpa and the eager kernel, by multiplying the rounding error of a
 | float64, as transformers runs it | 1 x | up to 2.2e-6 |
 | float64, inside `float64_throughout` | 1 x | up to 2e-14 |
 | float64, inside `float64_throughout` | 1000 x | up to 9.2e-12 |
-| a hidden token is seen, or a position is off by one | | at least 3.5e-3 at the last token |
+| a masked token is visible, or a position is off by one | | at least 3.5e-3 at the last token |
 """
 
 import sys
@@ -28,14 +28,14 @@ _MODEL_CODE = "transformers.models.", "transformers.generation.", "transformers.
 
 
 def relative_tolerance(dtype: torch.dtype) -> float:
-    """Return the largest distance that passes between logits of models in `dtype`."""
+    """Return the largest permitted distance between logits of models in `dtype`."""
     return RELATIVE_TOLERANCE[dtype]
 
 
 def relative_distance(computed: Tensor, expected: Tensor) -> float:
-    """Return the largest difference of logits over the largest expected logit; NaN where either holds one.
+    """Return the largest difference of logits over the largest expected logit; NaN if either has NaN.
 
-    Give rows of real tokens only: what a model computes at padding means nothing, and may be NaN.
+    Give rows of real tokens only: logits at padding are meaningless and may be NaN.
     """
     scale = expected.abs().max().clamp(min=torch.finfo(expected.dtype).tiny)
     return ((computed - expected).abs().max() / scale).item()
@@ -43,14 +43,14 @@ def relative_distance(computed: Tensor, expected: Tensor) -> float:
 
 @contextmanager
 def float64_throughout(model: nn.Module) -> Iterator[None]:
-    """Let transformers compute a float64 model in float64 from pixels to logits; other models run as ever.
+    """Let transformers compute a float64 model in float64 from pixels to logits; other models run unchanged.
 
     transformers casts to float32 in RMSNorm, rotary embeddings, the eager kernel's softmax and the logits that generate
     returns. A difference of 1e-16 before such a cast becomes one of 1e-7 when it crosses a rounding boundary, which
-    depends on the processor. The eager softmax also makes NaN of padding in a float64 model, as the lowest float64
+    depends on the processor. The eager softmax also returns NaN at padding in a float64 model, as the lowest float64
     is -inf in float32, and the next layer spreads it to every token of the sample.
 
-    Casts by other code, such as scorers that return float32, stay what they are.
+    Casts by other code, such as scorers that return float32, are unchanged.
     """
     if next(model.parameters()).dtype != torch.float64:
         yield
@@ -60,7 +60,7 @@ def float64_throughout(model: nn.Module) -> Iterator[None]:
 
 
 class _Float64(TorchFunctionMode):
-    """Replace float32 by float64 where code of transformers' models asks for it."""
+    """Replace float32 by float64 where the code of models of transformers requests it."""
 
     def __torch_function__(
         self,
@@ -81,7 +81,7 @@ class _Float64(TorchFunctionMode):
 
 
 def _called_by_a_model() -> bool:
-    """Return whether a forward of transformers' models, or generate, called the function of torch that is being run.
+    """Return whether a forward of a model of transformers, or generate, called the current function of torch.
 
     Functions of transformers that an adapter calls itself, on evidence in float32, do not count.
     """
@@ -90,7 +90,7 @@ def _called_by_a_model() -> bool:
         frame = frame.f_back  # torch's own Python code, or another function mode
     if frame is None or not _module(frame).startswith(_MODEL_CODE):
         return False
-    # vtcframe.hooks stands between a model's forward and its kernel while attention is intercepted.
+    # While attention is intercepted, vtcframe.hooks is between the forward of a model and its kernel.
     while frame is not None and _module(frame).startswith(("torch.", "transformers.", "vtcframe.hooks.")):
         if _module(frame).startswith(("torch.nn.modules.module", "transformers.generation.")):
             return True

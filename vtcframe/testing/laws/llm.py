@@ -1,4 +1,4 @@
-"""The laws of stages inside a language model: keep all, removed = masked, batch independence, nothing left behind."""
+"""Laws of stages inside a language model: keep all, removed = masked, batch independence, restored model."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -31,13 +31,14 @@ def check_llm_stages(
     options: Mapping[str, Any] = GREEDY,
     tolerance: float | None = None,
 ) -> None:
-    """Hold every law for `stages` (mergers left out) on one batch; `options` go to generate.
+    """Check every law for `stages` (without mergers) on a batch; `options` are passed to `generate`.
 
-    See `check_adapter` for `tolerance` and the model's type.
+    See `check_adapter` for `tolerance` and the type of the model. AssertionError if a law is broken.
     """
     inputs = inputs_for(model, processor, samples, side)
-    model.generate(**inputs, max_new_tokens=1)  # transformers installs hooks of its own in a first forward
-    adapter, plan = adapter_for(model, processor), plan_from_stages(stages)
+    model.generate(**inputs, max_new_tokens=1)  # transformers installs its own hooks in the first forward
+    adapter = adapter_for(model, processor)
+    plan = plan_from_stages(stages)
     with float64_throughout(model), check_restored(model):
         _check_keep_all(adapter, inputs, plan, options)
         _check_removed_is_masked(
@@ -48,18 +49,19 @@ def check_llm_stages(
 
 
 def prepare(adapter: Adapter, inputs: Mapping[str, Any], plan: Plan) -> PrunedGeneration:
-    """Encode a batch, prune it before the language model, and splice."""
+    """Encode a batch, prune it before the language model, and splice it."""
     session = Session(adapter, plan)
     arrangement = session.arrange(inputs)
     return session.prepare(inputs, arrangement, session.encode(inputs, arrangement))
 
 
 def _check_keep_all(adapter: Adapter, inputs: Mapping[str, Any], plan: Plan, options: Mapping[str, Any]) -> None:
-    """Stages that act and drop nothing change no bit."""
-    whole = [replace(stage, budget=Budget(ratio=1.0)) for stage in plan.stages]
-    passage = prepare(adapter, inputs, plan_from_stages(whole))
-    plain = prepare(adapter, inputs, plan_from_stages(whole)).generate_kwargs
-    want, got = _answered(adapter, plain, options), _answered(adapter, passage.generate_kwargs, options, passage)
+    """Check that stages that drop nothing change no bit."""
+    keeping = [replace(stage, budget=Budget(ratio=1.0)) for stage in plan.stages]
+    prepared = prepare(adapter, inputs, plan_from_stages(keeping))
+    plain = prepare(adapter, inputs, plan_from_stages(keeping)).generate_kwargs
+    want = _generate(adapter, plain, options)
+    got = _generate(adapter, prepared.generate_kwargs, options, prepared)
     _hold(torch.equal(got.sequences, want.sequences), "keep all: stages that drop nothing change the answer")
     _hold(all(map(torch.equal, got.logits, want.logits)), "keep all: logits are not bit-equal")
 
@@ -67,16 +69,16 @@ def _check_keep_all(adapter: Adapter, inputs: Mapping[str, Any], plan: Plan, opt
 def _check_removed_is_masked(
     adapter: Adapter, inputs: Mapping[str, Any], plan: Plan, options: Mapping[str, Any], tolerance: float
 ) -> None:
-    """The pruned run equals one in which every layer still has all tokens and hides those that have left it."""
-    passage = prepare(adapter, inputs, plan)
-    got = _answered(adapter, passage.generate_kwargs, options, passage)
-    read = passage.stages.tokens_per_layer
-    _hold((read[:, -1] < read[:, 0]).any(), "the stages drop nothing of these samples")
-    given = prepare(adapter, inputs, plan).generate_kwargs
-    want = _answered(adapter, given, options, masked_layers(adapter, passage.stages))
+    """Check that the pruned run equals a run in which every layer has all tokens and masks those dropped before it."""
+    prepared = prepare(adapter, inputs, plan)
+    got = _generate(adapter, prepared.generate_kwargs, options, prepared)
+    tokens = prepared.stages.tokens_per_layer
+    _hold((tokens[:, -1] < tokens[:, 0]).any(), "the stages drop nothing of these samples")
+    plain = prepare(adapter, inputs, plan).generate_kwargs
+    want = _generate(adapter, plain, options, masked_layers(adapter, prepared.stages))
     distance = max(relative_distance(a, b) for a, b in zip(got.logits, want.logits, strict=True))
-    _hold(distance <= tolerance, f"removed = masked: logits are {distance:.1e} of the largest one apart")
-    _hold(torch.equal(got.sequences, want.sequences), "removed = masked: the answer is another")
+    _hold(distance <= tolerance, f"removed = masked: logits differ by {distance:.1e} of the largest logit")
+    _hold(torch.equal(got.sequences, want.sequences), "removed = masked: the answer is different")
 
 
 def _check_alone(
@@ -87,44 +89,49 @@ def _check_alone(
     plan: Plan,
     options: Mapping[str, Any],
 ) -> None:
-    """A sample keeps the same tokens in every layer and gives the same answer alone and in its batch."""
-    compressed, inputs = compress(model, stages=plan.stages, processor=processor), None
+    """Check that a sample keeps the same tokens in every layer and has the same answer alone and in a batch."""
+    compressed = compress(model, stages=plan.stages, processor=processor)
     inputs = inputs_for(model, processor, samples, side)
-    answer, together = _ids(compressed.generate(**inputs, **options)), compressed.last
+    answer = _ids(compressed.generate(**inputs, **options))
+    together = compressed.last
     assert together is not None
-    times, width = len(answer) // len(samples), inputs["input_ids"].shape[1]
+    times = len(answer) // len(samples)
+    width = inputs["input_ids"].shape[1]
     for p, sample in enumerate(samples):
         if not sample[1]:
             continue
         single = inputs_for(model, processor, [sample], side)
-        own = _ids(compressed.generate(**single, **options))[:, single["input_ids"].shape[1] :]
+        answer_alone = _ids(compressed.generate(**single, **options))[:, single["input_ids"].shape[1] :]
         alone = compressed.last
         assert alone is not None
         assert alone.pruned is not None
         assert together.pruned is not None
-        kept, want = together.pruned.sequence(p)[1], alone.pruned.sequence(0)[1]
-        _hold(torch.equal(kept, want), f"sample {p} keeps other tokens in a batch")
+        same = torch.equal(together.pruned.sequence(p)[1], alone.pruned.sequence(0)[1])
+        _hold(same, f"sample {p} keeps other tokens in a batch")
         _hold(
             torch.equal(together.tokens_per_layer[p], alone.tokens_per_layer[0]),
-            f"sample {p}: layers read other numbers of tokens",
+            f"sample {p}: layers process other numbers of tokens in a batch",
         )
-        _hold(together.kv_bytes[p] == alone.kv_bytes[0], f"sample {p}: the caches hold another number of bytes")
-        mine = answer[p * times : (p + 1) * times, width : width + own.shape[1]]
-        _hold(torch.equal(mine, own), f"sample {p} answers otherwise in a batch")
+        _hold(
+            together.kv_bytes[p] == alone.kv_bytes[0],
+            f"sample {p}: the KV cache has another number of bytes in a batch",
+        )
+        in_batch = answer[p * times : (p + 1) * times, width : width + answer_alone.shape[1]]
+        _hold(torch.equal(in_batch, answer_alone), f"sample {p} has another answer in a batch")
 
 
 def _check_raising(adapter: Adapter, inputs: Mapping[str, Any], plan: Plan) -> None:
-    """An exception in the midst of the layers comes through and leaves nothing behind (inside `check_restored`)."""
+    """Check that an exception inside the layers is raised; call it inside `check_restored`."""
 
     def fail(*_: Any) -> None:
         raise RuntimeError("on purpose")
 
-    passage = prepare(adapter, inputs, plan)
+    prepared = prepare(adapter, inputs, plan)
     hook = adapter.llm_layers()[-1].register_forward_pre_hook(fail)
     try:
-        _answered(adapter, passage.generate_kwargs, {}, passage)
+        _generate(adapter, prepared.generate_kwargs, {}, prepared)
     except RuntimeError as error:
-        _hold(str(error) == "on purpose", f"another error hid the first one: {error}")
+        _hold(str(error) == "on purpose", f"the exception was replaced by another one: {error}")
     else:
         _hold(False, "an exception inside the language model was swallowed")
     finally:
@@ -132,27 +139,31 @@ def _check_raising(adapter: Adapter, inputs: Mapping[str, Any], plan: Plan) -> N
 
 
 @contextmanager
-def masked_layers(adapter: Adapter, acted: LlmStages) -> Iterator[None]:
-    """Run prompts as `acted` was given them whole, each layer hiding from its queries what had left it there.
+def masked_layers(adapter: Adapter, reference: LlmStages) -> Iterator[None]:
+    """Run complete prompts, and mask in each layer the tokens that `reference` had dropped before it.
 
-    Nothing is removed. Where a stage numbered anew the tokens left get those numbers. Written apart from LlmStages.
+    No token is removed. After a stage with compact positions the remaining tokens get compact positions. The code is
+    independent of `LlmStages`.
     """
     decoder: Any = adapter.decoder()
-    whole, steps = acted.segments[0].column, 0
+    columns = reference.segments[0].column
+    steps = 0
 
     def before(i: int, module: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
-        hidden, changed = args[0] if args else kwargs["hidden_states"], dict(kwargs)
-        held = _among(whole, acted.segments[acted.segment_cached(i) if steps else acted.segment_read(i)].column)
-        held = held.repeat_interleave(len(hidden) // len(held), 0)
-        held = torch.cat([held, torch.ones(len(hidden), steps, dtype=torch.bool)], 1)
-        changed["attention_mask"] = _hiding(changed.get("attention_mask"), held, hidden, decoder.config)
-        numbered = [n for n, at in enumerate(acted.stages, 1) if at <= i and acted.stages[at].positions == "compact"]
-        if numbered:
-            own = _among(whole, acted.segments[numbered[-1]].column)
-            own = torch.cat([own, torch.ones(len(own), steps, dtype=torch.bool)], 1).repeat_interleave(
-                len(hidden) // len(own), 0
-            )
-            number = (own.cumsum(1) - 1).clamp(min=0)[:, -hidden.shape[1] :]
+        hidden = args[0] if args else kwargs["hidden_states"]
+        changed = dict(kwargs)
+        segment = reference.segment_cached(i) if steps else reference.segment_at(i)
+        kept = _is_kept(columns, reference.segments[segment].column)
+        kept = kept.repeat_interleave(len(hidden) // len(kept), 0)
+        kept = torch.cat([kept, torch.ones(len(hidden), steps, dtype=torch.bool)], 1)
+        changed["attention_mask"] = _hiding_mask(changed.get("attention_mask"), kept, hidden, decoder.config)
+        stages = reference.stages
+        compact = [n for n, at in enumerate(stages, 1) if at <= i and stages[at].positions == "compact"]
+        if compact:
+            counted = _is_kept(columns, reference.segments[compact[-1]].column)
+            counted = torch.cat([counted, torch.ones(len(counted), steps, dtype=torch.bool)], 1)
+            counted = counted.repeat_interleave(len(hidden) // len(counted), 0)
+            number = (counted.cumsum(1) - 1).clamp(min=0)[:, -hidden.shape[1] :]
             kinds = getattr(decoder.config, "layer_types", None)
             by_kind = isinstance(getattr(decoder.rotary_emb, "layer_types", None), list)
             extra = [kinds[i]] if by_kind and kinds else []
@@ -175,35 +186,41 @@ def masked_layers(adapter: Adapter, acted: LlmStages) -> Iterator[None]:
             hook.remove()
 
 
-def _among(whole: Tensor, left: Tensor) -> Tensor:
-    """[P, L] columns, [P, M] columns -> [P, L] bool: which of them are left."""
-    return torch.stack([torch.isin(w, kept[kept >= 0]) for w, kept in zip(whole, left, strict=True)])
+def _is_kept(columns: Tensor, kept: Tensor) -> Tensor:
+    """[P, L] columns, [P, M] kept columns, -1 = padding -> [P, L] bool: whether each column is kept."""
+    return torch.stack([torch.isin(row, row_kept[row_kept >= 0]) for row, row_kept in zip(columns, kept, strict=True)])
 
 
-def _hiding(mask: Tensor | None, held: Tensor, hidden: Tensor, config: Any) -> Tensor:
-    """Return a layer's own mask with the keys hidden that are not held [B, K]; a token always sees itself."""
-    count, length = hidden.shape[1], held.shape[1]
+def _hiding_mask(mask: Tensor | None, kept: Tensor, hidden: Tensor, config: Any) -> Tensor:
+    """Return the mask of a layer with keys masked that are not kept [B, K]; a token always attends to itself."""
+    count = hidden.shape[1]
+    length = kept.shape[1]
     if "flash" in config._attn_implementation:
-        return held if mask is None else held & mask[:, -length:].bool()
+        return kept if mask is None else kept & mask[:, -length:].bool()
     if mask is None:
-        seen = torch.ones(count, length, dtype=torch.bool).tril(length - count)[None, None]
+        visible = torch.ones(count, length, dtype=torch.bool).tril(length - count)[None, None]
     else:
-        seen = mask[..., :length] if mask.dtype == torch.bool else mask[..., :length] > _HIDDEN / 2
-    own = torch.eye(length, dtype=torch.bool)[-count:]
-    seen = (seen & held[:, None, None]) | own
-    return seen if config._attn_implementation == "sdpa" else torch.zeros(seen.shape).masked_fill(~seen, _HIDDEN)
+        visible = mask[..., :length] if mask.dtype == torch.bool else mask[..., :length] > _HIDDEN / 2
+    itself = torch.eye(length, dtype=torch.bool)[-count:]
+    visible = (visible & kept[:, None, None]) | itself
+    if config._attn_implementation == "sdpa":
+        return visible
+    return torch.zeros(visible.shape).masked_fill(~visible, _HIDDEN)
 
 
-def _answered(adapter: Adapter, given: Mapping[str, Any], options: Mapping[str, Any], around: Any = None) -> Any:
-    more: dict[str, Any] = {"return_dict_in_generate": True, "output_logits": True}
-    with around or nullcontext():
-        return adapter.model.generate(**given, **{"max_new_tokens": 2, **options, **more})
+def _generate(
+    adapter: Adapter, generate_kwargs: Mapping[str, Any], options: Mapping[str, Any], context: Any = None
+) -> Any:
+    """Generate inside a context, by default none; return a ModelOutput with logits."""
+    output: dict[str, Any] = {"return_dict_in_generate": True, "output_logits": True}
+    with context or nullcontext():
+        return adapter.model.generate(**generate_kwargs, **{"max_new_tokens": 2, **options, **output})
 
 
 def _ids(out: Any) -> Tensor:
     return out if isinstance(out, Tensor) else out.sequences
 
 
-def _hold(law: object, broken: str) -> None:
+def _hold(law: object, message: str) -> None:
     if not law:
-        raise AssertionError(broken)
+        raise AssertionError(message)

@@ -1,4 +1,4 @@
-"""Evidence made by hand, so that components can be checked without a model."""
+"""Synthetic evidence, so that components can be checked without a model."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from hashlib import blake2b
@@ -10,17 +10,18 @@ from vtcframe.core.evidence import Evidence
 from vtcframe.core.layout import Layout
 from vtcframe.core.need_bases import Need
 
-POISON = 1e4  # what lies at padding: a missing mask passes on zeros
+POISON = 1e4  # value at padding: with zeros a missing mask could pass unnoticed
 Samples = Mapping[int, Sequence[tuple[int, int]]]  # a sample's key -> (rows, columns) of each of its views
 
 SAMPLES: Samples = {11: [(12, 12)], 29: [(6, 12), (12, 12), (12, 18)], 31: [], 47: [(18, 18), (6, 6)]}
 
 
 def make_layout(samples: Samples = SAMPLES) -> Layout:
-    """Return a layout of full grids, each view a picture of its own, columns running on behind five text tokens."""
+    """Return a layout of full grids; each view is a separate picture, and columns continue after five text tokens."""
     views = [(p, *grid) for p, grids in enumerate(samples.values()) for grid in grids]
     width = max((rows * columns for _, rows, columns in views), default=0)
-    grid, column = torch.full((len(views), width, 2), -1), torch.full((len(views), width), -1)
+    grid = torch.full((len(views), width, 2), -1)
+    column = torch.full((len(views), width), -1)
     filled = [5] * len(samples)
     for v, (p, rows, columns) in enumerate(views):
         at = torch.arange(rows * columns)
@@ -42,18 +43,18 @@ def make_layout(samples: Samples = SAMPLES) -> Layout:
 
 
 def make_evidence(needs: Iterable[Need] = (), samples: Samples = SAMPLES, channels: int = 8) -> Evidence:
-    """Return evidence with exactly `needs`, poison at padding.
+    """Return evidence with exactly `needs`, and `POISON` at padding.
 
-    What a sample shows depends on its key alone, so it is the same in any batch.
+    Values of a sample depend only on its key, so they are equal in any batch.
     """
     layout = make_layout(samples)
-    found = {need: _made(need, layout, channels) for need in dict.fromkeys(needs)}
+    readings = {need: _synthetic(need, layout, channels) for need in dict.fromkeys(needs)}
     tokens = _fill([*layout.column.shape, channels], "VNC", "tokens", layout)
     projection = torch.randn(channels, channels, generator=torch.Generator().manual_seed(0))
-    return Evidence(tokens, layout, found, lambda features: features @ projection)
+    return Evidence(tokens, layout, readings, lambda features: features @ projection)
 
 
-def _made(need: Need, layout: Layout, channels: int) -> Tensor:
+def _synthetic(need: Need, layout: Layout, channels: int) -> Tensor:
     sizes = {"V": len(layout.sample), "N": layout.column.shape[1], "P": len(layout.key), "H": 4, "T": 6, "C": channels}
     sizes["L"] = len(getattr(need, "layers", (0,)))
     if getattr(need, "heads", "split") != "split":
@@ -64,7 +65,7 @@ def _made(need: Need, layout: Layout, channels: int) -> Tensor:
 
 
 def _fill(shape: list[int], axes: str, name: str, layout: Layout) -> Tensor:
-    """Draw each sample's part from a generator of its own; leave poison elsewhere."""
+    """Draw the values of each sample from a separate generator; other values are `POISON`."""
     out = torch.full(shape, POISON)
     for p, key in enumerate(layout.key.tolist()):
         seed = int.from_bytes(blake2b(f"{name}{key}".encode(), digest_size=4).digest(), "big")

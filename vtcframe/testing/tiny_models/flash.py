@@ -1,4 +1,4 @@
-"""FlashAttention's code paths without its kernels: on a CPU, in float32, against which sdpa can be compared."""
+"""Emulation of FlashAttention without its kernels, on a CPU in float32, for comparison with sdpa."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,10 +14,11 @@ NAME = "flash_attention_2"
 
 @contextmanager
 def emulated_flash(model: nn.Module) -> Iterator[None]:
-    """Run towers and language model as under FlashAttention 2, by a kernel with its interface and its masks.
+    """Run towers and language model on a kernel with the interface and the masks of FlashAttention 2.
 
-    They pack (`cu_seq_lens_q`) and pass 2-D padding masks or None as they do there. Configurations and registry are
-    restored, also after an exception. Meanwhile the registry's entry serves every model of the process.
+    As with FlashAttention they pack sequences (`cu_seq_lens_q`) and pass 2-D padding masks or None. Configurations and
+    registry are restored, also after an exception. Inside the `with` the entry of the registry applies to every model
+    of the process.
     """
     configs = {id(config): config for config in _configs(model)}
     used = {key: config._attn_implementation_internal for key, config in configs.items()}
@@ -25,7 +26,7 @@ def emulated_flash(model: nn.Module) -> Iterator[None]:
     try:
         ALL_ATTENTION_FUNCTIONS[NAME] = attention
         for config in configs.values():
-            config._attn_implementation_internal = NAME  # the public setter is for installed kernels and recurses
+            config._attn_implementation_internal = NAME  # the public setter requires installed kernels and recurses
         yield
     finally:
         for key, config in configs.items():
@@ -54,27 +55,30 @@ def attention(
 ) -> tuple[Tensor, None]:
     """[B, H, Q, d], [B, G, K, d] twice, [B, K] -> [B, Q, H, d], zeros at padded queries.
 
-    A query sees keys of its own sequence. What a sequence is comes from the padding mask, else from `cu_seq_lens`,
-    else from position ids that start anew within a batch of one, else it is the row: the order in which
-    transformers' `_flash_attention_forward` asks. TypeError for a mask that FlashAttention could not take.
+    A query attends to the keys of its sequence. Sequences are defined by the padding mask, else by `cu_seq_lens`, else
+    by position ids that restart within a batch of size 1, else they are rows: the order of precedence of
+    `_flash_attention_forward` in transformers. TypeError for a mask that FlashAttention could not take,
+    NotImplementedError for a soft cap.
     """
     if softcap is not None:
         raise NotImplementedError(f"softcap={softcap} is not emulated: use sdpa")
-    queries, keys = query.shape[2], key.shape[2]
+    queries = query.shape[2]
+    keys = key.shape[2]
     part = _parts(len(query), queries, keys, attention_mask, position_ids, cu_seq_lens_q, cu_seq_lens_k)
     part = part.to(query.device)
-    # Places are counted within a sequence, without padding: that is what the kernel's causal mask and window see.
+    # The causal mask and the window of the kernel count positions within a sequence, without padding.
     same = part[:, :, None] == part[:, None, :]
     place = (same & torch.ones(keys, keys, dtype=torch.bool, device=query.device).tril()).sum(-1)
-    asking = slice(keys - queries, None)  # the last keys are the queries' own
-    seen, behind = same[:, asking], place[:, asking, None] - place[:, None, :]
+    of_queries = slice(keys - queries, None)  # the last keys are those of the queries
+    visible = same[:, of_queries]
+    distance = place[:, of_queries, None] - place[:, None, :]
     if module.is_causal if is_causal is None else is_causal:
-        seen = seen & (behind >= 0)
+        visible = visible & (distance >= 0)
     if sliding_window is not None and keys > sliding_window:
-        seen = seen & (behind.abs() < sliding_window)
+        visible = visible & (distance.abs() < sliding_window)
     grouped = query.shape[1] != key.shape[1]
-    out = scaled_dot_product_attention(query, key, value, seen[:, None], scale=scaling, enable_gqa=grouped)
-    padding = (part[:, asking] < 0)[:, None, :, None]
+    out = scaled_dot_product_attention(query, key, value, visible[:, None], scale=scaling, enable_gqa=grouped)
+    padding = (part[:, of_queries] < 0)[:, None, :, None]
     return out.masked_fill(padding, 0).transpose(1, 2).contiguous(), None
 
 
@@ -87,7 +91,7 @@ def _parts(
     bounds: Tensor | None,
     key_bounds: Tensor | None,
 ) -> Tensor:
-    """[B, K] int64: which sequence of its row a key belongs to, -1 = padding."""
+    """Return the index of the sequence of each key within its row, [B, K] int64, -1 = padding."""
     if mask is not None:
         if mask.ndim != 2:
             raise TypeError(f"FlashAttention takes a padding mask [B, K], not one of shape {tuple(mask.shape)}")
@@ -102,10 +106,12 @@ def _parts(
 
 
 def _configs(model: nn.Module) -> Iterator[Any]:
-    """Every configuration that a module of the model reads, and those inside them."""
-    waiting: list[Any] = [module.config for module in model.modules() if hasattr(module, "config")]
-    while waiting:
-        config = waiting.pop()
+    """Yield the configurations of all modules of a model, and the configurations inside them."""
+    remaining: list[Any] = [module.config for module in model.modules() if hasattr(module, "config")]
+    while remaining:
+        config = remaining.pop()
         if hasattr(config, "_attn_implementation_internal"):
             yield config
-            waiting += [getattr(config, name) for name in config.sub_configs if getattr(config, name, None) is not None]
+            remaining += [
+                getattr(config, name) for name in config.sub_configs if getattr(config, name, None) is not None
+            ]

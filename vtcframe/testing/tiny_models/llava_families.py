@@ -1,6 +1,6 @@
-"""Tiny random models with real processors, built from configurations, offline: the LLaVA families.
+"""Tiny random models of the LLaVA families with real processors, built offline from configurations.
 
-`families` has the others and the table of all.
+`other_families` has the other families and the table of all.
 """
 
 from typing import Any
@@ -66,7 +66,7 @@ __all__ = [
 ]
 
 WORDS = "USER ASSISTANT : ? what is in the image which of two pictures shows a dog and where are they".split()
-MORE_WORDS = "video seconds 0 1 2 3 4 5 6 7 8 9 . Frame1 Frame2 Frame3 Frame4 Frame5 Frame6".split()
+EXTRA_WORDS = "video seconds 0 1 2 3 4 5 6 7 8 9 . Frame1 Frame2 Frame3 Frame4 Frame5 Frame6".split()
 SIDE, PATCH = 56, 14  # 4 x 4 patches
 CANVASES = [[SIDE, 2 * SIDE], [2 * SIDE, SIDE], [2 * SIDE, 2 * SIDE]]
 SQUARE = {"height": SIDE, "width": SIDE}
@@ -84,7 +84,7 @@ IMAGE_AND_VIDEO = IMAGE | {"video_token": "<video>"}
 
 
 def tiny_llava(attention: str = "sdpa", seed: int = 0) -> tuple[Any, LlavaProcessor]:
-    """Return a LLaVA-1.5 of 4 + 4 blocks with random weights and 16 tokens a picture, and its processor."""
+    """Return a LLaVA-1.5 of 4 + 4 blocks with random weights and 16 tokens for each picture, and its processor."""
     tokenizer = tokenizer_of(IMAGE)
     config = LlavaConfig(
         vision_config=_clip(),
@@ -113,7 +113,7 @@ def tiny_llava_next(attention: str = "sdpa", seed: int = 0) -> tuple[Any, LlavaN
 
 
 def tiny_llava_next_video(attention: str = "sdpa", seed: int = 0) -> tuple[Any, LlavaNextVideoProcessor]:
-    """Return a LLaVA-NeXT-Video: pictures as in LLaVA-NeXT, 4 tokens a frame (2 x 2 mean pooling)."""
+    """Return a LLaVA-NeXT-Video: pictures as in LLaVA-NeXT, 4 tokens for each frame (2 x 2 mean pooling)."""
     tokenizer = tokenizer_of(IMAGE_AND_VIDEO)
     config = LlavaNextVideoConfig(
         vision_config=_clip(),
@@ -132,18 +132,18 @@ def tiny_llava_next_video(attention: str = "sdpa", seed: int = 0) -> tuple[Any, 
 def tiny_llava_onevision(attention: str = "sdpa", seed: int = 0) -> tuple[Any, LlavaOnevisionProcessor]:
     """Return a LLaVA-OneVision on SigLIP and Qwen2, and its processor.
 
-    A canvas of 2 x 2 tiles has more than the two tiles' tokens that "anyres_max_2" allows: its packing shrinks
-    bilinearly, that of 1 x 2 and 2 x 1 does not. Frames have 4 tokens, a video a newline behind its last.
+    A canvas of 2 x 2 tiles has more tokens than "anyres_max_2" allows, so its packing shrinks it bilinearly; canvases
+    of 1 x 2 and 2 x 1 tiles are not shrunk. Frames have 4 tokens; a newline follows the last frame of a video.
     """
     tokenizer = tokenizer_of(IMAGE_AND_VIDEO)
-    most = "anyres_max_2"
+    aspect_ratio = "anyres_max_2"
     config = LlavaOnevisionConfig(
         vision_config=SiglipVisionConfig(**VISION, image_size=SIDE, patch_size=PATCH, vision_use_head=False),
         text_config=Qwen2Config(**TEXT),
         image_token_index=id_of(tokenizer, "<image>"),
         video_token_index=id_of(tokenizer, "<video>"),
         image_grid_pinpoints=CANVASES,
-        vision_aspect_ratio=most,
+        vision_aspect_ratio=aspect_ratio,
     )
     model = LlavaOnevisionForConditionalGeneration._from_config(config, attn_implementation=attention)
     processor = LlavaOnevisionProcessor(
@@ -152,13 +152,13 @@ def tiny_llava_onevision(attention: str = "sdpa", seed: int = 0) -> tuple[Any, L
         LlavaOnevisionVideoProcessor(size=SQUARE),
         num_image_tokens=(SIDE // PATCH) ** 2,
         vision_feature_select_strategy="full",
-        vision_aspect_ratio=most,
+        vision_aspect_ratio=aspect_ratio,
     )
     return randomised(model, seed), processor
 
 
 def tiny_video_llava(attention: str = "sdpa", seed: int = 0) -> tuple[Any, VideoLlavaProcessor]:
-    """Return a Video-LLaVA of two towers, 16 tokens a picture and 17 a frame (class token first), and its processor."""
+    """Return a Video-LLaVA with two towers: 16 tokens for each picture, 17 for each frame ([CLS] first)."""
     tokenizer = tokenizer_of(IMAGE_AND_VIDEO)
     config = VideoLlavaConfig(
         vision_config=_clip(),
@@ -174,10 +174,10 @@ def tiny_video_llava(attention: str = "sdpa", seed: int = 0) -> tuple[Any, Video
     return randomised(model, seed), processor
 
 
-def tokenizer_of(named: dict[str, str], *more: str) -> PreTrainedTokenizerFast:
-    """Return a tokenizer that splits at spaces; special tokens are `named` attributes (those ask for) and `more`."""
-    special = [*dict.fromkeys((*named.values(), *more))]
-    words = dict.fromkeys(["<pad>", "<s>", "</s>", "<unk>", *WORDS, *special, *MORE_WORDS])
+def tokenizer_of(named: dict[str, str], *extra: str) -> PreTrainedTokenizerFast:
+    """Return a tokenizer that splits at spaces; special tokens are those of the attributes `named`, and `extra`."""
+    special = [*dict.fromkeys((*named.values(), *extra))]
+    words = dict.fromkeys(["<pad>", "<s>", "</s>", "<unk>", *WORDS, *special, *EXTRA_WORDS])
     core = Tokenizer(WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
     core.pre_tokenizer = Whitespace()  # pyright: ignore[reportAttributeAccessIssue] (a property of the Rust object)
     tokenizer = PreTrainedTokenizerFast(
@@ -199,7 +199,7 @@ def randomised(model: Any, seed: int) -> Any:
         if weight.ndim > 1 or name.endswith(("class_embedding", "image_newline")):
             weight.data.copy_(torch.randn(weight.shape, generator=generator) * 0.2)
         elif name.endswith("bias"):
-            weight.data.zero_()  # SigLIP draws its own, from no seed of ours
+            weight.data.zero_()  # SigLIP initialises it from another random state
     return model.eval()
 
 
@@ -213,5 +213,5 @@ def _clip() -> CLIPVisionConfig:
 
 
 def _counting() -> dict[str, Any]:
-    """What a LLaVA processor needs to know to count the tokens of a CLIP tower with a class token."""
+    """Return the options by which a LLaVA processor counts the tokens of a CLIP tower with a class token."""
     return {"patch_size": PATCH, "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1}

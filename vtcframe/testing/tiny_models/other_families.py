@@ -1,4 +1,4 @@
-"""Tiny random models of the families that are no LLaVA, and the table of all families."""
+"""Tiny random models of families other than LLaVA, and the table of all families."""
 
 from collections.abc import Callable
 from typing import Any
@@ -65,7 +65,7 @@ from vtcframe.testing.tiny_models.llava_families import (
 )
 from vtcframe.testing.tiny_models.samples import SAMPLES, Sample
 
-MERGED = 2 * PATCH  # pixels a side of a token made of 2 x 2 patches
+MERGED = 2 * PATCH  # pixels along an edge of a token of 2 x 2 patches
 QWEN = {
     "image_token": "<|image_pad|>",
     "video_token": "<|video_pad|>",
@@ -152,7 +152,7 @@ def tiny_qwen3_vl(attention: str = "sdpa", seed: int = 0) -> tuple[Any, Qwen3VLP
 
 
 def tiny_glm4v(attention: str = "sdpa", seed: int = 0) -> tuple[Any, Glm4vProcessor]:
-    """Return a GLM-4.1V: M-RoPE, one token for 2 x 2 patches, the frames of a video as pictures with timestamps."""
+    """Return a GLM-4.1V: M-RoPE, one token for 2 x 2 patches, frames of a video as pictures with timestamps."""
     edges = {
         f"{kind}_{name}_token_id": f"<|{edge}_of_{kind}|>"
         for kind in ("image", "video")
@@ -193,7 +193,7 @@ def tiny_idefics3(attention: str = "sdpa", seed: int = 0) -> tuple[Any, Idefics3
 
 
 def tiny_gemma3(attention: str = "sdpa", seed: int = 0) -> tuple[Any, Gemma3Processor]:
-    """Return a Gemma 3: 4 tokens a picture, which see each other in both directions; sliding windows of 64."""
+    """Return a Gemma 3: 4 tokens for each picture, with attention in both directions; sliding windows of 64."""
     tokenizer = tokenizer_of(
         {"boi_token": "<start_of_image>", "eoi_token": "<end_of_image>", "image_token": "<image_soft_token>"}
     )
@@ -211,7 +211,7 @@ def tiny_gemma3(attention: str = "sdpa", seed: int = 0) -> tuple[Any, Gemma3Proc
         image_token_index=id_of(tokenizer, "<image_soft_token>"),
         boi_token_index=id_of(tokenizer, "<start_of_image>"),
         eoi_token_index=id_of(tokenizer, "<end_of_image>"),
-        tie_word_embeddings=False,  # tied random weights repeat the last token whatever the picture
+        tie_word_embeddings=False,  # tied random weights repeat the last token for any picture
     )
     model = Gemma3ForConditionalGeneration._from_config(config, attn_implementation=attention)
     return randomised(model, seed), Gemma3Processor(
@@ -220,7 +220,7 @@ def tiny_gemma3(attention: str = "sdpa", seed: int = 0) -> tuple[Any, Gemma3Proc
 
 
 def tiny_mistral3(attention: str = "sdpa", seed: int = 0) -> tuple[Any, PixtralProcessor]:
-    """Return a Mistral 3 on Pixtral: one token for 2 x 2 patches, grids of any shape, a break behind each row."""
+    """Return a Mistral 3 on Pixtral: one token for 2 x 2 patches, grids of any shape, a break after each row."""
     tokenizer = tokenizer_of(
         {"image_token": "[IMG]", "image_break_token": "[IMG_BREAK]", "image_end_token": "[IMG_END]"}
     )
@@ -229,7 +229,7 @@ def tiny_mistral3(attention: str = "sdpa", seed: int = 0) -> tuple[Any, PixtralP
         text_config=MistralConfig(**TEXT, head_dim=8, sliding_window=None),
         image_token_index=id_of(tokenizer, "[IMG]"),
         spatial_merge_size=2,
-        tie_word_embeddings=False,  # tied random weights repeat the last token whatever the picture
+        tie_word_embeddings=False,  # tied random weights repeat the last token for any picture
     )
     model = Mistral3ForConditionalGeneration._from_config(config, attn_implementation=attention)
     pictures = PixtralImageProcessor(size={"longest_edge": 2 * SIDE}, patch_size=PATCH)
@@ -253,9 +253,9 @@ _RESIZING: dict[str, Any] = {
 }
 
 
-def _mrope(section: list[int], **more: Any) -> dict[str, Any]:
+def _mrope(section: list[int], **options: Any) -> dict[str, Any]:
     rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": section}
-    return TEXT | {"rope_parameters": rope | more}
+    return TEXT | {"rope_parameters": rope | options}
 
 
 def _qwen_ids(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
@@ -279,16 +279,16 @@ BACKBONES: dict[str, Builder] = {  # by config.model_type
     "gemma3": tiny_gemma3,
     "mistral3": tiny_mistral3,
 }
-# What a family takes beside pictures, of which each takes several a sample.
+# Families that take videos besides pictures; every family takes several pictures in a sample.
 VIDEO = frozenset(BACKBONES) - {"llava", "llava_next", "idefics3", "gemma3", "mistral3"}
-RAGGED_VIDEO = VIDEO & {"qwen2_vl", "qwen2_5_vl", "qwen3_vl", "glm4v"}  # of different lengths in one batch
-MIXED = VIDEO - {"glm4v"}  # with pictures in one batch: GLM-4.1V has one placeholder for both
-# Gemma 3's pictures see themselves in both directions, which no mask of FlashAttention can say: transformers drops it.
+RAGGED_VIDEO = VIDEO & {"qwen2_vl", "qwen2_5_vl", "qwen3_vl", "glm4v"}  # videos of different lengths in a batch
+MIXED = VIDEO - {"glm4v"}  # videos and pictures in a batch: GLM-4.1V has one placeholder for both
+# Gemma 3 has attention in both directions within pictures, which masks of FlashAttention cannot express.
 FLASH = frozenset(BACKBONES) - {"gemma3"}
 
 _TAKE = {"video": VIDEO, "videos": VIDEO, "ragged video": RAGGED_VIDEO, "image and video": MIXED}
 
 
 def samples_of(family: str) -> dict[str, list[Sample]]:
-    """Return those of `SAMPLES` that a family takes."""
+    """Return those of `SAMPLES` that a family supports."""
     return {name: samples for name, samples in SAMPLES.items() if family in _TAKE.get(name, BACKBONES)}

@@ -1,6 +1,6 @@
-"""Configurations of published checkpoints, their numbers typed in, and models of them without weights.
+"""Configurations of published checkpoints, and models of them without weights.
 
-Each is the checkpoint's config.json as far as it shapes the model; what is left out has the default of its class.
+Each has the values of the config.json of the checkpoint that define the model; other values are defaults.
 """
 
 from collections.abc import Callable
@@ -33,7 +33,7 @@ def on_meta(config: PreTrainedConfig) -> Any:
 
 
 def llava_1_5_7b() -> LlavaConfig:
-    """Return llava-hf/llava-1.5-7b-hf: 576 tokens a picture."""
+    """Return llava-hf/llava-1.5-7b-hf: 576 tokens for each picture."""
     return LlavaConfig(
         vision_config=_clip_large(336),
         text_config=_vicuna_7b(),
@@ -80,7 +80,7 @@ def llava_onevision_7b() -> LlavaOnevisionConfig:
 
 
 def video_llava_7b() -> VideoLlavaConfig:
-    """Return LanguageBind/Video-LLaVA-7B-hf: 256 tokens a picture, 8 frames of 257."""
+    """Return LanguageBind/Video-LLaVA-7B-hf: 256 tokens for each picture, 8 frames of 257 tokens."""
     return VideoLlavaConfig(
         vision_config=_clip_large(224),
         text_config=_vicuna_7b(),
@@ -94,7 +94,7 @@ def video_llava_7b() -> VideoLlavaConfig:
 
 
 def internvl3_8b() -> InternVLConfig:
-    """Return OpenGVLab/InternVL3-8B-hf: 256 tokens a tile of 448 pixels."""
+    """Return OpenGVLab/InternVL3-8B-hf: 256 tokens for each tile of 448 pixels."""
     return InternVLConfig(
         vision_config=InternVLVisionConfig(
             hidden_size=1024,
@@ -231,7 +231,7 @@ _QWEN2_7B: dict[str, Any] = {  # also the shape of Qwen2.5-7B
 
 
 def _clip_large(side: int) -> CLIPVisionConfig:
-    """CLIP ViT-L/14 at `side` pixels."""
+    """Return CLIP ViT-L/14 at `side` pixels."""
     return CLIPVisionConfig(
         hidden_size=1024,
         intermediate_size=4096,
@@ -244,7 +244,7 @@ def _clip_large(side: int) -> CLIPVisionConfig:
 
 
 def _vicuna_7b() -> LlamaConfig:
-    """Vicuna 7B v1.5 with the vocabulary padded for the placeholders."""
+    """Return Vicuna 7B v1.5 with a vocabulary that is padded for the placeholders."""
     return LlamaConfig(
         hidden_size=4096,
         intermediate_size=11008,

@@ -1,4 +1,4 @@
-"""Questions about pictures and videos, and what a family's processor makes of them."""
+"""Questions about pictures and videos, and the inputs that a processor makes of them."""
 
 import re
 import warnings
@@ -12,7 +12,7 @@ from torch import Tensor
 Visual = Image.Image | Sequence[Image.Image]  # a picture, or the frames of a video
 Sample = tuple[str, Sequence[Visual]]  # a text with one "<image>" or "<video>" for each visual, in their order
 
-# What a family's chat template writes around its placeholder, where the processor does not.
+# The text that chat templates write around a placeholder, if the processor does not.
 _AROUND = {
     "<|image_pad|>": "<|vision_start|><|image_pad|><|vision_end|>",
     "<|video_pad|>": "<|vision_start|><|video_pad|><|vision_end|>",
@@ -22,21 +22,23 @@ _AROUND = {
 
 
 def make_inputs(processor: Any, samples: Sequence[Sample], side: Literal["left", "right"] = "left") -> dict[str, Any]:
-    """Return the tensors that the processor makes of `samples`, padded on `side`; every frame of a video is used.
+    """Return the inputs of a processor for `samples`, padded on `side`; every frame of a video is used.
 
-    ValueError where a text and its visuals do not match, or where the family takes no videos.
+    ValueError if a text and its visuals do not match, or if the family takes no videos.
     """
     for text, visuals in samples:
-        given = ["<image>" if isinstance(visual, Image.Image) else "<video>" for visual in visuals]
-        if re.findall("<image>|<video>", text) != given:
-            raise ValueError(f"{text!r} comes with {given}: give one visual for each marker, in their order")
+        markers = ["<image>" if isinstance(visual, Image.Image) else "<video>" for visual in visuals]
+        if re.findall("<image>|<video>", text) != markers:
+            raise ValueError(f"{text!r} comes with {markers}: give one visual for each marker, in their order")
     image, video = str(processor.image_token), getattr(processor, "video_token", None)
     images = [[visual for visual in visuals if isinstance(visual, Image.Image)] for _, visuals in samples]
-    videos = [_stacked(visual) for _, visuals in samples for visual in visuals if not isinstance(visual, Image.Image)]
+    videos = [
+        _stack_frames(visual) for _, visuals in samples for visual in visuals if not isinstance(visual, Image.Image)
+    ]
     if videos and video is None:
         raise ValueError(f"{type(processor).__name__} takes no videos: give their frames as pictures")
-    written = {"<image>": _AROUND.get(image, image), "<video>": _AROUND.get(str(video), str(video))}
-    texts = [re.sub("<image>|<video>", lambda found: written[found[0]], text) for text, _ in samples]
+    placeholders = {"<image>": _AROUND.get(image, image), "<video>": _AROUND.get(str(video), str(video))}
+    texts = [re.sub("<image>|<video>", lambda marker: placeholders[marker[0]], text) for text, _ in samples]
     options: dict[str, Any] = {}
     if videos:
         options = {
@@ -50,7 +52,7 @@ def make_inputs(processor: Any, samples: Sequence[Sample], side: Literal["left",
     with warnings.catch_warnings():
         # GLM-4.1V's processor makes numpy arrays of tensors, which numpy 2 deprecates.
         warnings.filterwarnings("ignore", "__array__ implementation", DeprecationWarning)
-        made = processor(
+        inputs = processor(
             text=texts,
             images=images if any(images) else None,
             padding=True,
@@ -58,22 +60,22 @@ def make_inputs(processor: Any, samples: Sequence[Sample], side: Literal["left",
             return_tensors="pt",
             **options,
         )
-    return {name: value for name, value in made.items() if isinstance(value, Tensor)}
+    return {name: value for name, value in inputs.items() if isinstance(value, Tensor)}
 
 
 def draw(height: int, width: int, seed: int = 0) -> Image.Image:
-    """Return a picture of noise."""
+    """Return a picture of random pixels."""
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
     return Image.fromarray(pixels)
 
 
 def film(frames: int, height: int, width: int, seed: int = 0) -> list[Image.Image]:
-    """Return a video of noise, each frame another."""
+    """Return a video of random pixels, each frame different."""
     return [draw(height, width, 100 * seed + frame) for frame in range(frames)]
 
 
-def _stacked(video: Sequence[Image.Image]) -> np.ndarray:
-    """[frames, height, width, 3] uint8."""
+def _stack_frames(video: Sequence[Image.Image]) -> np.ndarray:
+    """Return the frames as an array [frames, height, width, 3] uint8."""
     return np.stack([np.asarray(frame.convert("RGB")) for frame in video])
 
 

@@ -1,4 +1,4 @@
-"""Scores of multiple-choice questions: published figures or examples worked by hand, and twins on random answers."""
+"""Scores of multiple-choice questions: examples worked by hand, and references on random answers."""
 
 import random
 
@@ -6,7 +6,7 @@ import pytest
 
 from support.benchmark_answers import rotation, row, values
 from vtcframe import MmBench, ScienceQa, SeedBench
-from vtcframe.data.benchmarks.choices import chosen
+from vtcframe.data.benchmarks.choices import parse_choice
 
 # Letters
 
@@ -21,8 +21,8 @@ from vtcframe.data.benchmarks.choices import chosen
         ("The answer is B", "B"),
         ("A", "A"),
         ("A: a cat", "A"),
-        ("A ring of gold, B", None),  # two letters, or an article and one, and no text of an option
-        ("A thing that is green", "C"),  # its A is an article
+        ("A ring of gold, B", None),  # two letters, or an article and a letter, and no option text
+        ("A thing that is green", "C"),  # A is an article
         ("B or C", None),
         ("b", None),
         ("Green", "C"),
@@ -31,11 +31,11 @@ from vtcframe.data.benchmarks.choices import chosen
         ("", None),
     ],
 )
-def test_a_letter_is_read_by_the_rules_of_mmbench(text, letter):
-    assert chosen(text, ["red", "blue", "green", "black"]) == letter
+def test_letters_are_parsed_by_the_rules_of_mmbench(text, letter):
+    assert parse_choice(text, ["red", "blue", "green", "black"]) == letter
 
 
-def test_seed_bench_tells_how_many_answers_have_no_letter():
+def test_seed_bench_counts_answers_without_a_letter():
     options = ["One", "Two", "Three", "Four"]
     rows = [
         row("C", "C", "Instances Counting", options=options),
@@ -62,15 +62,15 @@ def test_seed_bench_tells_how_many_answers_have_no_letter():
         ("The answer is B.", "B"),
         ("Because. The answer is B", "B"),
         ("The answer is A or not. The answer is B. The answer is A.", "B"),
-        ("B.", None),  # as LLaVA's code has it
+        ("B.", None),  # as in LLaVA's code
         ("blue", None),
-        ("C", None),  # there are two choices
+        ("C", None),  # only two choices exist
         ("b", None),
         ("", None),
     ],
 )
-def test_a_letter_is_read_as_llava_does_for_science_qa(text, letter):
-    assert ScienceQa().chosen(row(text, options=["red", "blue"])) == letter
+def test_letters_are_parsed_as_in_llavas_science_qa_code(text, letter):
+    assert ScienceQa().parse_letter(row(text, options=["red", "blue"])) == letter
 
 
 def test_science_qa_scores_by_subject_context_and_grade():
@@ -89,29 +89,32 @@ def test_science_qa_scores_by_subject_context_and_grade():
 
 
 def test_mmbench_counts_a_question_only_if_it_is_right_in_every_rotation():
-    """CircularEval by hand: with w right, the letter moves from A to C to B as the options turn by one."""
+    """CircularEval by hand: if w is right, its letter moves from A to C to B as the options rotate."""
     right = [rotation("A", "w", 1, 0), rotation("C.", "w", 1, 1), rotation("w", "w", 1, 2)]
-    lucky = [rotation("A", "w", 2, turn, "logic", l2="coarse") for turn in range(3)]  # always A
-    torn = [rotation("A", "w", 3, 0, "logic"), rotation("C", "w", 3, 1, "logic")]  # its last rotation failed
-    scores = MmBench().score([*right, *lucky, *torn])
+    always_a = [rotation("A", "w", 2, turn, "logic", l2="coarse") for turn in range(3)]  # right in one rotation
+    incomplete = [rotation("A", "w", 3, 0, "logic"), rotation("C", "w", 3, 1, "logic")]  # its last rotation failed
+    scores = MmBench().score([*right, *always_a, *incomplete])
     assert values(scores) == pytest.approx(
         {"ocr": 1, "logic": 0, "fine": 1 / 2, "coarse": 0, "unread": 0, "all": 1 / 3}
     )
-    assert [one.questions for one in scores.values()] == [1, 2, 2, 1, 8, 3]
+    assert [score.questions for score in scores.values()] == [1, 2, 2, 1, 8, 3]
     assert list(scores)[-1] == "all"
 
 
-def test_mmbench_is_the_twins_on_random_answers():
-    draw = random.Random(5)
+def test_mmbench_matches_a_reference_on_random_answers():
+    generator = random.Random(5)
     rows, hits = [], []
     for group in range(300):
-        rounds, all_right = draw.randint(2, 4), True
+        rounds = generator.randint(2, 4)
+        all_right = True
         for turn in range(rounds):
             options = "wxyz"[:rounds][turn:] + "wxyz"[:rounds][:turn]
-            said = draw.choice([options.index("w"), options.index("w"), options.index("w"), draw.randrange(rounds)])
-            all_right = all_right and options[said] == "w"
-            rows.append(rotation("ABCD"[said], "w", group, turn, rounds=rounds))
+            answer = generator.choice(
+                [options.index("w"), options.index("w"), options.index("w"), generator.randrange(rounds)]
+            )
+            all_right = all_right and options[answer] == "w"
+            rows.append(rotation("ABCD"[answer], "w", group, turn, rounds=rounds))
         hits.append(all_right)
     assert 0 < sum(hits) < 300
-    draw.shuffle(rows)
+    generator.shuffle(rows)
     assert MmBench().score(rows)["all"] == (300, pytest.approx(sum(hits) / 300))

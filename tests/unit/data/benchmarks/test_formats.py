@@ -1,11 +1,12 @@
-"""Files of benchmarks as they are downloaded, each made small."""
+"""Benchmark files in their downloaded formats, at a small size."""
 
 import json
 import pickle
 
 import pytest
 
-from support.question_files import encoded, levels, picture, saved, table
+from support.benchmark_files import MMBENCH, gqa, mm_vet, mmbench, mme, pope, science_qa, seed, text_vqa, vqa
+from support.question_files import levels, picture, saved, table
 from vtcframe import Gqa, MmBench, Mme, MmVet, Pope, ScienceQa, SeedBench, TextVqa, VqaV2
 from vtcframe.config.short_names import expand
 from vtcframe.data.benchmarks.base import ImageFolder
@@ -29,86 +30,6 @@ def test_a_benchmark_is_named_in_the_configuration_by_its_class():
         expand({"data": {"benchmark": "POPE"}}, hints)
 
 
-# What the download of each benchmark is like
-
-
-def pope(folder, ways=("random", "popular", "adversarial"), **change):
-    for way in ways:
-        lines = [
-            {"question_id": number, "image": f"COCO_val2014_{number}.jpg", "text": "Is there a cat in the image?"}
-            | {"label": label}
-            | change
-            for number, label in ((1, "yes"), (2, "no"))
-        ]
-        saved(folder / f"coco_pope_{way}.json", "".join(json.dumps(line) + "\n" for line in lines))
-    return folder
-
-
-def mme(folder):
-    lines = "Is it a cat? Please answer yes or no.\tYes\nIs it a dog? Please answer yes or no.\tNo"
-    saved(folder / "count" / "0001.txt", lines)
-    saved(folder / "count" / "0001.png", picture(1))
-    saved(folder / "landmark" / "questions_answers_YN" / "ab.txt", lines + "\n")
-    saved(folder / "landmark" / "images" / "ab.jpg", picture(2))
-    saved(folder / "eval_tool" / "0001.txt", "not looked at")
-    return folder
-
-
-def vqa(folder, known=True):
-    questions = [{"image_id": 42, "question": "what is it?", "question_id": 42000}]
-    path = saved(
-        folder / "v2_OpenEnded_mscoco_val2014_questions.json", {"data_subtype": "val2014", "questions": questions}
-    )
-    answers = [{"answer": "cat", "answer_confidence": "yes", "answer_id": n} for n in range(1, 11)]
-    note = {"question_id": 42000, "answers": answers, "multiple_choice_answer": "cat", "answer_type": "other"}
-    if known:
-        saved(folder / "v2_mscoco_val2014_annotations.json", {"annotations": [note]})
-    return path
-
-
-def text_vqa(folder, **change):
-    question = {"question_id": 5, "question": "what brand?", "image_id": "abc", "answers": ["nous"] * 10} | change
-    return saved(folder / "TextVQA_0.5.1_val.json", {"dataset_type": "val", "data": [question]})
-
-
-def gqa(folder, **change):
-    one = {"imageId": "n1", "question": "Is it overcast?", "answer": "no", "isBalanced": True}
-    one |= {"types": {"structural": "verify", "semantic": "global"}} | change
-    return saved(folder / "testdev_balanced_questions.json", {"201307251": one, "2": one | {"isBalanced": False}})
-
-
-def mm_vet(folder, **change):
-    one = {"imagename": "v1_0.png", "question": "What is x?", "answer": "-1", "capability": ["ocr", "math"]} | change
-    return saved(folder / "mm-vet.json", {"v1_0": one})
-
-
-def science_qa(folder, **change):
-    one = {"question": "Which one?", "choices": ["left", "right"], "answer": 1, "hint": "Look.", "image": "image.png"}
-    one |= {"subject": "natural science", "grade": "grade7"} | change
-    saved(folder / "problems.json", {"5": one, "6": one | {"image": None}, "7": one | {"hint": ""}, "8": one})
-    saved(folder / "pid_splits.json", {"train": ["8"], "test": ["5", "6", "7"]})
-    return folder
-
-
-def seed(folder, **change):
-    one = {"question_id": "101669", "question": "How many?", "data_id": "14_25", "data_type": "image", "answer": "C"}
-    one |= {"choice_a": "One", "choice_b": "Two", "choice_c": "Three", "choice_d": 4, "question_type_id": 5} | change
-    kinds = {"Scene Understanding": 1, "Instances Counting": 5}
-    return saved(folder / "SEED-Bench.json", {"questions": [one, {"data_type": "video"}], "question_type": kinds})
-
-
-MMBENCH = {"index": 7, "question": "Which?", "hint": "", "A": "x", "B": "y", "C": "z", "D": "", "answer": "B"}
-
-
-MMBENCH |= {"category": "ocr", "l2-category": "fine", "image": encoded(6), "source": "s", "comment": "", "split": "dev"}
-
-
-def mmbench(folder, *rows):
-    return table(
-        folder / "mmbench_dev.tsv", *(rows or (MMBENCH, MMBENCH | {"index": 9, "hint": "Look.", "image": "7"}))
-    )
-
-
 def test_pope_is_read_from_its_three_files_or_from_one(tmp_path):
     samples = Pope().read(pope(tmp_path / "coco"), tmp_path / "val2014")
     ids = ["random/1", "random/2", "popular/1", "popular/2", "adversarial/1", "adversarial/2"]
@@ -116,8 +37,8 @@ def test_pope_is_read_from_its_three_files_or_from_one(tmp_path):
     assert samples[3].question == "Is there a cat in the image?" + SHORT
     assert (samples[3].answer, samples[3].type) == ("no", "popular")
     assert samples[3].images == (tmp_path / "val2014" / "COCO_val2014_2.jpg",)
-    (one, _) = Pope(prompt=" ?").read(tmp_path / "coco" / "coco_pope_popular.json", None)
-    assert (one.id, one.question[-2:], one.images[0].parent) == ("popular/1", " ?", tmp_path / "coco")
+    (sample, _) = Pope(prompt=" ?").read(tmp_path / "coco" / "coco_pope_popular.json", None)
+    assert (sample.id, sample.question[-2:], sample.images[0].parent) == ("popular/1", " ?", tmp_path / "coco")
 
 
 def test_mme_is_read_from_both_of_its_layouts(tmp_path):
@@ -136,14 +57,14 @@ def test_vqa_v2_is_read_with_the_annotations_beside_it(tmp_path):
     assert (sample.id, sample.question, sample.answer, sample.type) == ("42000", "what is it?" + SHORT, "cat", "other")
     assert sample.images == (tmp_path / "COCO_val2014_000000000042.jpg",)
     assert sample.meta == {"answers": ["cat"] * 10}
-    (unknown,) = VqaV2().read(vqa(tmp_path / "apart", known=False), None)
+    (unknown,) = VqaV2().read(vqa(tmp_path / "separate", annotated=False), None)
     assert (unknown.answer, unknown.type, unknown.meta) == (None, None, {})
     questions = {"data_subtype": "test-dev2015", "questions": [{"image_id": 1, "question": "?", "question_id": 10}]}
     (test,) = VqaV2().read(saved(tmp_path / "v2_OpenEnded_mscoco_test-dev2015_questions.json", questions), None)
     assert test.images == (tmp_path / "COCO_test2015_000000000001.jpg",)
 
 
-def test_text_vqa_is_read_with_or_without_what_an_ocr_reads(tmp_path):
+def test_text_vqa_is_read_with_or_without_ocr_tokens(tmp_path):
     path = text_vqa(tmp_path)
     (sample,) = TextVqa().read(path, tmp_path / "train_images")
     assert (sample.id, sample.question, sample.answer) == ("5", "what brand?" + SHORT, None)
@@ -193,27 +114,27 @@ def test_mmbench_is_read_with_a_rotation_for_each_option(tmp_path):
     samples = MmBench().read(mmbench(tmp_path), None)
     assert [sample.id for sample in samples] == ["7", "1000007", "2000007", "9", "1000009", "2000009"]
     assert [sample.meta["options"] for sample in samples[:3]] == [["x", "y", "z"], ["y", "z", "x"], ["z", "x", "y"]]
-    assert [sample.answer for sample in samples[:3]] == ["B", "A", "C"]  # y, each time
+    assert [sample.answer for sample in samples[:3]] == ["B", "A", "C"]  # the letter of y in each rotation
     assert samples[1].question == "Which?\nA. y\nB. z\nC. x" + LETTER
     assert samples[3].question.startswith("Look.\nWhich?\nA. x")
-    assert [levels(sample) for sample in samples] == [[6]] * 6  # of 9 too: its image is that of 7
+    assert [levels(sample) for sample in samples] == [[6]] * 6  # question 9 uses the image of 7
     assert {(sample.type, sample.meta["l2"], sample.meta["rounds"]) for sample in samples} == {("ocr", "fine", 3)}
 
 
-def test_mmbench_takes_the_rotations_that_the_file_has_and_puts_them_side_by_side(tmp_path):
-    turned = MMBENCH | {"index": 1000007, "A": "y", "B": "x", "answer": "A"}
-    alone = MMBENCH | {"index": 8, "answer": ""}
-    samples = MmBench().read(mmbench(tmp_path, MMBENCH, alone, turned), None)
+def test_mmbench_uses_existing_rotations_and_groups_them(tmp_path):
+    rotated = MMBENCH | {"index": 1000007, "A": "y", "B": "x", "answer": "A"}
+    single = MMBENCH | {"index": 8, "answer": ""}
+    samples = MmBench().read(mmbench(tmp_path, MMBENCH, single, rotated), None)
     assert [(sample.id, sample.answer) for sample in samples] == [("7", "B"), ("1000007", "A"), ("8", None)]
     assert [(sample.meta["group"], sample.meta["rounds"]) for sample in samples] == [(7, 2), (7, 2), (8, 1)]
 
 
-def _lost(folder):
-    """A split with a question that is none of the problems."""
+def _missing_problem(folder):
+    """Write a split with a question that is not among the problems."""
     return saved(folder / "pid_splits.json", {"test": ["9"]}).parent
 
 
-BROKEN = [  # benchmark, what makes its files, what is said of them
+BROKEN = [  # benchmark, function that writes its files, error message
     (
         Pope(),
         lambda f: pope(f, label="maybe"),
@@ -225,7 +146,7 @@ BROKEN = [  # benchmark, what makes its files, what is said of them
         r"_random.json, line 2: the id 'random/1' is also that of .*, line 1",
     ),
     (Pope(), lambda f: pope(f, image=3), r"line 1: the field 'image' must be str, got 3"),
-    (Pope(), lambda f: pope(f, ways=()), r"holds no questions"),
+    (Pope(), lambda f: pope(f, strategies=()), r"holds no questions"),
     (
         Pope(),
         lambda f: saved(f / "coco_pope_random.json", "[1]"),
@@ -234,13 +155,13 @@ BROKEN = [  # benchmark, what makes its files, what is said of them
     (
         Mme(),
         lambda f: saved(f / "count" / "1.txt", "Is it? Yes\nIs it?\tNo").parent.parent,
-        r"1.txt, line 1: a line holds",
+        r"1.txt, line 1: a line must hold",
     ),
-    (Mme(), lambda f: saved(f / "count" / "1.txt", "Is it?\tMaybe\nOr?\tNo").parent.parent, r"Yes or No, not 'Is it\?"),
+    (Mme(), lambda f: saved(f / "count" / "1.txt", "Is it?\tMaybe\nOr?\tNo").parent.parent, r"Yes or No, got 'Is it\?"),
     (
         Mme(),
         lambda f: saved(f / "count" / "1.txt", "Is it?\tNo").parent.parent,
-        r"1.txt holds 1 questions: there are two",
+        r"1.txt holds 1 questions: each picture must have two",
     ),
     (Mme(), lambda f: f, r"holds no questions"),
     (VqaV2(), lambda f: saved(f / "q.json", "{"), r"q.json is no JSON: "),
@@ -250,44 +171,68 @@ BROKEN = [  # benchmark, what makes its files, what is said of them
         lambda f: saved(f / "q.json", {"data_subtype": "x"}),
         r"q.json: there is no field 'questions', only 'data_sub",
     ),
-    (TextVqa(), lambda f: text_vqa(f, answers=["a"] * 9), r"val.json, question 1: .* ten people's answers, .*\['a'"),
-    (TextVqa(), lambda f: text_vqa(f, answers=[1] * 10), r"question 1: a question has ten people's answers"),
+    (TextVqa(), lambda f: text_vqa(f, answers=["a"] * 9), r"val.json, question 1: .* ten reference answers, .*\['a'"),
+    (TextVqa(), lambda f: text_vqa(f, answers=[1] * 10), r"question 1: a question needs ten reference answers"),
     (TextVqa(), lambda f: text_vqa(f, question=None), r"question 1: the field 'question' must be str, got None"),
     (Gqa(), lambda f: gqa(f, types={}), r"question 201307251: there is no field 'structural', only nothing"),
     (Gqa(), lambda f: gqa(f, answer=3), r"question 201307251: the field 'answer' must be .*, got 3"),
     (Gqa(), lambda f: saved(f / "q.json", {"1": 3}), r"question 1: a JSON object with .* 'imageId' .* this is a int"),
     (Gqa(), lambda f: saved(f / "q.json", []), r"q.json holds a list, and not an object of questions"),
     (MmVet(), lambda f: mm_vet(f, imagename=None), r"mm-vet.json, question v1_0: the field 'imagename' must be str"),
-    (ScienceQa(), lambda f: science_qa(f, answer=2), r"pid_splits.json, question 5: the answer must be the number"),
-    (ScienceQa(), lambda f: science_qa(f, subject="art"), r"question 5: no subject and grade of ScienceQA: 'art', 'gr"),
+    (ScienceQa(), lambda f: science_qa(f, answer=2), r"pid_splits.json, question 5: the answer must be the index"),
+    (
+        ScienceQa(),
+        lambda f: science_qa(f, subject="art"),
+        r"question 5: not a subject and grade of ScienceQA: 'art', 'gr",
+    ),
     (ScienceQa(split="val"), science_qa, r"pid_splits.json: there is no field 'val', only 'train', 'test'"),
-    (ScienceQa(), lambda f: _lost(science_qa(f)), r"question 9: a JSON object with the field 'question' .* NoneType"),
+    (
+        ScienceQa(),
+        lambda f: _missing_problem(science_qa(f)),
+        r"question 9: a JSON object with the field 'question' .* NoneType",
+    ),
     (SeedBench(), lambda f: saved(f / "q.json", {"questions": []}), r"q.json: there is no field 'question_type'"),
-    (SeedBench(), lambda f: seed(f, answer="E"), r"SEED-Bench.json, question 1: no answer and type of SEED-Bench: 'E'"),
-    (SeedBench(), lambda f: seed(f, answer="AB"), r"question 1: no answer and type of SEED-Bench: 'AB'"),
-    (SeedBench(), lambda f: seed(f, question_type_id=3), r"question 1: no answer and type of SEED-Bench: 'C', 3"),
+    (
+        SeedBench(),
+        lambda f: seed(f, answer="E"),
+        r"SEED-Bench.json, question 1: not an answer and type of SEED-Bench: 'E'",
+    ),
+    (SeedBench(), lambda f: seed(f, answer="AB"), r"question 1: not an answer and type of SEED-Bench: 'AB'"),
+    (SeedBench(), lambda f: seed(f, question_type_id=3), r"question 1: not an answer and type of SEED-Bench: 'C', 3"),
     (MmBench(), lambda f: mmbench(f, MMBENCH | {"answer": "D"}), r"tsv, row 1: the answer must be one of ABC, got 'D'"),
-    (MmBench(), lambda f: mmbench(f, MMBENCH | {"index": "x"}), r"tsv, row 1: .* number in the column index, got 'x'"),
-    (MmBench(), lambda f: mmbench(f, MMBENCH | {"image": "3"}), r"row 1: .* row with the index 3, which is not there"),
+    (
+        MmBench(),
+        lambda f: mmbench(f, MMBENCH | {"index": "x"}),
+        r"tsv, row 1: the column index must hold the number of the question, got 'x'",
+    ),
+    (
+        MmBench(),
+        lambda f: mmbench(f, MMBENCH | {"image": "3"}),
+        r"row 1: .* row with the index 3, which does not exist",
+    ),
     (
         MmBench(),
         lambda f: mmbench(f, MMBENCH, MMBENCH),
         r"row 2: the id '7' is also that of .*mmbench_dev.tsv, row 1",
     ),
-    (MmBench(), lambda f: mmbench(f, MMBENCH | {"B": "nan"}), r"row 1: .* at least the options A and B, .*\['x'\]"),
+    (
+        MmBench(),
+        lambda f: mmbench(f, MMBENCH | {"B": "nan"}),
+        r"row 1: a question needs at least the options A and B, .*\['x'\]",
+    ),
     (MmBench(), lambda f: table(f / "q.tsv", {"index": 1, "A": "x", "B": "y"}), r"row 1: there is no field 'question'"),
 ]
 
 
 @pytest.mark.parametrize(
-    ("benchmark", "made", "message"), BROKEN, ids=lambda one: getattr(one, "__name__", str(one)[:30])
+    ("benchmark", "write_files", "message"), BROKEN, ids=lambda value: getattr(value, "__name__", str(value)[:30])
 )
-def test_a_benchmarks_file_that_cannot_be_used_is_named_with_the_question(tmp_path, benchmark, made, message):
+def test_errors_in_a_benchmarks_file_name_the_file_and_the_question(tmp_path, benchmark, write_files, message):
     with pytest.raises(UsageError, match=message):
-        benchmark.read(made(tmp_path), None)
+        benchmark.read(write_files(tmp_path), None)
 
 
-def test_vqa_v2_refuses_annotations_of_other_questions(tmp_path):
+def test_vqa_v2_rejects_annotations_of_other_questions(tmp_path):
     path = vqa(tmp_path)
     saved(tmp_path / "v2_mscoco_val2014_annotations.json", {"annotations": [{"question_id": 1, "answers": []}]})
     with pytest.raises(UsageError, match=r"question 1: question_id 42000 is not in the annotations"):
@@ -297,9 +242,9 @@ def test_vqa_v2_refuses_annotations_of_other_questions(tmp_path):
         VqaV2().read(path, None)
 
 
-def test_text_vqa_refuses_ocr_of_other_pictures(tmp_path):
+def test_text_vqa_rejects_ocr_tokens_of_other_pictures(tmp_path):
     ocr = saved(tmp_path / "ocr.json", {"data": []})
-    with pytest.raises(UsageError, match=r"question 1: .*ocr.json has nothing about the picture 'abc'"):
+    with pytest.raises(UsageError, match=r"question 1: .*ocr.json has no entry for the picture 'abc'"):
         TextVqa(ocr=str(ocr)).read(text_vqa(tmp_path), None)
     saved(ocr, {"data": [{"image_id": 3}]})
     with pytest.raises(UsageError, match=r"ocr.json: the field 'image_id' must be str, got 3"):
@@ -312,8 +257,10 @@ MAKERS = {"Pope": pope, "Mme": mme, "VqaV2": vqa, "TextVqa": text_vqa, "Gqa": gq
 MAKERS |= {"ScienceQa": science_qa, "SeedBench": seed}
 
 
-@pytest.mark.parametrize("entry", [entry for entry in entries() if entry.kind == "benchmark"], ids=lambda one: one.name)
-def test_every_registered_benchmark_makes_samples_that_pickle_and_that_json_can_hold(tmp_path, entry):
+@pytest.mark.parametrize(
+    "entry", [entry for entry in entries() if entry.kind == "benchmark"], ids=lambda entry: entry.name
+)
+def test_samples_of_every_registered_benchmark_can_be_pickled_and_written_as_json(tmp_path, entry):
     if entry.name == "ImageFolder":
         samples = ImageFolder("?").read(saved(tmp_path / "a.png", picture()).parent, None)
     else:

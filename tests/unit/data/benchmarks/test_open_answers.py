@@ -1,4 +1,4 @@
-"""Scores of open answers: published figures or examples worked by hand, and twins on random answers."""
+"""Scores of open answers: examples worked by hand, and references on random answers."""
 
 import random
 
@@ -6,35 +6,36 @@ import pytest
 
 from support.benchmark_answers import row, values
 from vtcframe import Gqa, TextVqa, VqaV2
-from vtcframe.data.benchmarks.open_answers import agreement, evalai_words, vqa_words
+from vtcframe.data.benchmarks.open_answers import normalize_evalai, normalize_vqa, vqa_accuracy
 
 # VQA accuracy
 
 
 @pytest.mark.parametrize(("matches", "expected"), [(0, 0), (1, 0.3), (2, 0.6), (3, 0.9), (4, 1), (7, 1), (10, 1)])
-def test_an_answer_that_some_of_ten_people_gave_is_as_right_as_the_evaluation_of_vqa_says(matches, expected):
-    assert agreement("cat", ["cat"] * matches + ["dog"] * (10 - matches)) == pytest.approx(expected)
+def test_vqa_accuracy_depends_on_the_number_of_matching_references(matches, expected):
+    assert vqa_accuracy("cat", ["cat"] * matches + ["dog"] * (10 - matches)) == pytest.approx(expected)
 
 
-def test_agreement_is_the_mean_over_the_references_each_left_out_once():
-    draw = random.Random(0)
+def test_vqa_accuracy_is_the_mean_over_subsets_without_a_reference():
+    generator = random.Random(0)
     for _ in range(300):
-        references = [draw.choice("abc") for _ in range(draw.randint(1, 12))]
-        answer, total = draw.choice("abcd"), 0.0
-        for left_out in range(len(references)):
-            others = references[:left_out] + references[left_out + 1 :]
+        references = [generator.choice("abc") for _ in range(generator.randint(1, 12))]
+        answer = generator.choice("abcd")
+        total = 0.0
+        for omitted in range(len(references)):
+            others = references[:omitted] + references[omitted + 1 :]
             total += min(1.0, sum(other == answer for other in others) / 3)
-        assert agreement(answer, references) == pytest.approx(total / len(references))
+        assert vqa_accuracy(answer, references) == pytest.approx(total / len(references))
 
 
-WORDS = [  # text, as VQA has it, as EvalAI has it
+WORDS = [  # text, normalised by VQA, normalised by EvalAI
     ("The cat", "cat", "cat"),
     ("Two dogs.", "2 dogs", "2 dogs"),
     ("none", "0", "0"),
     ("dont", "don't", "don't"),
     ("wouldnt've", "wouldn't've", "wouldn't've"),
     ("yall'll", "y'all'll", "y'all'll"),
-    ("it's", "it's", "it 's"),  # where the two differ
+    ("it's", "it's", "it 's"),  # the two differ
     ("somebody'd", "somebodyd", "somebodyd"),
     ("1,000", "1000", "1000"),
     ("3.5", "3.5", "3.5"),
@@ -43,9 +44,9 @@ WORDS = [  # text, as VQA has it, as EvalAI has it
     ("black / white", "black white", "black white"),
     ("t-shirt", "t shirt", "t shirt"),
     ("t- shirt", "t shirt", "t shirt"),
-    ("t-shirt -red", "tshirt red", "tshirt red"),  # one beside a space takes the others along
+    ("t-shirt -red", "tshirt red", "tshirt red"),  # a hyphen next to a space removes all hyphens
     ("t-shirt- red", "tshirt red", "tshirt red"),
-    ("a-1,000", "a1000", "1000"),  # the comma between digits is gone before EvalAI looks for one
+    ("a-1,000", "a1000", "1000"),  # EvalAI removes the comma between digits first
     ("what?yes", "what yes", "whatyes"),
     ("red,blue", "red blue", "redblue"),
     (" yes\nsir\t", "yes sir", "yes sir"),
@@ -55,11 +56,11 @@ WORDS = [  # text, as VQA has it, as EvalAI has it
 
 @pytest.mark.parametrize(("text", "vqa", "evalai"), WORDS)
 def test_answers_are_normalised_as_vqa_and_evalai_do(text, vqa, evalai):
-    assert (vqa_words(text), evalai_words(text)) == (vqa, evalai)
+    assert (normalize_vqa(text), normalize_evalai(text)) == (vqa, evalai)
 
 
-def vqa_twin(text):
-    """Mark by mark, word by word."""
+def reference_vqa(text):
+    """Normalise one mark and one word at a time."""
     text = text.replace("\n", " ").replace("\t", " ").strip()
     out = text
     for mark in [
@@ -85,11 +86,11 @@ def vqa_twin(text):
         "?",
         "!",
     ]:
-        beside = any(text[i] == mark and " " in (text[i - 1 : i], text[i + 1 : i + 2]) for i in range(len(text)))
+        next_to_space = any(text[i] == mark and " " in (text[i - 1 : i], text[i + 1 : i + 2]) for i in range(len(text)))
         thousands = any(
             a.isdigit() and b == "," and c.isdigit() for a, b, c in zip(text, text[1:], text[2:], strict=False)
         )
-        out = "".join(("" if beside or thousands else " ") if letter == mark else letter for letter in out)
+        out = "".join(("" if next_to_space or thousands else " ") if letter == mark else letter for letter in out)
     out = "".join(
         letter for i, letter in enumerate(out) if letter != "." or (i + 1 < len(out) and out[i + 1].isdigit())
     )
@@ -97,18 +98,18 @@ def vqa_twin(text):
     return " ".join(numbers.get(w, w) for w in out.lower().split() if w not in ("a", "an", "the"))
 
 
-def test_normal_forms_are_those_of_a_twin_on_random_texts():
-    draw = random.Random(1)
-    bits = [*';/[]"{}()=+\\_-><@`,?!.,.', " ", " ", "\n", "\t", "1", "23", "A", "the", "two", "None", "cat", "é"]
+def test_normalisation_matches_a_reference_on_random_texts():
+    generator = random.Random(1)
+    pieces = [*';/[]"{}()=+\\_-><@`,?!.,.', " ", " ", "\n", "\t", "1", "23", "A", "the", "two", "None", "cat", "é"]
     for _ in range(3000):
-        text = "".join(draw.choice(bits) for _ in range(draw.randint(0, 8)))
-        assert vqa_words(text) == vqa_twin(text)
+        text = "".join(generator.choice(pieces) for _ in range(generator.randint(0, 8)))
+        assert normalize_vqa(text) == reference_vqa(text)
 
 
-def test_vqa_v2_normalises_references_only_where_the_ten_differ():
+def test_vqa_v2_normalises_references_only_if_they_differ():
     grade = VqaV2().grade
     assert grade(row("Two dogs.", answers=["two dogs"] * 9 + ["2 dogs"])) == 1
-    assert grade(row("Two dogs.", answers=["two dogs"] * 10)) == 0  # the submission says "2 dogs"
+    assert grade(row("Two dogs.", answers=["two dogs"] * 10)) == 0  # the submitted form is "2 dogs"
     assert grade(row("Yes.", answers=["yes"] * 10)) == 1
     assert grade(row("yes", answers=[" yes\n"] * 10)) == 1
     assert grade(row("cat", answers=["cat", "cat", "a cat", *["dog"] * 7])) == pytest.approx(0.9)
@@ -125,7 +126,7 @@ def test_vqa_v2_scores_by_type_of_answer():
     scores = VqaV2().score(rows)
     assert list(scores) == ["yes/no", "number", "other", "all"]
     assert values(scores) == pytest.approx({"yes/no": 0.5, "number": 0.6, "other": 0.9, "all": 0.625})
-    assert [one.questions for one in scores.values()] == [2, 1, 1, 4]
+    assert [score.questions for score in scores.values()] == [2, 1, 1, 4]
     assert values(VqaV2().score([row("cat")])) == {"all": None}
 
 
@@ -133,7 +134,7 @@ def test_text_vqa_compares_evalais_normal_forms():
     answers = ["Levi's", "levi's.", "LEVI'S", *["jeans"] * 7]
     assert TextVqa().grade(row("levi's", answers=answers)) == pytest.approx(0.9)
     assert TextVqa().grade(row("Jeans.", answers=answers)) == 1
-    assert TextVqa().grade(row("Two", answers=["2"] * 10)) == 1  # also where the ten agree
+    assert TextVqa().grade(row("Two", answers=["2"] * 10)) == 1  # also if all references agree
     assert TextVqa().grade(row("levi")) is None
     assert values(TextVqa().score([row("Two", answers=["2"] * 10), row("2", answers=["3"] * 10)])) == {"all": 0.5}
 
@@ -141,7 +142,7 @@ def test_text_vqa_compares_evalais_normal_forms():
 # GQA
 
 
-def test_gqa_tells_binary_questions_from_open_ones_by_their_structure():
+def test_gqa_separates_binary_and_open_questions_by_structural_type():
     rows = [
         row("Yes.", "yes", "verify"),
         row("no", "yes", "logical"),
@@ -159,11 +160,15 @@ def test_gqa_tells_binary_questions_from_open_ones_by_their_structure():
     assert values(Gqa().score([row("cat")])) == {"all": None}
 
 
-def test_gqa_is_the_twins_on_random_answers():
-    draw = random.Random(2)
-    kinds, words = ("verify", "query", "choose", "logical", "compare"), ("yes", "no", "cat")
-    rows = [row(draw.choice(["Yes", "no.", "CAT", "dog"]), draw.choice(words), draw.choice(kinds)) for _ in range(400)]
-    right = [(one.type, one.prediction.lower().rstrip(".") == one.answer) for one in rows]
+def test_gqa_matches_a_reference_on_random_answers():
+    generator = random.Random(2)
+    kinds = ("verify", "query", "choose", "logical", "compare")
+    words = ("yes", "no", "cat")
+    rows = [
+        row(generator.choice(["Yes", "no.", "CAT", "dog"]), generator.choice(words), generator.choice(kinds))
+        for _ in range(400)
+    ]
+    right = [(question.type, question.prediction.lower().rstrip(".") == question.answer) for question in rows]
     expected = {kind: [hit for other, hit in right if other == kind] for kind in kinds}
     expected["binary"] = [hit for kind, hit in right if kind != "query"]
     expected["open"] = expected["query"]

@@ -1,4 +1,4 @@
-"""What holds for the scores of every benchmark: no answers, official files, linear work."""
+"""Scores of all benchmarks: without reference answers, in official formats, with linear work."""
 
 import csv
 import itertools
@@ -11,30 +11,30 @@ from support.benchmark_answers import mme, rotation, row, values
 from vtcframe import Gqa, MmBench, Mme, MmVet, Pope, SeedBench, TextVqa, VqaV2
 
 
-def test_without_answers_nothing_is_scored_but_what_could_be_read():
-    rows = [rotation(said, None, 1, turn) for turn, said in enumerate(["A", "?", "B"])]
+def test_without_reference_answers_only_the_unread_column_has_a_score():
+    rows = [rotation(answer, None, 1, turn) for turn, answer in enumerate(["A", "?", "B"])]
     assert values(MmBench().score(rows)) == pytest.approx({"ocr": None, "fine": None, "unread": 1 / 3, "all": None})
     assert values(SeedBench().score([row("A", options=["x", "y"])])) == {"unread": 0, "all": None}
-    assert MmVet().score([row("cat", "cat")]) == {"all": (1, None)}  # a language model grades it
+    assert MmVet().score([row("cat", "cat")]) == {"all": (1, None)}  # graded by a language model
 
 
-# What is exported
+# Exports
 
 
-def test_files_are_written_as_the_official_tools_read_them(tmp_path):
-    def exported(benchmark, rows):
+def test_files_are_exported_in_the_official_formats(tmp_path):
+    def export(benchmark, rows):
         (path,) = benchmark.export(rows, tmp_path / "unpruned")
         return path.name, json.loads(path.read_text(encoding="utf-8"))
 
     rows = [row("Two.", name="42000"), row(None, name="42001")]
     answers = [{"question_id": 42000, "answer": "2"}, {"question_id": 42001, "answer": ""}]
-    assert exported(VqaV2(), rows) == ("vqav2.json", answers)
+    assert export(VqaV2(), rows) == ("vqav2.json", answers)
     answers[0]["answer"] = "Two."
-    assert exported(TextVqa(), rows) == ("textvqa.json", answers)
+    assert export(TextVqa(), rows) == ("textvqa.json", answers)
     answers = [{"questionId": "42000", "prediction": "two"}, {"questionId": "42001", "prediction": ""}]
-    assert exported(Gqa(), rows) == ("gqa.json", answers)
+    assert export(Gqa(), rows) == ("gqa.json", answers)
     rows = [row("grün", name="v1_0"), row(None, name="v1_1")]
-    assert exported(MmVet(), rows) == ("mm-vet.json", {"v1_0": "grün", "v1_1": ""})
+    assert export(MmVet(), rows) == ("mm-vet.json", {"v1_0": "grün", "v1_1": ""})
     assert Pope().export(rows, tmp_path) == SeedBench().export(rows, tmp_path) == []
     assert not list(tmp_path.rglob("*.part"))
 
@@ -59,7 +59,7 @@ def test_mmbench_writes_a_table_with_a_row_for_each_rotation(tmp_path):
 
 
 def count_calls(function, *arguments):
-    """The number of calls, of Python and of C functions, that a call makes."""
+    """Return the number of calls of Python and C functions that a call makes."""
     calls = itertools.count()
     sys.setprofile(lambda frame, event, _: next(calls) if event in ("call", "c_call") else None)
     try:
@@ -69,7 +69,7 @@ def count_calls(function, *arguments):
     return next(calls)
 
 
-def test_the_work_of_scores_grows_with_the_number_of_questions():
+def test_the_work_of_scoring_is_linear_in_the_number_of_questions():
     names = ["cat", "two dogs", "it's", "yes"]
     answers = [[f"{name} {n % 97}"] * 4 + names + ["no"] * 2 for n, name in enumerate(names * 25)]
     rows = [row(f"{names[n % 4]} {n % 97}", "cat", "other", answers=answers[n % 100]) for n in range(2000)]
