@@ -21,8 +21,9 @@ from vtcframe.core.pipeline import Pipeline
 class FoPru(Method):
     """FoPru (arXiv 2411.14164), unverified: keeps the most attended tokens ("rank") or rows of the grid ("row").
 
-    Based on the paper; never checked against the authors' code, which is not public. Our choices: attention of the last
-    block that feeds the projector, the queries of all patches, and the best tokens of a row that the budget cuts.
+    Inspired by the paper, unverified: never checked against the authors' code, which is not public. Our choices:
+    attention of the last block that feeds the projector, the queries of all patches, and the best tokens of a row that
+    the budget cuts.
     """
 
     card = MethodCard(
@@ -30,7 +31,7 @@ class FoPru(Method):
         signal="attention received",
         selector="top-k or whole rows",
         dropped="discarded",
-        parity="no public code",
+        parity="no public code, unverified",
     )
     keep: Literal["rank", "row"] = "rank"
     query: ClsProxy = "received"
@@ -48,8 +49,8 @@ class FoPru(Method):
 class TokenCorrelation(Method):
     """Token-level correlation compression (arXiv 2407.14439), unverified: outliers of [CLS] attention, random others.
 
-    Based on the paper; never checked against the authors' code, which is not public. OutliersThenDraw lists our
-    choices. The paper derives the number of tokens from the picture; here the budget sets it.
+    Inspired by the paper, unverified: never checked against the authors' code, which is not public. OutliersThenDraw
+    lists our choices. The paper derives the number of tokens from the picture; here the budget sets it.
     """
 
     card = MethodCard(
@@ -57,7 +58,7 @@ class TokenCorrelation(Method):
         signal="[CLS] attention, keys",
         selector="outliers, then drawn at random",
         dropped="discarded",
-        parity="no public code",
+        parity="no public code, unverified",
     )
     layer: int = 5
     alike: float = 0.9
