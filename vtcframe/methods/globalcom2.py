@@ -27,7 +27,7 @@ class GlobalCom2(ClsScored):
         signal="[CLS] logits of the last block, a crop's and the overview's",
         selector="top-k",
         dropped="discarded",
-        parity="exact given its rounding; differs: quotas sum to the budget, padded crops keep their cells",
+        parity="exact, given the code's rounding; differs: quotas sum to the budget, padded crops keep their cells",
     )
     tau: float = 10.0
     query: ClsProxy = "cls"

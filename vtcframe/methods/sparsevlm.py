@@ -68,7 +68,8 @@ class RaterAttention(AttentionNeed):
 def find_raters(embeddings: Tensor, prompts: PromptTokens) -> Tensor:
     """[P, L] bool: the slots of the text raters, from the embeddings [P, L, D] that enter the language model."""
     device, length = embeddings.device, embeddings.shape[1]
-    candidate, text_count = prompts.candidate, length - prompts.text_start
+    candidate = prompts.candidate
+    text_count = length - prompts.text_start
     count = candidate.sum(1)
     index = (~candidate).long().argsort(dim=1, stable=True)[:, : int(count.max())]
     is_visual = torch.arange(index.shape[1]) < count[:, None]

@@ -83,7 +83,7 @@ class ToMeStep(TokenMerger):
         keys = evidence[self.needs[0]][0].mean(1)
         check_signal(self, keys, evidence)
         count = merge_count(self, evidence, budget, self.remaining_stages, self.r)
-        even, odd, classes = *match_halves(evidence), count_class_tokens(evidence)
+        even, odd = match_halves(evidence)
         pairs = cosine(gather_tokens(keys, even.index), gather_tokens(keys, odd.index)).masked_fill(
             ~even.pair_mask(odd), -torch.inf
         )
@@ -93,7 +93,9 @@ class ToMeStep(TokenMerger):
         joins = rank < count.to(rank.device)[:, None]
         leader = even.scatter(token_index(evidence), torch.where(joins, odd.index.gather(1, partner), even.index))
         order = odd.scatter(token_index(evidence), token_index(evidence).shape[1] + odd.index)
-        if not classes:  # the order of the authors' code, on which the halves of the next block depend
+        if not count_class_tokens(
+            evidence
+        ):  # the order of the authors' code, on which the halves of the next block depend
             order = even.scatter(order, rank)
         scores = even.scatter(torch.ones_like(keys[..., 0]), torch.where(even.is_token, -best, 0))
         order = order_where_merged(order, count, evidence)
