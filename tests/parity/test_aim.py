@@ -33,7 +33,7 @@ def bipartite(tensors, params):
 def importance(tensors, params):
     logits = tensors["logits"][None]  # as queries that read off a key each
     call = KernelCall(logits, torch.eye(logits.shape[2])[None, None], None, 1.0, True, None)
-    scorer = TokenPageRank(0, params["tau_imp"], params["iters"])
+    scorer = TokenPageRank(0, temperature=params["tau_imp"], steps=params["iters"])
     assert params["d"] == 0
     n = logits.shape[2]
     evidence = Evidence(

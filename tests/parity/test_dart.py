@@ -34,6 +34,7 @@ def test_dart(path):
     chosen = selector.select_around(kept, pivots, there, quota, evidence)
     assert (chosen[0].nonzero()[:, 0] + start).tolist() == tensors["kept_indices"].tolist()
     assert params["n_kept"] == params["pivot_image"] + len(order) * params["per_pivot"]
-    whole = Dart(2, params["pivot_image"], params["pivot_text"])(evidence, Budget(params["n_kept"]))
+    method = Dart(2, image_pivots=params["pivot_image"], text_pivots=params["pivot_text"])
+    whole = method(evidence, Budget(params["n_kept"]))
     assert whole.total.tolist() == [params["n_kept"]]
     assert not (kept & ~whole.kept).any()

@@ -16,7 +16,7 @@ def test_diffrate(path):
     # in double precision, as twelve blocks of 8 channels round to 2e-4; groups are those of single precision, too
     x, depth = tensors["in.tokens"], params["depth"]
     model = vit(tensors, params["heads"])
-    method = DiffRate(tuple(params["prune_kept"]), tuple(params["merge_kept"]), tuple(range(depth)))
+    method = DiffRate(tuple(params["prune_kept"]), tuple(params["merge_kept"]), blocks=tuple(range(depth)))
     _, single = through(model, method, x)
     behind, left = through(model.double(), method, x.double())
     held, alike = (groups(stages, len(x), x.shape[1] - 1) for stages in (left, single))
@@ -42,7 +42,7 @@ def diffrate_function(tensors, params):
     x, kept = tensors["in.x_sorted"], params["kept"]
     falling = torch.arange(x.shape[1], 0, -1).float().expand(len(x), -1)
     for classes in (1, 0):
-        (stage,) = DiffRate((x.shape[1],), (kept,), (0,)).stages(None)
+        (stage,) = DiffRate((x.shape[1],), (kept,), blocks=(0,)).stages(None)
         found = {stage.pruner.needs[0]: falling[None, :, None, classes:]}
         merged = stage.pruner(midway(x, found, classes, tensors["in.size"]))
         torch.testing.assert_close(with_class(merged.tokens, x, classes), tensors[f"out.x_cls{classes}"], **PART)

@@ -15,14 +15,19 @@ def test_fast_vid(path):
     stop = start + frames * n
     x = tensors["hidden_states"][start:stop].view(frames, n, -1)
     method = FastVid(
-        params["DySeg_c"], params["DySeg_tau"], params["STPrune_d"], params["DTM_p"], params["DTM_beta"], "head"
+        params["DySeg_c"],
+        params["DySeg_tau"],
+        context=params["STPrune_d"],
+        every=params["DTM_p"],
+        beta=params["DTM_beta"],
+        query="head",
     )
     attention, features = method.needs
     pooled = tensors["frame_global"][:, None].expand(-1, n, -1)  # the code compares frames by the head's output
     evidence = Evidence(
         x, video(frames, (7, n // 7)), {attention: tensors["frame_attn"][None, :, None], features: pooled}
     )
-    cut = method.cuts(evidence).nonzero()[:, 0].tolist()
+    cut = method.find_segments(evidence).nonzero()[:, 0].tolist()
     assert [b - a for a, b in zip(cut, [*cut[1:], frames], strict=True)] == tensors["segment_sizes"].tolist()
     pruned = method(evidence, Budget(int(n * params["retention"]), per="view"))
     mine = (tensors["kept_indices"] >= start) & (tensors["kept_indices"] < stop)

@@ -16,7 +16,14 @@ AHEAD = {0: "after", 1: "fused", 2: "before"}
 def mctf(params, blocks):
     taus = tuple(params[f"tau_{name}"] for name in ("sim", "info", "size"))
     two_way, pooling = bool(params["bidirection"]), POOLING[params["pooling_type"]]
-    return Mctf(params["r_eval"], blocks, taus, two_way, pooling, AHEAD[params["one_step_ahead"]])
+    return Mctf(
+        params["r_eval"],
+        blocks,
+        temperatures=taus,
+        two_way=two_way,
+        pooling=pooling,
+        when=AHEAD[params["one_step_ahead"]],
+    )
 
 
 @each_case("mctf")

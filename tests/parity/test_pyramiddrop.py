@@ -75,7 +75,7 @@ def test_pyramiddrop_is_the_authors_own_through_a_whole_model(path, attention):
     column = torch.arange(embeds.shape[1])[None]
     visual = embeds[:, start : start + count]
     evidence = Evidence(visual, replace(layout_of([(1, count)]), column=column[:, start : start + count]))
-    method = PyramidDrop(tuple(params["layer_list"]), tuple(params["ratio_list"][1:]), "compact")
+    method = PyramidDrop(tuple(params["layer_list"]), tuple(params["ratio_list"][1:]), positions="compact")
     seen = []
     with LlmStages(model, evidence, column, method.stages(None)):
         hooks = [

@@ -13,5 +13,5 @@ def test_sinks_are_those_recorded(path):
     rest = (square * width - own.square().sum(1)) / (width - len(dims))  # what the other channels must have held
     hidden = rest.sqrt()[:, None].repeat(1, width)
     hidden[:, dims] = own
-    sinks = DemoteSinks(TextAttention(), tuple(dims), params["tau"]).sinks(hidden.float())
+    sinks = DemoteSinks(TextAttention(), dims=tuple(dims), threshold=params["tau"]).find_sinks(hidden.float())
     assert sinks.nonzero()[:, 0].tolist() == sorted(tensors["sink_indices"].tolist())

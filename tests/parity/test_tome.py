@@ -56,4 +56,4 @@ def test_tomes_schedule_is_the_published_one():
         "L24_r(16, 0.5)": (16, 0.5),
         "L12_r(8, 0)": (8, 0.0),
     }.items():
-        assert ToMe(r, inflect, tuple(range(len(values[name])))).rates() == values[name]
+        assert ToMe(r, inflect, blocks=tuple(range(len(values[name])))).rates() == values[name]

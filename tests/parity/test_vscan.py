@@ -20,7 +20,7 @@ def test_v_scan_first_stage(path):
         maps, grid, budget = ("attn_local", "attn_global"), (high // 2, wide // 2), params["n_keep"]
         want, merged = tensors["kept_indices"], tensors["merged"]
     else:
-        method = VScan(16, params["window"], params["local_ratio"])
+        method = VScan(16, params["window"], share=params["local_ratio"])
         maps, grid, budget = ("cls_attn_layer5", "cls_attn_layer_m2"), square(576), params["n_kept"]
         want, merged = tensors["kept_mask"].nonzero()[:, 0], tensors["merged_kept_features"]
     pruner = method.stages(Budget(budget))[0].pruner

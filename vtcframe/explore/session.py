@@ -14,7 +14,7 @@ from vtcframe.core.stages import Plan, Pruner
 from vtcframe.data.decode import load_sample
 from vtcframe.data.results import Prediction
 from vtcframe.data.sample import Sample
-from vtcframe.drawing import Picture, enlarged
+from vtcframe.drawing import Picture, enlarge_pictures
 from vtcframe.errors import UsageError
 from vtcframe.explore.explainer import Answers, Explainer, make_plans
 from vtcframe.registry import entries
@@ -91,7 +91,9 @@ class Questioner:
         if len(set(map(str, results))) == 1 and isinstance(results[0], str):
             raise UsageError(results[0])  # an error of all methods
         names = [method or "no method" for method in methods]
-        return AnswerPair(answers.unpruned, enlarged(answers.pictures, EDGE), list(zip(names, results, strict=True)))
+        return AnswerPair(
+            answers.unpruned, enlarge_pictures(answers.pictures, EDGE), list(zip(names, results, strict=True))
+        )
 
     def _answer(self, sample: Sample, plans: Sequence[Plan | str]) -> tuple[Answers, list[Prediction | str]]:
         """Answer with the unpruned model and each plan, after one encode. An error message in place of a plan stays."""

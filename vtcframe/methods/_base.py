@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import fields
+from typing import Any
 
 from vtcframe.components.allocators import Even
 from vtcframe.components.ensemblers import Mean
@@ -13,11 +14,16 @@ from vtcframe.core.stages import Pruner, Stage
 from vtcframe.core.verbs import Scorer
 
 
+def _option_values(method: Any) -> dict[str, Any]:
+    """Return the options of a method, which is a dataclass, by name."""
+    return {field.name: getattr(method, field.name) for field in fields(method)}
+
+
 class ClsScored(Method):
     """A method that ranks tokens by [CLS] attention; its repr names `query` only where a proxy replaces [CLS]."""
 
     def __repr__(self) -> str:
-        values = {field.name: getattr(self, field.name) for field in fields(self)}  # pyright: ignore[reportArgumentType]
+        values = _option_values(self)
         options = [f"{name}={value!r}" for name, value in values.items() if (name, value) != ("query", "cls")]
         return f"{type(self).__name__}({', '.join(options)})"
 
@@ -34,7 +40,7 @@ class EncoderMethod(Method):
             raise ValueError(f"blocks are numbered from 0 and must ascend: give at least one, got {blocks}")
 
     def __repr__(self) -> str:
-        values = {field.name: getattr(self, field.name) for field in fields(self)}  # pyright: ignore[reportArgumentType]
+        values = _option_values(self)
         first, last = self.blocks[0], self.blocks[-1]
         if last - first + 1 == len(self.blocks) > 3:
             values["blocks"] = f"{first}-{last}"

@@ -1,6 +1,6 @@
 """AIM (arXiv 2412.03248): similar tokens merge before the language model, whose layers then drop tokens."""
 
-from dataclasses import dataclass, replace
+from dataclasses import KW_ONLY, dataclass, replace
 
 import torch
 from torch import Tensor
@@ -33,6 +33,7 @@ class AttentionPageRank(AttentionNeed):
     """
 
     layers: tuple[int, ...]
+    _: KW_ONLY
     temperature: float = 0.1
     steps: int = 5
     tower = "llm"
@@ -79,6 +80,7 @@ class TokenPageRank(Scorer):
     """
 
     layer: int = -1
+    _: KW_ONLY
     temperature: float = 0.1
     steps: int = 5
 
@@ -162,6 +164,7 @@ class LinearSchedule(Allocator):
     sample from which `entry_budget` drops nothing keeps all its tokens.
     """
 
+    _: KW_ONLY
     remaining: int
     span: int
     entry_budget: Budget
@@ -208,6 +211,7 @@ class Aim(Method):
     )
     first: int = 15
     span: int = 8
+    _: KW_ONLY
     temperature: float = 0.1
     steps: int = 5
     positions: Positions = "original"

@@ -1,6 +1,6 @@
 """ClsCoverage: the library's own default method, half of it [CLS] attention and half coverage of the other tokens."""
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 
 from vtcframe.components.allocators import Even
 from vtcframe.components.diverse_selectors import Coverage, Mixed
@@ -41,6 +41,7 @@ class ClsCoverage(Method):
         parity="ours",
     )
     last: int = 3
+    _: KW_ONLY
     important: float = 0.5
     query: ClsProxy = "proxy"
 

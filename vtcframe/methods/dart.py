@@ -1,6 +1,6 @@
 """DART (arXiv 2502.11494): drops tokens that duplicate a few pivots; it reads no attention weights."""
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 
 import torch
 from torch import Tensor
@@ -111,6 +111,7 @@ class Dart(Method):
         text=True,
     )
     layer: int = 2
+    _: KW_ONLY
     image_pivots: int = 4
     text_pivots: int = 4
 

@@ -1,6 +1,6 @@
-"""DiffRate: in encoder blocks the tokens least attended to by [CLS] are dropped, then others merge, at fixed rates."""
+"""DiffRate (arXiv 2305.17997): encoder blocks drop the tokens that [CLS] attends to least, then merge other tokens."""
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 
 import torch
 
@@ -22,28 +22,30 @@ from vtcframe.ops.similarity import cosine
 class DiffRate(EncoderMethod):
     """DiffRate (arXiv 2305.17997) at fixed rates: each block drops the tokens that [CLS] attends to least, then merges.
 
-    Of the tokens in descending [CLS] attention of the block, the first `prune` stay, and of them the first `merge`;
-    those between join the most alike of the latter, by cosine of hidden states, as plain means. Sizes grow by the size
-    of each joining token times its similarity. Both are numbers of tokens with the class tokens, one for each block, as
-    released. The code sorts the tokens in every block, which means nothing to an encoder: here they stay in raster
-    order.
+    Tokens are sorted by falling [CLS] attention of the block. The tokens after the first `prune` are dropped. The
+    tokens after the first `merge` join the most similar of the first `merge` tokens, by cosine of hidden states; groups
+    become unweighted means. The size of a token grows by the size of each joining token times its similarity. `prune`
+    and `merge` hold one number of tokens for each block and count class tokens, as in the released models. A merged
+    token takes the place of the token that the others join.
 
-    The paper learns the rates, with labels, for ImageNet models of 197 or 257 tokens: there are none for towers of
-    multimodal models. With a budget, and then without rates, each block removes the same number, half of it by
-    pruning; that schedule is ours. In the code negative similarities make sizes fall below 1; here they count as 0.
-    `query` names what stands in for a missing [CLS]. A merged token takes the place of the one that others joined.
+    Deviations: the paper learns the rates, with labels, for ImageNet models of 197 or 257 tokens, and none exist for
+    the towers of multimodal models. With a budget, which excludes rates, each block removes the same number of tokens,
+    half of them by pruning; this schedule is ours. The code sorts the tokens in every block, which an encoder ignores;
+    here they stay in raster order. In the code negative similarities make sizes fall below 1; here they count as 0.
+    `query` selects a proxy for towers without [CLS].
     """
 
     card = MethodCard(
         paper="arXiv 2305.17997",
         signal="[CLS] attention of the block, similarity",
         selector="top-k in every block, at given rates",
-        dropped="part gone, part merged into the most alike",
+        dropped="partly discarded, partly merged into the most similar",
         parity="exact; differs: negative similarities add nothing to sizes, as in training",
         site="encoder",
     )
     prune: tuple[int, ...] = ()
     merge: tuple[int, ...] = ()
+    _: KW_ONLY
     blocks: tuple[int, ...] = tuple(range(1, 23))
     query: ClsProxy = "cls"
 
@@ -53,16 +55,20 @@ class DiffRate(EncoderMethod):
             rates = tuple(getattr(self, name))
             object.__setattr__(self, name, rates)
             if rates and (len(rates) != len(self.blocks) or min(rates) < 2):
-                raise ValueError(f"{name} has {rates} for {len(self.blocks)} blocks: give one a block, each at least 2")
+                raise ValueError(
+                    f"{name} has {rates} for {len(self.blocks)} blocks: give one number for each block, each at least 2"
+                )
         if bool(self.prune) != bool(self.merge):
-            raise ValueError("give prune and merge, or neither and a budget: they are the rates of one schedule")
+            raise ValueError("prune and merge are the rates of one schedule: give both, or neither and a budget")
 
     def stages(self, budget: Budget | None) -> tuple[Stage, ...]:
         if (budget is None) != bool(self.prune):
-            raise ValueError("DiffRate takes a budget or rates: give tokens or ratio, or prune and merge, but not both")
+            raise ValueError(
+                "DiffRate takes either a budget or rates: give tokens or ratio, or prune and merge, but not both"
+            )
         rates = zip(self.prune, self.merge, strict=True) if self.prune else [(None, None)] * len(self.blocks)
         steps = [
-            DiffRateStep(prune, merge, remaining, self.query)
+            DiffRateStep(prune, merge, remaining_stages=remaining, query=self.query)
             for (prune, merge), remaining in zip(rates, self.remaining_stages, strict=True)
         ]
         return self.encoder_stages([*steps], budget)
@@ -70,10 +76,11 @@ class DiffRate(EncoderMethod):
 
 @dataclass(frozen=True)
 class DiffRateStep(TokenMerger):
-    """One block of DiffRate; with a budget it is `left` steps before the end."""
+    """One block of DiffRate; `remaining_stages` counts the stages from this one to the last, for a budget."""
 
     prune: int | None = None
     merge: int | None = None
+    _: KW_ONLY
     remaining_stages: int = 1
     query: ClsProxy = "cls"
 
@@ -84,27 +91,31 @@ class DiffRateStep(TokenMerger):
     def __call__(self, evidence: Evidence, budget: Budget | None = None) -> Merged:
         scores = evidence[self.needs[0]][0].mean(1)
         check_signal(self, scores, evidence)
-        layout, index = evidence.layout, token_index(evidence)
+        layout = evidence.layout
+        index = token_index(evidence)
         scores = scores.masked_fill(~layout.valid, -torch.inf)
         if budget is None:
             if self.prune is None or self.merge is None:
-                raise ValueError("DiffRate has neither rates nor a budget: give prune and merge, or tokens or ratio")
-            stay = layout.count.clamp(max=self.prune - count_class_tokens(evidence))
-            quota = stay.clamp(max=self.merge - count_class_tokens(evidence))
+                raise ValueError("DiffRate needs rates or a budget: give prune and merge, or tokens or ratio")
+            kept_count = layout.count.clamp(max=self.prune - count_class_tokens(evidence))
+            quota = kept_count.clamp(max=self.merge - count_class_tokens(evidence))
         else:
             final = Even()(scores, budget.total(layout), evidence)
-            gone = (layout.count - final + self.remaining_stages - 1) // self.remaining_stages
-            quota, stay = layout.count - gone, layout.count - gone // 2
-            stay = torch.where(quota > 0, stay, 0)  # without a token to join, none merges
+            surplus = (layout.count - final + self.remaining_stages - 1) // self.remaining_stages
+            quota = layout.count - surplus
+            kept_count = layout.count - surplus // 2
+            kept_count = torch.where(quota > 0, kept_count, 0)  # without targets no token merges
         by_rank = scores.argsort(dim=1, descending=True, stable=True)
         rank = by_rank.argsort(1)
         width = max(1, int(quota.max())) if len(quota) else 1
-        heads = torch.arange(width, device=rank.device) < quota.to(rank.device)[:, None]
+        is_target = torch.arange(width, device=rank.device) < quota.to(rank.device)[:, None]
         tokens = evidence.tokens.float()
-        alike = cosine(tokens, gather_tokens(tokens, by_rank[:, :width])).masked_fill(~heads[:, None], -torch.inf)
-        best, partner = alike.max(2).values, alike.argmax(2)
+        similarity = cosine(tokens, gather_tokens(tokens, by_rank[:, :width]))
+        similarity = similarity.masked_fill(~is_target[:, None], -torch.inf)
+        best = similarity.max(2).values
+        partner = similarity.argmax(2)
         kept = rank < quota.to(rank.device)[:, None]
-        cut = rank >= stay.to(rank.device)[:, None]
-        leader = torch.where(kept, index, by_rank.gather(1, partner)).masked_fill(cut, -1)
+        is_pruned = rank >= kept_count.to(rank.device)[:, None]
+        leader = torch.where(kept, index, by_rank.gather(1, partner)).masked_fill(is_pruned, -1)
         gain = token_sizes(evidence) * torch.where(kept, 1, best.clamp(min=0))
         return merge(evidence, leader, index, quota, torch.ones_like(gain), scores, gain=gain)

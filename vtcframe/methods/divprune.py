@@ -1,4 +1,4 @@
-"""Methods that keep tokens unlike one another, or judge them by the question."""
+"""DivPrune (arXiv 2503.02175): the tokens that maximise the minimum distance between them."""
 
 from dataclasses import dataclass
 
@@ -11,9 +11,9 @@ from vtcframe.core.pipeline import Pipeline
 
 @dataclass(frozen=True)
 class DivPrune(Method):
-    """DivPrune (arXiv 2503.02175): of all tokens of a sample, those farthest apart, greedily.
+    """DivPrune (arXiv 2503.02175): greedily keeps the tokens of a sample that are farthest apart.
 
-    Its code takes the newlines of LLaVA-NeXT for candidates; here they stay with their rows.
+    In the authors' code the newline tokens of LLaVA-NeXT are candidates; here they stay with their rows.
     """
 
     card = MethodCard(

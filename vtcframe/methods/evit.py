@@ -1,6 +1,6 @@
-"""EViT: in three encoder blocks the tokens most attended to by [CLS] stay, and the others become one."""
+"""EViT (arXiv 2202.07800): three encoder blocks keep the tokens that [CLS] attends to most and fuse the others."""
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from math import ceil
 
 import torch
@@ -23,7 +23,11 @@ from vtcframe.methods._base import EncoderMethod
 
 @dataclass(frozen=True)
 class KeepRate(Allocator):
-    """The part `keep` of each view's tokens, rounded up; with a budget equal ratios, `left` steps before its end."""
+    """Keeps the fraction `keep` of each view's tokens, rounded up.
+
+    With a budget, each of the `remaining_stages` stages, this one included, keeps the same fraction, such that the last
+    one meets the budget.
+    """
 
     keep: float
     remaining_stages: int = 1
@@ -41,16 +45,15 @@ class KeepRate(Allocator):
 
 @dataclass(frozen=True, repr=False)
 class EVit(EncoderMethod):
-    """EViT (arXiv 2202.07800): in three blocks the tokens stay that [CLS] attends to most in the same block.
+    """EViT (arXiv 2202.07800): three blocks keep the tokens that [CLS] attends to most in the same block.
 
-    The part `keep` of the patches stays in each, rounded up. The dropped ones become one token, their sum weighted by
-    attention (equation 3), which counts as a patch from then on and takes the first place that is free. With a budget
-    each of the stages keeps the same part, such that the budget remains in the end; the fused token counts in it.
+    Each block keeps the fraction `keep` of the patches, rounded up. The dropped tokens become one token, their sum
+    weighted by attention (equation 3), which counts as a patch from then on and takes the first free place. With a
+    budget each stage keeps the same fraction, such that the last one meets the budget; the fused token counts.
 
-    Blocks 3, 6 and 9 are those of DeiT's 12: on 24 blocks give (6, 12, 18). The paper fine-tunes its models; without
-    fine-tuning, fuse=False is the safer choice. The order of patches, by score in the code, means nothing to an
-    encoder; here they stay in raster order. `query` names what stands in for a missing [CLS]; the paper has no such
-    option.
+    Blocks 3, 6 and 9 are those of DeiT with 12 blocks; for 24 blocks give (6, 12, 18). The paper fine-tunes its models;
+    without fine-tuning, fuse=False is the safer choice. The code orders the patches by score, which an encoder ignores;
+    here they stay in raster order. `query` selects a proxy for towers without [CLS]; the paper has no such option.
     """
 
     card = MethodCard(
@@ -63,16 +66,18 @@ class EVit(EncoderMethod):
     )
     blocks: tuple[int, ...] = (3, 6, 9)
     keep: float = 0.7
+    _: KW_ONLY
     fuse: bool = True
     query: ClsProxy = "cls"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 < self.keep <= 1:
-            raise ValueError(f"keep is the part that stays and must lie in (0, 1], got {self.keep}")
+            raise ValueError(f"keep is the fraction of tokens kept and must lie in (0, 1], got {self.keep}")
 
     def stages(self, budget: Budget | None) -> tuple[Stage, ...]:
-        scorers, merger = (ClsAttention(1, self.query),), Fuse(mean=False) if self.fuse else None
+        scorers = (ClsAttention(1, self.query),)
+        merger = Fuse(mean=False) if self.fuse else None
         steps = [
             Pipeline(scorers, Mean(), KeepRate(self.keep, remaining), TopK(), merger)
             for remaining in self.remaining_stages

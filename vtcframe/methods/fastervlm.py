@@ -1,4 +1,4 @@
-"""FasterVLM (arXiv 2412.01818)."""
+"""FasterVLM (arXiv 2412.01818): ranks tokens by the [CLS] attention of one encoder block."""
 
 from dataclasses import dataclass
 
@@ -14,11 +14,11 @@ from vtcframe.methods._base import ClsScored
 
 @dataclass(frozen=True, repr=False)
 class FasterVlm(ClsScored):
-    """FasterVLM (arXiv 2412.01818): the most attended by [CLS] in the last block that feeds the projector.
+    """FasterVLM (arXiv 2412.01818): the tokens that [CLS] attends to most in the last block that feeds the projector.
 
-    The paper counts tokens for each crop: Budget(tokens, per="view"). Its code drops un-padding and newlines from
-    LLaVA-NeXT prompts; here padding is no candidate and newlines stay with their rows. `query` names what stands in for
-    a missing [CLS] (see ClsAttention); that is no part of the paper.
+    The paper counts tokens per crop: Budget(tokens, per="view"). The authors' code skips the un-padding and newlines of
+    LLaVA-NeXT prompts; here padding is not a candidate, and newlines stay with their rows. `query` selects a proxy for
+    towers without [CLS] (see ClsAttention), which is not part of the paper.
     """
 
     card = MethodCard(

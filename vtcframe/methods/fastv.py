@@ -1,7 +1,4 @@
-"""Methods inside the language model that judge by its attention: later layers run on fewer visual tokens.
-
-They rank all visual tokens of a sample together. The text stays whole.
-"""
+"""FastV (arXiv 2403.06764): one stage in the language model that ranks visual tokens by its attention."""
 
 from dataclasses import dataclass
 
@@ -13,15 +10,17 @@ from vtcframe.methods._base import SingleLlmStage
 
 @dataclass(frozen=True)
 class FastV(SingleLlmStage):
-    """FastV (arXiv 2403.06764): before layer `layer` those stay that the last token of the prompt attends to most.
+    """FastV (arXiv 2403.06764): before layer `layer`, keeps the tokens that the prompt's last token attends to most.
 
-    Attention of the layer before it, mean over heads. A budget is what that layer and all later ones see: the paper's
-    K=2, R=50 % is layer=2 and ratio=0.5. Tokens keep their positions, and earlier layers keep all in their caches.
+    The attention is that of the layer before, mean over heads. All visual tokens of a sample are ranked together, and
+    text stays. The budget is the number of tokens in that layer and all later ones: the paper's K=2, R=50 % is layer=2
+    and ratio=0.5. Tokens keep their positions, and earlier layers keep all tokens in their KV caches.
 
-    The repository has five variants. This is that of its transformers fork for LLaVA, whose round(N (1 - R)) is what a
-    ratio gives. "In place" gives a number of tokens; the one for lmms-eval rounds down and runs the layer before
-    `layer` twice, with its keys twice in the cache; "mask" hides tokens instead of dropping them, and ranks anew for
-    every token generated; the last one hands one layer's cache to all later ones. All rank by sample 0 of a batch.
+    The authors' repository has five variants. This class follows the transformers fork for LLaVA, whose
+    round(N (1 - R)) is the number of tokens for a ratio. "In place" takes a number of tokens. The variant for lmms-eval
+    rounds down and runs the layer before `layer` twice, with its keys twice in the cache. "Mask" hides tokens instead
+    of dropping them and ranks them again for every generated token. The last variant passes one layer's cache to all
+    later layers. All variants rank by sample 0 of a batch.
     """
 
     card = MethodCard(

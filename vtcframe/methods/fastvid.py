@@ -1,6 +1,6 @@
 """FastVID (arXiv 2503.11187): dynamic density pruning of video tokens."""
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ class FastVid(FrameMerging):
 
     A video is cut into segments between dissimilar neighbouring frames: at the `segments` - 1 lowest cosines, and at
     cosines below `tau`. The share `context` of each frame's budget goes to the anchor frames of its segment, which are
-    the last frame and every `every`th before it. Anchors are density peaks (4 neighbours) among the tokens that
+    the last frame and every `every`-th frame before it. Anchors are density peaks (4 neighbours) among the tokens that
     attention did not select. The other tokens of the segment join the most similar anchor, which becomes `beta` times
     itself plus 1 - `beta` times the mean of its cluster. Frames are compared by the mean of their encoder features (the
     paper: their pooled [CLS], which most backbones do not expose). If an anchor frame has no room, attention selects
@@ -39,6 +39,7 @@ class FastVid(FrameMerging):
     )
     segments: int = 8
     tau: float = 0.9
+    _: KW_ONLY
     context: float = 0.4
     every: int = 4
     beta: float = 0.6
@@ -56,28 +57,32 @@ class FastVid(FrameMerging):
     def score_tokens(self, evidence: Evidence) -> Tensor:
         return ClsAttention(1, self.query)(evidence)[0].float()
 
-    def cuts(self, evidence: Evidence) -> Tensor:
-        """[V] bool on the CPU: where a segment begins."""
+    def find_segments(self, evidence: Evidence) -> Tensor:
+        """[V] bool on the CPU, True for the frames at which a segment begins."""
         layout = evidence.layout
         frame = torch.nn.functional.normalize(view_means(evidence[HiddenStates()], layout.valid), dim=1)
-        alike = torch.ones(len(frame), dtype=torch.float32)
-        alike[1:] = (frame[1:] * frame[:-1]).sum(1).cpu()
+        similarity = torch.ones(len(frame), dtype=torch.float32)
+        similarity[1:] = (frame[1:] * frame[:-1]).sum(1).cpu()
         begins = first_frames(layout)
-        cut = begins | (alike < self.tau)
+        cut = begins | (similarity < self.tau)
         for start, end in segment_bounds(begins):
-            cut[start + 1 + alike[start + 1 : end].argsort(stable=True)[: self.segments - 1]] = True
+            lowest = similarity[start + 1 : end].argsort(stable=True)[: self.segments - 1]
+            cut[start + 1 + lowest] = True
         return cut
 
-    def plan(self, total: Tensor, cut: Tensor, evidence: Evidence) -> tuple[Tensor, Tensor]:
-        """Return [V] each, on the CPU: how many tokens stay by attention, how many are anchors."""
+    def split_budget(self, total: Tensor, cut: Tensor, evidence: Evidence) -> tuple[Tensor, Tensor]:
+        """Return the number of tokens of each frame that attention selects [V] and of its anchors [V], on the CPU."""
         layout = evidence.layout
         share = Even()(layout.column, total, evidence)
         context = (share.double() * self.context).long()
-        attended, anchors, room = (share - context).tolist(), [0] * len(share), layout.count.tolist()
+        attended = (share - context).tolist()
+        anchors = [0] * len(share)
+        room = layout.count.tolist()
         for start, end in segment_bounds(cut):
-            remaining, hosts = int(context[start:end].sum()), range(end - 1, start - 1, -self.every)
-            for i, v in enumerate(hosts):
-                anchors[v] = min(remaining // (len(hosts) - i), room[v] - attended[v])
+            remaining = int(context[start:end].sum())
+            anchor_frames = range(end - 1, start - 1, -self.every)
+            for i, v in enumerate(anchor_frames):
+                anchors[v] = min(remaining // (len(anchor_frames) - i), room[v] - attended[v])
                 remaining -= anchors[v]
             for v in range(start, end):
                 extra = min(remaining, room[v] - attended[v] - anchors[v])
@@ -86,8 +91,10 @@ class FastVid(FrameMerging):
         return torch.tensor(attended, dtype=torch.long), torch.tensor(anchors, dtype=torch.long)
 
     def merge_frames(self, scores: Tensor, total: Tensor, evidence: Evidence) -> tuple[Tensor, Tensor]:
-        valid, x, cut = evidence.layout.valid, clean_tokens(evidence), self.cuts(evidence)
-        attended, anchors = self.plan(total, cut, evidence)
+        valid = evidence.layout.valid
+        x = clean_tokens(evidence)
+        cut = self.find_segments(evidence)
+        attended, anchors = self.split_budget(total, cut, evidence)
         first = highest(scores, attended)
         others = valid & ~first
         anchor = highest(density_peaks(x, others, torch.full_like(anchors, 4))[0], anchors)
@@ -95,17 +102,18 @@ class FastVid(FrameMerging):
         width = torch.zeros(len(cut), dtype=torch.long).index_add_(0, segment, anchors)
         if not width.any():
             return first, x
-        segment, size = segment.to(x.device), int(width.max())
-        at = anchor.flatten().nonzero()[:, 0]  # by frame, then raster
-        host = segment[at // valid.shape[1]]
-        slot = torch.arange(len(at), device=at.device) - torch.searchsorted(host, host)
+        segment = segment.to(x.device)
+        size = int(width.max())
+        index = anchor.flatten().nonzero()[:, 0]  # by frame, then raster
+        anchor_segment = segment[index // valid.shape[1]]
+        slot = torch.arange(len(index), device=index.device) - torch.searchsorted(anchor_segment, anchor_segment)
         centre = x.new_zeros(len(cut), size, x.shape[2])
-        centre[host, slot] = x.flatten(0, 1)[at]
-        real = torch.arange(size, device=x.device) < width.to(x.device)[:, None]
-        alike = unit_vectors(x, valid) @ unit_vectors(centre, real)[segment].mT
-        alike = alike.masked_fill(~real[segment][:, None], -torch.inf)
-        to = (segment[:, None] * size + alike.argmax(2))[others]
-        mean = centre.new_zeros(centre.shape).flatten(0, 1).index_add_(0, to, x[others])
-        mean = mean / torch.bincount(to, minlength=len(mean)).clamp(min=1)[:, None]
-        x[anchor] = self.beta * x[anchor] + (1 - self.beta) * mean[host * size + slot]
+        centre[anchor_segment, slot] = x.flatten(0, 1)[index]
+        is_anchor = torch.arange(size, device=x.device) < width.to(x.device)[:, None]
+        similarity = unit_vectors(x, valid) @ unit_vectors(centre, is_anchor)[segment].mT
+        similarity = similarity.masked_fill(~is_anchor[segment][:, None], -torch.inf)
+        target = (segment[:, None] * size + similarity.argmax(2))[others]
+        mean = centre.new_zeros(centre.shape).flatten(0, 1).index_add_(0, target, x[others])
+        mean = mean / torch.bincount(target, minlength=len(mean)).clamp(min=1)[:, None]
+        x[anchor] = self.beta * x[anchor] + (1 - self.beta) * mean[anchor_segment * size + slot]
         return first | anchor, x

@@ -1,4 +1,4 @@
-"""GlobalCom2 (arXiv 2501.05179): budgets of crops follow the overview."""
+"""GlobalCom2 (arXiv 2501.05179): the overview of a picture sets the budgets of its crops."""
 
 from dataclasses import dataclass
 
@@ -14,12 +14,12 @@ from vtcframe.methods._base import ClsScored
 
 @dataclass(frozen=True, repr=False)
 class GlobalCom2(ClsScored):
-    """GlobalCom2 (arXiv 2501.05179): the overview says how much of each crop stays, and helps to say what.
+    """GlobalCom2 (arXiv 2501.05179): the overview sets the quotas of the crops and contributes to their scores.
 
-    Attention logits of the tower's last block, as in its code. Give it Budget(ratio=r): overview and crops keep about
-    r of theirs. Its code rounds down, keeps the overview in order of scores and puts tokens of padded crops into wrong
-    cells; here quotas sum to the budget and order is raster. `query` names what stands in for a missing [CLS] (see
-    ClsAttention).
+    Scores are attention logits of the tower's last block, as in the authors' code. With Budget(ratio=r) the overview
+    and the crops each keep about the fraction r of their tokens. The code rounds down, keeps the tokens of the overview
+    in order of scores, and assigns tokens of padded crops to wrong cells; here quotas sum to the budget, and tokens are
+    in raster order. `query` selects a proxy for towers without [CLS] (see ClsAttention).
     """
 
     card = MethodCard(
@@ -27,7 +27,7 @@ class GlobalCom2(ClsScored):
         signal="[CLS] logits of the last block, a crop's and the overview's",
         selector="top-k",
         dropped="discarded",
-        parity="exact given its rounding; differs: quotas sum to the budget, padded crops keep their cells",
+        parity="exact, given the code's rounding; differs: quotas sum to the budget, padded crops keep their cells",
     )
     tau: float = 10.0
     query: ClsProxy = "cls"

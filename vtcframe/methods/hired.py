@@ -1,4 +1,4 @@
-"""Methods for pictures that are seen twice, whole and in crops."""
+"""HiRED (arXiv 2408.10945): the attention of a picture's overview splits the budget between its crops."""
 
 from dataclasses import dataclass
 
@@ -16,10 +16,11 @@ from vtcframe.methods._base import ClsScored
 class HiRed(ClsScored):
     """HiRED (arXiv 2408.10945): crops share the budget by the overview's attention in the first block.
 
-    `alpha` of a picture's budget goes to the overview; tokens are chosen by [CLS] in the last block that feeds the
-    projector. Pictures without crops are pruned too; its code leaves them whole in LLaVA-NeXT. Where its code departs
-    from the paper (regions are stretches of the raster, counts instead of sums, rounding loses tokens, padding is
-    chosen and cut off afterwards), this does not. `query` names what stands in for a missing [CLS] (see ClsAttention).
+    The share `alpha` of a picture's budget goes to the overview. Tokens are selected by [CLS] attention in the last
+    block that feeds the projector. Pictures without crops are pruned too; the authors' code does not prune them in
+    LLaVA-NeXT. This class follows the paper where the code deviates from it: the code's regions are ranges of the
+    raster, it counts tokens instead of summing attention, its rounding loses tokens, and it selects padding that is cut
+    off afterwards. `query` selects a proxy for towers without [CLS] (see ClsAttention).
     """
 
     card = MethodCard(
@@ -27,11 +28,11 @@ class HiRed(ClsScored):
         signal="[CLS] attention of one block",
         selector="top-k",
         dropped="discarded",
-        parity="exact without crops; differs: regions of crops are the paper's, not its code's",
+        parity="exact without crops; differs: regions of crops are those of the paper, not of the code",
     )
     alpha: float = 0.5
     query: ClsProxy = "cls"
 
     def pipeline(self) -> Pipeline:
-        scorers, allocator = (ClsAttention(1, self.query),), AttentionMass(self.alpha, query=self.query)
-        return Pipeline(scorers, Mean(), allocator, TopK())
+        allocator = AttentionMass(self.alpha, query=self.query)
+        return Pipeline((ClsAttention(1, self.query),), Mean(), allocator, TopK())

@@ -1,7 +1,4 @@
-"""Methods that act twice, before the language model and inside it; and one that asks it before it reads.
-
-What acts inside ranks what is left by text that the model itself has read.
-"""
+"""Mini-Monkey (arXiv 2408.02034): scale compression, which runs the first LLM layers to rank the tokens of crops."""
 
 from dataclasses import dataclass, replace
 
@@ -24,9 +21,10 @@ from vtcframe.ops.views import overview_of
 class Crops(Allocator):
     """Adaptive: the crops of a picture keep `ratio` of their tokens, ranked together; its overview keeps all.
 
-    A picture without crops is its own crop. Parts of a token are rounded down. Of a budget overviews take what they
-    hold, and all crops of a sample share the rest by their number of tokens; a budget too small for the overviews is
-    shared among these in the same way, and the crops are gone. Scores must compare across the crops of a picture.
+    A picture without crops counts as a single crop. Numbers are rounded down. With a budget the overviews keep all
+    their tokens, and all crops of a sample share the rest in proportion to their number of tokens. A budget too small
+    for the overviews is shared between them in the same way, and the crops are dropped. Scores must be comparable
+    across the crops of a picture.
     """
 
     ratio: float = 0.5
@@ -36,40 +34,43 @@ class Crops(Allocator):
 
     def __call__(self, scores: Tensor, budget: Tensor | None, evidence: Evidence) -> Tensor:
         layout = evidence.layout
-        index, count = torch.arange(len(layout.sample)), layout.count
-        spared = torch.isin(index, overview_of(layout))
-        picture = [layout.sample, layout.image, layout.frame, torch.where(spared, index, -1)]
+        index = torch.arange(len(layout.sample))
+        count = layout.count
+        is_overview = torch.isin(index, overview_of(layout))
+        picture = [layout.sample, layout.image, layout.frame, torch.where(is_overview, index, -1)]
         group = torch.stack(picture, 1).unique(dim=0, return_inverse=True)[1]
         if budget is None:
             size = torch.zeros_like(index).index_add_(0, group, count)
             total = (size.double() * self.ratio).long()
-            total[group[spared]] = count[spared]
+            total[group[is_overview]] = count[is_overview]
         else:
-            first = layout.total(count * spared).minimum(budget)
-            quota = apportion(first, count * spared, layout) + apportion(budget - first, count * ~spared, layout)
+            first = layout.total(count * is_overview).minimum(budget)
+            quota = apportion(first, count * is_overview, layout)
+            quota = quota + apportion(budget - first, count * ~is_overview, layout)
             total = torch.zeros_like(index).index_add_(0, group, quota)
         return Joint()(scores, total, replace(evidence, layout=replace(layout, sample=group, key=index)))
 
 
 @dataclass(frozen=True)
 class MiniMonkeyScm(Method):
-    """Scale compression of Mini-Monkey (arXiv 2408.02034): of a picture's crops stays what is asked for after them.
+    """Scale compression of Mini-Monkey (arXiv 2408.02034): prunes crops by the attention of the later prompt tokens.
 
-    The first layers of the language model up to `layer` read everything once, and what they made is thrown away. Of
-    the crops of a picture those `ratio` tokens stay, rounded down, to which the prompt behind pays most, mean over
-    queries and heads; its overview stays whole, and a picture without crops is treated as one crop. With a budget,
-    overviews stay whole and the crops share what it leaves for them (see Crops).
+    The layers of the language model up to `layer` run once on all tokens, and only their attention is used. The crops
+    of a picture keep the fraction `ratio` of their tokens, rounded down: those that the prompt after them attends to
+    most, mean over queries and heads. The overview keeps all tokens, and a picture without crops counts as one crop.
+    With a budget, overviews keep all tokens and crops share the rest (see Crops).
 
-    The code drops the token behind the crops, too, by a slip; here it stays. It numbers positions anew, which is
-    positions="compact" of a Stage. Its crops of a second, coarser scale stay; here there is one scale.
+    Deviations from the authors' code: by an off-by-one error the code also drops the token after the crops; here it
+    stays. The code renumbers positions, which is positions="compact" of a Stage. It keeps the crops of a second,
+    coarser scale; here there is one scale.
     """
 
     card = MethodCard(
         paper="arXiv 2408.02034",
-        signal="attention of all that follows, in an early layer of the LLM",
+        signal="attention of all later prompt tokens in an early layer of the LLM",
         selector="top-k of a picture's crops",
         dropped="discarded",
-        parity="exact; differs: the code loses one token more",
+        parity="exact; differs: the code drops one token more",
         text=True,
     )
     ratio: float = 0.5

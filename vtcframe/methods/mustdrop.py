@@ -1,6 +1,6 @@
-"""MustDrop: what is alike becomes one in the encoder, what no text asks for leaves the language model and its cache."""
+"""MustDrop (arXiv 2411.10803): merges in the encoder; drops in the language model and from its KV cache."""
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import ClassVar
 
 import torch
@@ -27,13 +27,14 @@ from vtcframe.ops.similarity import unit_vectors
 
 @dataclass(frozen=True)
 class WindowMerge(Pruner):
-    """In an encoder, behind a block: windows of `side` x `side` patches that are alike become their mean.
+    """After an encoder block, merges windows of `side` x `side` similar patches into their mean.
 
-    Of MustDrop (arXiv 2411.10803): where the mean cosine of all pairs of different patches is at least `alike`. The
-    mean takes the place of the window's central patch. Windows count from the top left corner; those that a picture's
-    edge cuts, or of which a patch is gone, stay as they are. Later blocks take the mean for one patch, as in the code,
-    and not for `side` squared ones. All windows alike merge; the code merges as many in each picture of a batch as in
-    that with the fewest, and puts the means in front, by falling likeness, which means nothing to an encoder.
+    From MustDrop (arXiv 2411.10803). A window merges if the mean cosine of all pairs of its patches is at least
+    `alike`. The mean takes the place of the window's central patch. Windows are counted from the top left corner.
+    Windows that the picture's edge cuts, or from which a patch was dropped, do not merge. Later blocks treat the mean
+    as one patch, as in the authors' code, and not as `side` squared patches. Deviation: here all similar windows merge,
+    whereas the code merges as many in each picture of a batch as in the picture with the fewest. It also puts the means
+    first, by falling similarity; an encoder ignores that order.
     """
 
     alike: float = 0.8
@@ -47,8 +48,10 @@ class WindowMerge(Pruner):
     @torch.no_grad()
     def __call__(self, evidence: Evidence, budget: Budget | None = None) -> Pruned:
         if budget is not None:
-            raise ValueError(f"{self} takes no budget: it merges what is alike, by `alike`")
-        layout, grid, whole = evidence.layout, evidence.layout.grid, self.side**2
+            raise ValueError(f"{self} takes no budget: the threshold `alike` sets the number of merged windows")
+        layout = evidence.layout
+        grid = layout.grid
+        patch_count = self.side**2
         has_position = layout.valid & (grid[..., 0] >= 0)
         across = (int(grid[..., 1].max()) if grid.numel() else 0) // self.side + 1
         down = (int(grid[..., 0].max()) if grid.numel() else 0) // self.side + 1
@@ -56,15 +59,16 @@ class WindowMerge(Pruner):
             ~has_position, down * across
         )
 
-        def summed(values: Tensor) -> Tensor:
-            """[V, N, C] -> [V, windows + 1, C]; the last one is of the patches in none."""
+        def sum_windows(values: Tensor) -> Tensor:
+            """[V, N, C] -> [V, windows + 1, C] sums; the last entry sums the patches outside all windows."""
             index = window[..., None].expand(values.shape)
             return values.new_zeros(len(window), down * across + 1, values.shape[2]).scatter_add_(1, index, values)
 
-        total = summed(unit_vectors(evidence.tokens.float(), has_position)).square().sum(2)
-        alike = ((total - whole) / (whole * (whole - 1))).gather(1, window)
-        complete = (summed(has_position.float()[..., None])[..., 0] == whole).gather(1, window) & has_position
-        joins = complete & (alike >= self.alike)
+        total = sum_windows(unit_vectors(evidence.tokens.float(), has_position)).square().sum(2)
+        similarity = ((total - patch_count) / (patch_count * (patch_count - 1))).gather(1, window)
+        is_full = sum_windows(has_position.float()[..., None])[..., 0] == patch_count
+        complete = is_full.gather(1, window) & has_position
+        joins = complete & (similarity >= self.alike)
         index = torch.arange(window.shape[1], device=window.device).expand(window.shape)
         central = (grid % self.side == self.side // 2).all(2) & has_position
         centre = window.new_zeros(len(window), down * across + 1).scatter_(
@@ -72,17 +76,17 @@ class WindowMerge(Pruner):
         )
         leader = torch.where(joins, centre.gather(1, window), index)
         quota = layout.count - (joins & ~central).sum(1).cpu()
-        scores = torch.where(complete, -alike, 1)
+        scores = torch.where(complete, -similarity, 1)
         merged = merge(evidence, leader, index, quota, torch.ones_like(scores), scores)
         return Pruned(merged.tokens, merged.place, merged.scores, layout)  # without sizes
 
 
 @dataclass(frozen=True)
 class TextShare(Scorer):
-    """[1, V, N]: a token's part of all that the text pays to its sample's visual tokens, in units of `share`.
+    """[1, V, N]: a token's share of the attention from the text to all visual tokens of its sample, divided by `share`.
 
-    Of MustDrop (arXiv 2411.10803), whose "global" threshold is 1 here: all text behind the pictures asks, mean over
-    heads. `layer` counts as in TextAttention.
+    From MustDrop (arXiv 2411.10803), whose "global" threshold corresponds to 1. The queries are all text tokens after
+    the pictures, mean over heads. `layer` counts as in TextAttention.
     """
 
     share: float = 0.001
@@ -105,9 +109,9 @@ class TextShare(Scorer):
 
 @dataclass(frozen=True)
 class TextPeak(Scorer):
-    """[1, V, N]: the most that any token of the text behind the pictures pays, mean over heads, in units of `peak`.
+    """[1, V, N]: the highest attention from any text token after the pictures, mean over heads, divided by `peak`.
 
-    Of MustDrop (arXiv 2411.10803), whose "individual" threshold is 1 here. `layer` counts as in TextAttention.
+    From MustDrop (arXiv 2411.10803), whose "individual" threshold corresponds to 1. `layer` counts as in TextAttention.
     """
 
     peak: float = 0.001
@@ -126,12 +130,12 @@ class TextPeak(Scorer):
 
 @dataclass(frozen=True)
 class ClsKeySet(Scorer):
-    """[1, V, N]: 1 for the part `part` of a sample that [CLS] attends to most, rounded up, 0 for the others.
+    """[1, V, N]: 1 for the fraction `part` of a sample's tokens, rounded up, that [CLS] attends to most; 0 elsewhere.
 
-    Of MustDrop (arXiv 2411.10803), by the tower's last block, mean over heads. The part is of the sample's tokens
-    before any was dropped, all views together, so that it is the same set in every stage as long as none of it goes.
-    The code counts the patches that are left of a single picture once windows have merged. `query` names what stands
-    in for a missing [CLS] (see ClsAttention).
+    From MustDrop (arXiv 2411.10803), by the tower's last block, mean over heads. The fraction is relative to the tokens
+    of all views of the sample before any was dropped, so that the set is the same in every stage as long as no token of
+    it is dropped. The authors' code counts the remaining patches of a single picture after windows have merged. `query`
+    selects a proxy for towers without [CLS] (see ClsAttention).
     """
 
     part: float = 0.08
@@ -139,7 +143,7 @@ class ClsKeySet(Scorer):
 
     def __post_init__(self) -> None:
         if not 0 <= self.part <= 1:
-            raise ValueError(f"part is a part of the tokens and must lie in [0, 1], got {self.part}")
+            raise ValueError(f"part is a fraction of the tokens and must lie in [0, 1], got {self.part}")
 
     @property
     def needs(self) -> tuple[Need, ...]:
@@ -156,9 +160,9 @@ class ClsKeySet(Scorer):
 
 @dataclass(frozen=True)
 class Threshold(Allocator):
-    """Adaptive: as many as have a score of `threshold` or more; a budget is split by these numbers.
+    """Adaptive: the number of tokens with a score of at least `threshold`; a budget is split by these numbers.
 
-    A sample of which none has keeps the one token with the highest score.
+    A sample in which no token reaches the threshold keeps the single token with the highest score.
     """
 
     threshold: float = 1.0
@@ -168,40 +172,43 @@ class Threshold(Allocator):
         count = (layout.valid & (scores >= self.threshold)).sum(1).cpu()
         if budget is not None:
             return apportion(budget, count, layout)
-        bare = (layout.total(count) == 0) & (layout.total(layout.count) > 0)
-        return count + Joint()(scores, bare.long(), evidence)
+        is_empty = (layout.total(count) == 0) & (layout.total(layout.count) > 0)
+        return count + Joint()(scores, is_empty.long(), evidence)
 
 
 @dataclass(frozen=True)
 class MustDrop(Method):
     """MustDrop (arXiv 2411.10803): merging in the encoder, dropping in the language model and in the KV cache.
 
-    Behind block 0 of the vision tower windows that are alike become one (see Windows). Before each of `layers` of the
-    language model a token goes that all text together pays less than `share` of its attention to pictures in the layer
-    before, and each text token less than `peak`; but never one of the `keys`, the part that [CLS] attends to most (see
-    ClsKeySet). After the prefill, dropped tokens also leave the KV caches of layers from `layers[0]` - 1 on.
+    After block 0 of the vision tower, windows of similar patches merge (see WindowMerge). Before each of `layers` of
+    the language model a token is dropped if, in the layer before, it receives less than the share `share` of the text's
+    attention to visual tokens and less than `peak` from each text token (see TextShare and TextPeak). The fraction
+    `keys` of the tokens that [CLS] attends to most is never dropped (see ClsKeySet). After the prefill, dropped tokens
+    are also evicted from the KV caches of the layers from `layers[0]` - 1 on.
 
-    How many stay depends on the picture and the question. The paper's budgets name thresholds, share and peak: tokens=
-    192 is 0.001 and 0.001, 128 is 0.0012 and 0.001, 64 is 0.011 and 0.01 (0.005 and 0.001 on VizWiz). No budget takes
-    those of the fields; any other is refused.
+    The number of kept tokens depends on the picture and the question. The paper's budgets stand for thresholds, share
+    and peak: tokens=192 for 0.001 and 0.001, 128 for 0.0012 and 0.001, 64 for 0.011 and 0.01 (0.005 and 0.001 on
+    VizWiz). Without a budget the options `share` and `peak` apply; any other budget raises ValueError.
 
-    The code numbers positions anew ("compact" here) and leaves keys in the cache at their old ones, so that new tokens
-    collide with them. "original" works with every backbone. `windows=False` leaves the encoder alone, for towers that
-    cannot be pruned inside; `forget=False` leaves caches alone, for models with sliding windows; `query` names what
-    stands in for a missing [CLS]. None of these is part of the paper.
+    Deviations from the authors' code: the code renumbers positions ("compact" here) but leaves the keys in the cache at
+    their old positions, so that new tokens collide with them; "original" works with every backbone. Options that are
+    not part of the paper: `windows=False` does not merge in the encoder, for towers that cannot be pruned inside;
+    `forget=False` does not change KV caches, for models with sliding windows; `query` selects a proxy for towers
+    without [CLS].
     """
 
     card = MethodCard(
         paper="arXiv 2411.10803",
         signal="similarity in windows, attention of all text, [CLS] attention",
         selector="thresholds",
-        dropped="averaged in windows, then discarded, from caches too",
-        parity="exact; differs: every window alike merges, in any batch; the key set is a part of all tokens",
+        dropped="averaged in windows, then discarded, from KV caches too",
+        parity="exact; differs: every similar window merges, in any batch; the key set is a fraction of all tokens",
         site="encoder, llm",
         text=True,
     )
     share: float = 0.001
     peak: float = 0.001
+    _: KW_ONLY
     layers: tuple[int, ...] = (3, 7, 11, 15)
     alike: float = 0.8
     keys: float = 0.08
@@ -216,22 +223,22 @@ class MustDrop(Method):
     def stages(self, budget: Budget | None) -> tuple[Stage, ...]:
         if budget is not None and budget not in PRESETS:
             raise ValueError(
-                f"MustDrop finds by itself how many stay, and knows thresholds for tokens={', '.join(_NAMED)} of 576, "
+                f"MustDrop drops by thresholds and has presets for tokens={', '.join(_PRESET_TOKENS)} of 576, "
                 f"not for {budget}: give one of these, or no budget and share and peak"
             )
         share, peak = (self.share, self.peak) if budget is None else PRESETS[budget]
         scorers = TextShare(share), TextPeak(peak), ClsKeySet(self.keys, self.query)
         filters = Pipeline(scorers, Max(), Threshold(), TopK())
         forget = self.layers[0] - 1 if self.forget else None
-        inside = [
+        dropping = [
             Stage(f"llm:{layer}", filters, None, positions=self.positions, forget=forget) for layer in self.layers
         ]
         merging = Stage("encoder:0", WindowMerge(self.alike), None, positions=self.positions)
-        return (*([merging] if self.windows else []), *inside)
+        return (*([merging] if self.windows else []), *dropping)
 
 
 PRESETS = {Budget(192): (0.001, 0.001), Budget(128): (0.0012, 0.001), Budget(64): (0.011, 0.01)}  # share, peak
-_NAMED = [str(budget.tokens) for budget in PRESETS]
+_PRESET_TOKENS = [str(budget.tokens) for budget in PRESETS]
 
 
 def _check_positive(name: str, value: float) -> None:

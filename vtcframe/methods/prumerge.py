@@ -1,4 +1,4 @@
-"""PruMerge and PruMerge+ (arXiv 2403.15388): outliers of [CLS] attention."""
+"""PruMerge and PruMerge+ (arXiv 2403.15388): keep outliers of the [CLS] attention and merge the other tokens."""
 
 from dataclasses import dataclass
 
@@ -22,17 +22,18 @@ from vtcframe.ops.quotas import apportion
 from vtcframe.ops.views import outlier_tokens
 
 
-def _of_tower(query: ClsProxy) -> ClsAttention:
+def _tower_attention(query: ClsProxy) -> ClsAttention:
     return ClsAttention(1, query, blocks="tower", heads="joined")
 
 
 @dataclass(frozen=True, repr=False)
 class PruMerge(ClsScored):
-    """PruMerge (arXiv 2403.15388): tokens whose [CLS] attention stands out, each absorbing its nearest by key.
+    """PruMerge (arXiv 2403.15388): keeps outliers of the [CLS] attention, which absorb their nearest tokens by key.
 
-    Attention of the tower's last block with all heads as one. Without a budget it is adaptive, the summary token on
-    top; with one, budgets are split by the number of those that stand out. Its code finds one ratio for a whole batch;
-    here every view has its own. `query` names what stands in for a missing [CLS] (see ClsAttention).
+    The attention is that of the tower's last block with all heads joined as one. Without a budget the number of tokens
+    is the number of outliers, plus one summary token; a budget is split by the number of outliers. The authors' code
+    computes one ratio for a whole batch; here every view has its own. `query` selects a proxy for towers without [CLS]
+    (see ClsAttention).
     """
 
     card = MethodCard(
@@ -46,16 +47,17 @@ class PruMerge(ClsScored):
     query: ClsProxy = "cls"
 
     def pipeline(self) -> Pipeline:
-        return Pipeline((_of_tower(self.query),), Mean(), Outliers(), TopK(), Absorb(self.nearest))
+        return Pipeline((_tower_attention(self.query),), Mean(), Outliers(), TopK(), Absorb(self.nearest))
 
 
 @dataclass(frozen=True, repr=False)
 class PruMergePlus(ClsScored):
     """PruMerge+ (arXiv 2403.15388): PruMerge, and tokens sampled evenly among the others, about three for each outlier.
 
-    Without a budget it is adaptive, as in its code, whose steps are made safe: where a sixth of the tokens or more
-    stand out its step is 1 and nothing is dropped, from a third on it is 0, which is an error, as are no outliers. With
-    a budget a quarter is chosen by score, the rest evenly (its code has no budget).
+    Without a budget the number of tokens is adaptive, as in the authors' code. Deviation: the sampling step is at least
+    2 here. In the code, if a sixth or more of the tokens are outliers, the step is 1 and nothing is dropped; from a
+    third on the step is 0, which raises an error, as does a view without outliers. With a budget, a quarter of the
+    tokens is selected by score and the rest is sampled evenly (the code has no budget).
     """
 
     card = MethodCard(
@@ -69,24 +71,25 @@ class PruMergePlus(ClsScored):
     query: ClsProxy = "cls"
 
     def pipeline(self) -> Pipeline:
-        parts = OutliersAndSample(), TopAndSample()
-        return Pipeline((_of_tower(self.query),), Mean(), *parts, Absorb(self.nearest))
+        scorers = (_tower_attention(self.query),)
+        return Pipeline(scorers, Mean(), OutliersAndSample(), TopAndSample(), Absorb(self.nearest))
 
 
 def outliers_and_sample(scores: Tensor, layout: Layout) -> Tensor:
-    """[V, N] bool: the n outliers, and every N // 3n-th token, at least every other, from the first on.
+    """[V, N] bool: the n outliers of N tokens, and every (N // 3n)-th token from the first on, at most every second.
 
-    The last token is no sample, as in PruMerge+'s code, which samples up to 575 of 576.
+    The last token is never sampled, as in PruMerge+'s code, which samples up to 575 of 576.
     """
-    above, count = outlier_tokens(scores, layout), layout.valid.sum(1, keepdim=True)
-    step = (count // (3 * above.sum(1, keepdim=True)).clamp(min=1)).clamp(min=2)
+    outliers = outlier_tokens(scores, layout)
+    count = layout.valid.sum(1, keepdim=True)
+    step = (count // (3 * outliers.sum(1, keepdim=True)).clamp(min=1)).clamp(min=2)
     nth = layout.valid.cumsum(1) - 1
-    return above | (layout.valid & (nth % step == 0) & (nth < count - 1))
+    return outliers | (layout.valid & (nth % step == 0) & (nth < count - 1))
 
 
 @dataclass(frozen=True)
 class OutliersAndSample(Allocator):
-    """Adaptive: as many as PruMerge+ keeps, outliers and an even sample; a budget is split by that number."""
+    """Adaptive: the number of tokens that PruMerge+ keeps, outliers and an even sample; a budget is split by it."""
 
     def __call__(self, scores: Tensor, budget: Tensor | None, evidence: Evidence) -> Tensor:
         count = outliers_and_sample(scores, evidence.layout).sum(1).cpu()
@@ -95,7 +98,7 @@ class OutliersAndSample(Allocator):
 
 @dataclass(frozen=True)
 class TopAndSample(Selector):
-    """Outliers and an even sample where they fill the quota exactly; else `top` of it by score, the rest evenly."""
+    """Outliers and an even sample if they match the quota; else the fraction `top` of it by score, the rest evenly."""
 
     top: float = 0.25
 
@@ -104,12 +107,13 @@ class TopAndSample(Selector):
             raise ValueError(f"top is the fraction of the quota chosen by score and must lie in [0, 1], got {self.top}")
 
     def __call__(self, scores: Tensor, quota: Tensor, evidence: Evidence) -> Tensor:
-        valid, natural = evidence.layout.valid, outliers_and_sample(scores, evidence.layout)
+        valid = evidence.layout.valid
+        adaptive = outliers_and_sample(scores, evidence.layout)
         best = highest(scores, (quota * self.top).ceil().long()) & valid
         rest = valid & ~best
         quota = quota.to(scores.device)[:, None]
-        draws = quota - best.sum(1, keepdim=True)
+        remaining = quota - best.sum(1, keepdim=True)
         candidates = rest.sum(1, keepdim=True).clamp(min=1)
         nth = rest.cumsum(1)
-        sample = rest & (nth * draws // candidates > (nth - 1) * draws // candidates)
-        return torch.where(natural.sum(1, keepdim=True) == quota, natural, best | sample)
+        sample = rest & (nth * remaining // candidates > (nth - 1) * remaining // candidates)
+        return torch.where(adaptive.sum(1, keepdim=True) == quota, adaptive, best | sample)

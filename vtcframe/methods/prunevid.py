@@ -1,6 +1,6 @@
 """PruneVid (arXiv 2412.16117): merging of static patches and clusters, and pruning by the question."""
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from itertools import pairwise
 
 import torch
@@ -23,14 +23,15 @@ from vtcframe.ops.views import first_frames
 
 @dataclass(frozen=True)
 class PruneVidOuter(StaticPatchMerging):
-    """Outer stage of PruneVid (arXiv 2412.16117): still places once a segment, everything clustered.
+    """Outer stage of PruneVid (arXiv 2412.16117): static patches once per segment, all tokens clustered.
 
-    Frames are clustered by density peaks of their mean tokens, into `clusters` of their number; segments are frames of
-    one cluster in a row, a lone frame joining the segment before it (that this is the code's way of refining is only
-    known of one recorded case). A place is still if the mean cosine of its tokens in all pairs of frames exceeds `tau`.
-    Still places, and the others of every frame, become the means of clusters around density peaks. A lone frame has no
-    still places; the code divides by zero there. The code leaves sets of 14 tokens or less alone; here all are
-    clustered, to meet the budget. Left out: the stage inside the language model.
+    Frames are clustered by density peaks of their mean tokens; the number of clusters is the fraction `clusters` of the
+    number of frames. A segment is a run of frames of the same cluster; a single frame joins the segment before it (one
+    recorded case of the authors' code confirms this rule). A patch position is static if the mean cosine of its tokens
+    over all pairs of frames exceeds `tau`. Static patches, and the other tokens of every frame, become the means of
+    clusters around density peaks. Deviations: a segment of one frame has no static patches, where the code divides by
+    zero; all sets of tokens are clustered to meet the budget, where the code skips sets of 14 tokens or fewer. Not
+    implemented here: the stage inside the language model (see PruneVid).
     """
 
     card = MethodCard(
@@ -51,20 +52,22 @@ class PruneVidOuter(StaticPatchMerging):
         return begins, (pairs > self.tau) & (length > 1) & layout.valid
 
     def segments(self, frame: Tensor, begins: Tensor) -> Tensor:
-        """Frames' means [V, D], where videos begin [V] -> where segments begin [V] on the CPU."""
+        """Frame means [V, D], first frames of videos [V] bool -> first frames of segments [V] bool, on the CPU."""
         runs = segment_bounds(begins)
         longest = max((end - start for start, end in runs), default=1)
         start = torch.tensor([start for start, _ in runs], dtype=torch.long)[:, None]
         count = torch.tensor([end - start for start, end in runs], dtype=torch.long)
-        real = torch.arange(longest) < count[:, None]
-        at = (start + torch.arange(longest)).clamp(max=max(len(frame) - 1, 0)).to(frame.device)
+        is_frame = torch.arange(longest) < count[:, None]
+        index = (start + torch.arange(longest)).clamp(max=max(len(frame) - 1, 0)).to(frame.device)
         clusters = (count.double() * self.clusters).long().clamp(min=1)
-        label = nearest_peak(*density_peaks(frame[at], real.to(frame.device), clusters.clamp(max=7)), clusters).cpu()
+        label = nearest_peak(
+            *density_peaks(frame[index], is_frame.to(frame.device), clusters.clamp(max=7)), clusters
+        ).cpu()
         cut = begins.clone()
         for row, (first, end) in zip(label.tolist(), runs, strict=True):
             changes = [v for v in range(first + 1, end) if row[v - first] != row[v - first - 1]]
             for v, after in pairwise([*changes, end]):
-                cut[v] = after - v > 1 and v - first > 1  # a lone frame at the start joins what follows
+                cut[v] = after - v > 1 and v - first > 1  # a single frame at the start joins the next segment
         return cut
 
     def merge_cluster(self, centre: Tensor, others: Tensor, count: Tensor) -> Tensor:
@@ -76,17 +79,18 @@ class PruneVidOuter(StaticPatchMerging):
 
 @dataclass(frozen=True)
 class PruneVid(Method):
-    """PruneVid (arXiv 2412.16117): what frames share is merged; then `alpha` of each stays, by the question.
+    """PruneVid (arXiv 2412.16117): merges tokens that frames share, then keeps part of each frame by the question.
 
-    PruneVidOuter, and before layer `layer` of the language model those of each frame to which any text token behind
-    the pictures pays most in any head of the layer before, rounded down. The others leave the caches of all layers
-    before, too, unless `forget` says no, as models with caches of sliding windows demand. A budget is what the outer
-    stage leaves; inside stays `alpha` of that, and at least one token of a sample.
+    The first stage is PruneVidOuter. Before layer `layer` of the language model the second stage keeps the fraction
+    `alpha` of the tokens of each frame, rounded down, and at least one token of a sample: those with the highest
+    attention from any text token after the pictures in any head of the layer before. The other tokens are also evicted
+    from the KV caches of all earlier layers; `forget=False` keeps them there, for models whose caches have sliding
+    windows. The budget is the number of tokens after the first stage.
 
-    The code keeps `alpha` of a segment's still places and of each frame's changing ones by themselves. Here a frame is
-    one set: a segment's still places stand in its first frame, and nothing tells them from the others there. The last
-    layer that reads all is the code's selected_layer=10, so `layer` is 11. Positions are the original ones; in the
-    code those of the caches are numbered anew.
+    Deviations from the authors' code: the code keeps `alpha` of a segment's static patches and `alpha` of each frame's
+    changing patches. Here each frame is one set; a segment's static patches are in its first frame and are ranked
+    together with its changing patches. The code's selected_layer=10 is the last layer with all tokens, so `layer` is
+    11. Positions are the original ones; the code renumbers those of the caches.
     """
 
     card = MethodCard(
@@ -94,12 +98,13 @@ class PruneVid(Method):
         signal="attention of any text token in any head",
         selector="density peaks, then top-k in each frame",
         dropped="averaged in, then discarded",
-        parity="differs: a segment's first frame ranks still and changing places together; exact given the code's sets",
+        parity="differs: first frames rank static and changing patches together; exact given the code's sets",
         site="projector, llm",
         text=True,
     )
     layer: int = 11
     alpha: float = 0.4
+    _: KW_ONLY
     tau: float = 0.8
     clusters: float = 0.25
     forget: bool = True
@@ -109,8 +114,8 @@ class PruneVid(Method):
 
     def stages(self, budget: Budget | None) -> tuple[Stage, ...]:
         scorer = TextAttention(-1, "text", heads="max", reduce="max")
-        ranked = Pipeline((scorer,), Mean(), KeepRatio(self.alpha), TopK())
+        inner = Pipeline((scorer,), Mean(), KeepRatio(self.alpha), TopK())
         return (
             Stage("projector", PruneVidOuter(self.tau, self.clusters), budget),
-            Stage(f"llm:{self.layer}", ranked, forget=0 if self.forget else None),
+            Stage(f"llm:{self.layer}", inner, forget=0 if self.forget else None),
         )

@@ -1,6 +1,6 @@
 """PyramidDrop (arXiv 2410.17247): tokens are dropped in several layers of the language model."""
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 
 from torch import Tensor
 
@@ -19,15 +19,16 @@ from vtcframe.methods._base import check_layers
 
 @dataclass(frozen=True)
 class PyramidDrop(Method):
-    """PyramidDrop (arXiv 2410.17247): before each of `layers` those stay that the last token is about to attend to.
+    """PyramidDrop (arXiv 2410.17247): before each of `layers`, keeps the tokens that the last token attends to most.
 
-    Attention of the layer that comes next, mean over heads. Without a budget `ratios` of the untouched count stay,
-    rounded down, one at least. A budget is what is left in the end; the stages before come down to it by equal ratios,
-    rounded down, so that ratio=0.125 gives the published counts where they are whole. Layers 8, 16 and 24 are those of
-    32.
+    The attention is that of the next layer, mean over heads. Without a budget, `ratios` are the fractions of the
+    original number of tokens that stay after each stage, rounded down, at least one token. A budget is the number of
+    tokens after the last stage. Earlier stages approach it by equal ratios, rounded down, so that ratio=0.125 gives the
+    published numbers if they are integers. Layers 8, 16 and 24 are for models of 32 layers.
 
-    The authors' code numbers the tokens left anew at every stage, positions="compact", which models with M-RoPE cannot
-    have. It fails for grouped queries, and takes all pictures of a prompt for its first one.
+    Deviations from the authors' code: the code renumbers the remaining tokens at every stage, which is
+    positions="compact" and impossible for models with M-RoPE. It fails for grouped-query attention, and it treats all
+    pictures of a prompt as the first one.
     """
 
     card = MethodCard(
@@ -40,7 +41,8 @@ class PyramidDrop(Method):
         text=True,
     )
     layers: tuple[int, ...] = (8, 16, 24)
-    ratios: tuple[float, ...] = (0.5, 0.25, 0.125)  # of the untouched count, one a layer
+    ratios: tuple[float, ...] = (0.5, 0.25, 0.125)  # of the original number of tokens, one for each layer
+    _: KW_ONLY
     positions: Positions = "original"
 
     def __post_init__(self) -> None:
@@ -48,33 +50,37 @@ class PyramidDrop(Method):
         object.__setattr__(self, "ratios", tuple(self.ratios))
         if any(not 0 < ratio <= 1 for ratio in self.ratios) or list(self.ratios) != sorted(self.ratios, reverse=True):
             raise ValueError(
-                f"ratios are fractions kept of the untouched count, (0, 1], none rising: got {self.ratios}"
+                f"ratios are the fractions of the tokens kept, each in (0, 1], and must not rise: got {self.ratios}"
             )
 
     def stages(self, budget: Budget | None) -> tuple[Stage, ...]:
         if budget is None and len(self.ratios) != len(self.layers):
-            raise ValueError(f"{len(self.ratios)} ratios for {len(self.layers)} layers: give one a layer, or a budget")
+            raise ValueError(
+                f"{len(self.ratios)} ratios for {len(self.layers)} layers: give one for each layer, or a budget"
+            )
         ratios = self.ratios if budget is None else [1.0] * len(self.layers)
-        steps = [GeometricSchedule(ratio, i + 1, len(self.layers)) for i, ratio in enumerate(ratios)]
+        schedules = [GeometricSchedule(ratio, step=i + 1, steps=len(self.layers)) for i, ratio in enumerate(ratios)]
         return tuple(
             Stage(
                 f"llm:{layer}",
-                Pipeline((TextAttention(layer),), Mean(), step, TopK(), across="sample"),
+                Pipeline((TextAttention(layer),), Mean(), schedule, TopK(), across="sample"),
                 budget,
                 positions=self.positions,
             )
-            for layer, step in zip(self.layers, steps, strict=True)
+            for layer, schedule in zip(self.layers, schedules, strict=True)
         )
 
 
 @dataclass(frozen=True)
 class GeometricSchedule(Allocator):
-    """The part `ratio` of each sample's untouched count; with a budget, the `step`-th of `steps` equal ratios to it.
+    """Keeps the fraction `ratio` of each sample's original tokens; with a budget, step `step` of `steps` towards it.
 
-    Rounded down; one token at least, and never more than are left. Shared evenly by the views of a sample.
+    The steps towards a budget have equal ratios. Numbers are rounded down, are at least 1 and never exceed the
+    remaining tokens. The views of a sample share its number evenly.
     """
 
     ratio: float
+    _: KW_ONLY
     step: int = 1
     steps: int = 1
 
@@ -82,8 +88,10 @@ class GeometricSchedule(Allocator):
         layout = evidence.layout
         untouched = layout.untouched.double()
         if budget is None:
-            want = (untouched * self.ratio).long().clamp(min=1)
+            total = (untouched * self.ratio).long().clamp(min=1)
         else:
-            way = (budget / untouched.clamp(min=1)) ** (self.step / self.steps)
-            want = (untouched * way + 1e-6).long().maximum(budget)  # 32 * (1 / 32) ** 0.4 comes out just below 8
-        return Even()(scores, want.minimum(layout.total(layout.count)), evidence)
+            ratio = (budget / untouched.clamp(min=1)) ** (self.step / self.steps)
+            total = (
+                (untouched * ratio + 1e-6).long().maximum(budget)
+            )  # 32 * (1 / 32) ** 0.4 is slightly below 8 in float64
+        return Even()(scores, total.minimum(layout.total(layout.count)), evidence)

@@ -1,6 +1,6 @@
-"""ToMe: in every encoder block, tokens merge into those whose keys are most alike."""
+"""ToMe (arXiv 2210.09461): every encoder block merges tokens with the most similar keys."""
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 
 import torch
 
@@ -26,15 +26,16 @@ from vtcframe.ops.similarity import cosine
 
 @dataclass(frozen=True, repr=False)
 class ToMe(EncoderMethod):
-    """ToMe (arXiv 2210.09461): in each block `r` tokens merge into those whose keys are most alike.
+    """ToMe (arXiv 2210.09461): in each block, `r` tokens merge into the tokens with the most similar keys.
 
-    Every other token is a source, which merges into the most alike of the others: the r nearest do, as means weighted
-    by size (bipartite soft matching). Sizes are added to later blocks' logits as their logarithm (proportional
-    attention). At most half of the tokens merge in a block. `inflect` runs from -1 (r falls from 2r to 0 over the
-    blocks) to 1 (r rises from 0 to 2r). With a budget each block merges the same number instead, at most half of its
-    tokens; a budget that this cannot reach is an error. A merged token takes the place of the one it was merged into.
+    Every second token is a source, whose target is the most similar of the other tokens. The `r` most similar sources
+    merge into their targets as means weighted by size (bipartite soft matching). Later blocks add the logarithm of the
+    sizes to their logits (proportional attention). At most half of the tokens merge in a block. `inflect` ranges from
+    -1 (r falls from 2r to 0 over the blocks) to 1 (r rises from 0 to 2r). With a budget each block merges the same
+    number of tokens instead, at most half of them; ValueError for a budget out of reach. A merged token takes the place
+    of its target.
 
-    `blocks` are the 23 that feed LLaVA-1.5's projector; an encoder of another depth needs others.
+    The default `blocks` are the 23 that feed LLaVA-1.5's projector; encoders of another depth need other values.
     """
 
     card = MethodCard(
@@ -47,15 +48,16 @@ class ToMe(EncoderMethod):
     )
     r: int = 16
     inflect: float = 0.0
+    _: KW_ONLY
     blocks: tuple[int, ...] = tuple(range(23))
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.r < 0 or not -1 <= self.inflect <= 1:
-            raise ValueError(f"r must not be negative and inflect lie in [-1, 1], got {self.r} and {self.inflect}")
+            raise ValueError(f"r must not be negative and inflect must lie in [-1, 1], got {self.r} and {self.inflect}")
 
     def rates(self) -> list[int]:
-        """Return how many tokens merge in each block: a line from r (1 - inflect) to r (1 + inflect), cut to whole."""
+        """Return the number of tokens that merge in each block, r (1 - inflect) to r (1 + inflect), rounded down."""
         low = int(self.r * (1 - self.inflect))
         step = 2 * (self.r - low) / max(1, len(self.blocks) - 1)
         return [int(low + step * i) for i in range(len(self.blocks))]
@@ -68,7 +70,7 @@ class ToMe(EncoderMethod):
 
 @dataclass(frozen=True)
 class ToMeStep(TokenMerger):
-    """One block of ToMe: `r` tokens merge, or with a budget as many as are due `left` steps before the end."""
+    """One block of ToMe: `r` tokens merge; with a budget the number follows from `remaining_stages`."""
 
     r: int = 0
     remaining_stages: int = 1
@@ -80,18 +82,21 @@ class ToMeStep(TokenMerger):
     def __call__(self, evidence: Evidence, budget: Budget | None = None) -> Merged:
         keys = evidence[self.needs[0]][0].mean(1)
         check_signal(self, keys, evidence)
-        gone = merge_count(self, evidence, budget, self.remaining_stages, self.r)
-        even, odd, classes = *match_halves(evidence), count_class_tokens(evidence)
+        count = merge_count(self, evidence, budget, self.remaining_stages, self.r)
+        even, odd = match_halves(evidence)
         pairs = cosine(gather_tokens(keys, even.index), gather_tokens(keys, odd.index)).masked_fill(
             ~even.pair_mask(odd), -torch.inf
         )
-        best, partner = pairs.max(2).values, pairs.argmax(2)
+        best = pairs.max(2).values
+        partner = pairs.argmax(2)
         rank = even.rank(best)
-        joins = rank < gone.to(rank.device)[:, None]
+        joins = rank < count.to(rank.device)[:, None]
         leader = even.scatter(token_index(evidence), torch.where(joins, odd.index.gather(1, partner), even.index))
         order = odd.scatter(token_index(evidence), token_index(evidence).shape[1] + odd.index)
-        if not classes:  # the order in which the published code leaves them; the next block's halves depend on it
+        if not count_class_tokens(
+            evidence
+        ):  # the order of the authors' code, on which the halves of the next block depend
             order = even.scatter(order, rank)
         scores = even.scatter(torch.ones_like(keys[..., 0]), torch.where(even.is_token, -best, 0))
-        order = order_where_merged(order, gone, evidence)
-        return merge(evidence, leader, order, evidence.layout.count - gone, token_sizes(evidence), scores)
+        order = order_where_merged(order, count, evidence)
+        return merge(evidence, leader, order, evidence.layout.count - count, token_sizes(evidence), scores)

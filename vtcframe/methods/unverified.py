@@ -1,10 +1,11 @@
-"""UNVERIFIED: methods written from their papers alone, because their authors published no code.
+"""UNVERIFIED methods: their numbers were never checked against the authors' code, because no code is public.
 
-Their numbers were never compared with those of their authors. Choices that a paper leaves open are named in the
-docstrings.
+FoPru (arXiv 2411.14164) and TokenCorrelation (arXiv 2407.14439) are written from the papers alone. No test compares
+them with recorded numbers. The docstrings name the choices that the papers leave open; results of these classes are not
+results of the published methods.
 """
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Literal
 
 from vtcframe.components.allocators import Even
@@ -18,10 +19,11 @@ from vtcframe.core.pipeline import Pipeline
 
 @dataclass(frozen=True)
 class FoPru(Method):
-    """FoPru (arXiv 2411.14164): the most attended in the vision encoder, single tokens ("rank") or whole rows ("row").
+    """FoPru (arXiv 2411.14164), unverified: keeps the most attended tokens ("rank") or rows of the grid ("row").
 
-    Inspired by the paper, unverified: there is no public code, and block, queries and what becomes of a partial row are
-    ours (the last block that feeds the projector, all patches' queries, its best tokens).
+    Inspired by the paper, unverified: never checked against the authors' code, which is not public. Our choices:
+    attention of the last block that feeds the projector, the queries of all patches, and the best tokens of a row that
+    the budget cuts.
     """
 
     card = MethodCard(
@@ -29,7 +31,7 @@ class FoPru(Method):
         signal="attention received",
         selector="top-k or whole rows",
         dropped="discarded",
-        parity="no public code",
+        parity="no public code, unverified",
     )
     keep: Literal["rank", "row"] = "rank"
     query: ClsProxy = "received"
@@ -45,10 +47,10 @@ class FoPru(Method):
 
 @dataclass(frozen=True)
 class TokenCorrelation(Method):
-    """Token-level correlation-guided compression (arXiv 2407.14439): outliers of deep [CLS] attention and a draw.
+    """Token-level correlation compression (arXiv 2407.14439), unverified: outliers of [CLS] attention, random others.
 
-    Inspired by the paper, unverified: there is no public code; what is ours is said in OutliersThenDraw. The paper
-    finds the number of tokens by itself; here it is budgeted.
+    Inspired by the paper, unverified: never checked against the authors' code, which is not public. OutliersThenDraw
+    lists our choices. The paper derives the number of tokens from the picture; here the budget sets it.
     """
 
     card = MethodCard(
@@ -56,10 +58,11 @@ class TokenCorrelation(Method):
         signal="[CLS] attention, keys",
         selector="outliers, then drawn at random",
         dropped="discarded",
-        parity="no public code",
+        parity="no public code, unverified",
     )
     layer: int = 5
     alike: float = 0.9
+    _: KW_ONLY
     seed: int = 0
 
     def pipeline(self) -> Pipeline:

@@ -18,10 +18,11 @@ from vtcframe.ops.quotas import apportion
 
 @dataclass(frozen=True)
 class ByUniqueness(Allocator):
-    """Frames that stand out of their video get more: VidCom2 (arXiv 2505.14454).
+    """Assigns more tokens to frames that differ from the rest of their video: VidCom2 (arXiv 2505.14454).
 
-    At a fraction r of all, a frame keeps r (1 + p - mean p) of its tokens, p the softmax over a sample's frames of its
-    tokens' mean Uniqueness in the video / `temperature`. The code rounds each frame; here the quotas sum to the budget.
+    For a budget that is the fraction r of all tokens, a frame keeps the fraction r (1 + p - mean p) of its tokens. p is
+    the softmax over a sample's frames of the mean Uniqueness of their tokens in the video divided by `temperature`. The
+    authors' code rounds each frame; here the quotas sum to the budget.
     """
 
     temperature: float = 0.01
@@ -32,17 +33,17 @@ class ByUniqueness(Allocator):
 
     def __call__(self, scores: Tensor, budget: Tensor | None, evidence: Evidence) -> Tensor:
         layout = evidence.layout
-        alone = Uniqueness()(evidence)[0].masked_fill(~layout.valid, 0).sum(1).cpu() / layout.count.clamp(min=1)
+        uniqueness = Uniqueness()(evidence)[0].masked_fill(~layout.valid, 0).sum(1).cpu() / layout.count.clamp(min=1)
         same = layout.sample == layout.sample[:, None]
-        share = (alone / self.temperature).expand(same.shape).masked_fill(~same, -torch.inf).softmax(1).diagonal()
+        share = (uniqueness / self.temperature).expand(same.shape).masked_fill(~same, -torch.inf).softmax(1).diagonal()
         return apportion(require_budget(self, budget), (1 + share - 1 / same.float().sum(1)) * layout.count, layout)
 
 
 @dataclass(frozen=True)
 class VidCom2(Method):
-    """VidCom2 (arXiv 2505.14454): tokens unlike the mean of their video and of their frame; unlike frames keep more.
+    """VidCom2 (arXiv 2505.14454): keeps tokens unlike the means of video and frame, and more tokens of unlike frames.
 
-    Its code switches itself off for batches; here a sample's frames are judged among themselves.
+    The authors' code disables itself for batches; here the frames of each sample are compared with each other only.
     """
 
     card = MethodCard(

@@ -1,4 +1,4 @@
-"""Methods that merge what they drop, and average pooling beside them."""
+"""VisionZip (arXiv 2412.04467): dominant tokens by [CLS] attention, and contextual tokens merged from the others."""
 
 from dataclasses import dataclass
 
@@ -15,11 +15,11 @@ from vtcframe.methods._base import ClsScored
 
 @dataclass(frozen=True, repr=False)
 class VisionZip(ClsScored):
-    """VisionZip (arXiv 2412.04467): dominant tokens by [CLS], [CLS] itself, the rest merged into contextual ones.
+    """VisionZip (arXiv 2412.04467): dominant tokens by [CLS], [CLS] itself, the rest merged into contextual tokens.
 
-    The paper counts tokens for each view, of which `share` are contextual: 54 + 10 = 64, 108 + 20 and 162 + 30. Its
-    code reads the class tokens of crops behind all dominant tokens, and their contextual ones last; here what a view
-    keeps stays together. With a stand-in for [CLS] (see ClsAttention) no class token is kept.
+    The paper counts tokens per view, of which the fraction `share` is contextual: 54 + 10 = 64, 108 + 20 and 162 + 30.
+    The authors' code places the class tokens of crops after all dominant tokens, and the contextual tokens last; here
+    the tokens of a view stay together. With a proxy for [CLS] (see ClsAttention) no class token is kept.
     """
 
     card = MethodCard(
@@ -27,7 +27,7 @@ class VisionZip(ClsScored):
         signal="[CLS] attention of one block",
         selector="top-k",
         dropped="merged into contextual tokens",
-        parity="within 2e-5; differs: crops' class and contextual tokens are read with their crop",
+        parity="within 2e-5; differs: class and contextual tokens of crops stay with their crop",
     )
     share: float = 10 / 64
     query: ClsProxy = "cls"

@@ -13,10 +13,11 @@ from vtcframe.core.pipeline import Pipeline
 
 @dataclass(frozen=True)
 class VisPruner(Method):
-    """VisPruner (arXiv 2412.01818): the most attended by [CLS], then the others without their duplicates.
+    """VisPruner (arXiv 2412.01818): the tokens that [CLS] attends to most, then the others without duplicates.
 
-    The paper counts tokens for each crop: Budget(tokens, per="view"). Its code fails where the others are odd in
-    number; see Deduplicate. For towers without [CLS] it takes query="received".
+    The fraction `important` of the budget is selected by attention. The paper counts tokens per crop: Budget(tokens,
+    per="view"). The authors' code fails if the number of other tokens is odd (see Deduplicate). For towers without
+    [CLS] give query="received".
     """
 
     card = MethodCard(

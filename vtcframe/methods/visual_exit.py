@@ -1,6 +1,6 @@
-"""All visual tokens leave at one layer, as in DyVTE (arXiv 2411.19628), without its training."""
+"""VisualExit: drops all visual tokens at one LLM layer, as in DyVTE (arXiv 2411.19628), without its training."""
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 
 import torch
 
@@ -16,12 +16,13 @@ from vtcframe.methods._base import check_layers
 
 @dataclass(frozen=True)
 class VisualExit(Method):
-    """Visual tokens leave all at once, as in DyVTE (arXiv 2411.19628), without its training.
+    """Drops all visual tokens at once, as in DyVTE (arXiv 2411.19628), without its training.
 
-    Without a threshold they leave before the first of `layers`. With one, they leave a sample before the first of them
-    at which the attention of the prompt's last token to all of them, mean over heads, was below `threshold` in each of
-    the `patience` layers before. It takes no budget. DyVTE decides by a small network, trained for each model, which
-    reads the text's hidden states; both rules here are ours. Tokens keep their positions.
+    Without a threshold all visual tokens are dropped before the first of `layers`. With a threshold, the tokens of a
+    sample are dropped before the first of `layers` that meets a condition: in each of the `patience` layers before, the
+    attention of the prompt's last token to all visual tokens together, mean over heads, was below `threshold`. The
+    method takes no budget; tokens keep their positions. Deviation: DyVTE decides by a small network, trained for each
+    model, on the hidden states of the text; both rules here are ours.
     """
 
     card = MethodCard(
@@ -35,6 +36,7 @@ class VisualExit(Method):
     )
     layers: tuple[int, ...] = (16,)
     threshold: float | None = None
+    _: KW_ONLY
     patience: int = 1
 
     def __post_init__(self) -> None:
@@ -49,17 +51,17 @@ class VisualExit(Method):
 
     def stages(self, budget: Budget | None) -> tuple[Stage, ...]:
         if budget is not None:
-            raise ValueError(f"VisualExit drops all visual tokens or none and takes no budget: leave out {budget}")
+            raise ValueError(f"VisualExit drops all visual tokens or none and takes no budget: omit {budget}")
         layers = self.layers if self.threshold is not None else self.layers[:1]
         return tuple(Stage(f"llm:{layer}", DropAll(self.threshold, self.patience)) for layer in layers)
 
 
 @dataclass(frozen=True)
 class DropAll(Pruner):
-    """All visual tokens of a sample leave, or none: with a threshold, those of samples that pay them less.
+    """Drops all visual tokens of a sample or none; with a threshold, only of samples with less attention to them.
 
-    What counts is the sum over a sample's visual tokens, in each of the `patience` layers before the stage. The budget
-    does not matter. ValueError, naming the samples, if their attention is not finite.
+    The attention is the sum over a sample's visual tokens, and it must be below the threshold in each of the `patience`
+    layers before the stage. The budget is ignored. ValueError, naming the samples, if their attention is not finite.
     """
 
     threshold: float | None = None
@@ -73,9 +75,10 @@ class DropAll(Pruner):
 
     @torch.no_grad()
     def __call__(self, evidence: Evidence, budget: Budget | None = None) -> Pruned:
-        layout, valid = evidence.layout, evidence.layout.valid
+        layout = evidence.layout
+        valid = layout.valid
         scores = torch.zeros(valid.shape, device=valid.device, dtype=torch.float32)
-        stays = torch.zeros(len(layout.key), dtype=torch.bool)
+        is_kept = torch.zeros(len(layout.key), dtype=torch.bool)
         if self.threshold is not None:
             attention = evidence[self.needs[0]].float().mean(2).masked_fill(~valid, 0)  # [L, V, N]
             mass = attention.new_zeros(len(attention), len(layout.key))
@@ -83,7 +86,8 @@ class DropAll(Pruner):
             if not mass.isfinite().all():
                 samples = (~mass.isfinite()).any(0).nonzero()[:, 0].tolist()
                 raise ValueError(f"attention of samples {samples} is not finite: {self}")
-            scores, stays = attention.mean(0), (mass >= self.threshold).any(0)
-        stays = stays[layout.sample]
-        kept = valid & stays.to(valid.device)[:, None]
-        return gather(kept, layout.count * stays, scores.masked_fill(~valid, -torch.inf), evidence)
+            scores = attention.mean(0)
+            is_kept = (mass >= self.threshold).any(0)
+        is_kept = is_kept[layout.sample]
+        kept = valid & is_kept.to(valid.device)[:, None]
+        return gather(kept, layout.count * is_kept, scores.masked_fill(~valid, -torch.inf), evidence)

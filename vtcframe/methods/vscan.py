@@ -1,6 +1,6 @@
-"""VScan (arXiv 2505.22654): shallow and deep attention of the encoder, then attention of the last text token."""
+"""VScan (arXiv 2505.22654): prunes by shallow and deep encoder attention, then inside the LLM by text attention."""
 
-from dataclasses import dataclass, replace
+from dataclasses import KW_ONLY, dataclass, replace
 from typing import Literal
 
 from torch import Tensor
@@ -20,7 +20,10 @@ from vtcframe.core.stages import Positions, Stage
 
 @dataclass(frozen=True)
 class SecondHalf(Budget):
-    """What makes `tokens` the mean of a model whose first half reads half as many again, or all there are."""
+    """The budget of the second half of a model whose first half keeps 1.5 times `tokens`, so that `tokens` is the mean.
+
+    If a sample has fewer than 1.5 times `tokens` tokens, the second half makes up for the difference.
+    """
 
     def total(self, layout: Layout) -> Tensor:
         early = Budget(round(1.5 * (self.tokens or 0)), per=self.per).total(layout)
@@ -29,16 +32,17 @@ class SecondHalf(Budget):
 
 @dataclass(frozen=True)
 class VScan(Method):
-    """VScan (arXiv 2505.22654): shallow and deep attention of the encoder, then the last text token's, amidst the LLM.
+    """VScan (arXiv 2505.22654): shallow and deep attention of the encoder, then text attention inside the LLM.
 
-    VScanEncoder before the language model, and before its layer `layer` the tokens to which the last one of the prompt
-    pays most, by that layer's own weights, as PyramidDrop does. A budget is the mean over a model of which `layer` is
-    the middle: three halves of it stay before, half of it behind. So 64 is 96 and 32, 11.1 % is 16.7 % and 5.6 %;
-    halves of a token go to even, and where three halves are more than all, that is made up for behind.
+    The first stage is VScanEncoder. Before layer `layer` of the language model the second stage keeps the tokens that
+    the prompt's last token attends to most, by the weights of that layer, as in PyramidDrop. The budget is the mean
+    over the layers of a model whose middle is `layer`: 1.5 times the budget stays before it, half of the budget after
+    it. So 64 becomes 96 and 32, and 11.1 % becomes 16.7 % and 5.6 %. Numbers are rounded half to even. If 1.5 times the
+    budget exceeds all tokens, the second stage makes up for the difference.
 
-    Its code for LLaVA numbers positions anew in both stages; that is "compact". Here they are "original", which works
-    with every backbone, as in its code for Qwen2.5-VL, which ranks before layer 14, by queries and keys without their
-    rotary positions (ours have them), and takes the options that VScanEncoder names.
+    Deviations: the authors' code for LLaVA renumbers positions in both stages ("compact"). Here positions are
+    "original", which works with every backbone, as in their code for Qwen2.5-VL. That code ranks before layer 14, by
+    queries and keys without rotary positions (here with them), and uses the options that VScanEncoder lists.
     """
 
     card = MethodCard(
@@ -52,6 +56,7 @@ class VScan(Method):
     )
     layer: int = 16
     window: int = 6
+    _: KW_ONLY
     share: float = 0.5
     shallow: int = 5
     query: ClsProxy = "cls"
@@ -60,19 +65,18 @@ class VScan(Method):
 
     def stages(self, budget: Budget | None) -> tuple[Stage, ...]:
         if budget is None:
-            raise ValueError("VScan shares out a budget, the mean over the model's layers: give tokens or ratio")
+            raise ValueError("VScan shares out a budget, the mean over the layers of the model: give tokens or ratio")
         if (ratio := budget.ratio) is not None:
-            early, late = (replace(budget, ratio=x) for x in (min(1.5 * ratio, 1), max(ratio / 2, 2 * ratio - 1)))
+            early = replace(budget, ratio=min(1.5 * ratio, 1))
+            late = replace(budget, ratio=max(ratio / 2, 2 * ratio - 1))
         else:
-            early, late = (
-                replace(budget, tokens=round(1.5 * (budget.tokens or 0))),
-                SecondHalf(budget.tokens, per=budget.per),
-            )
-        encoder = VScanEncoder(self.window, self.share, self.shallow, self.query, self.each)
-        ranked = Pipeline((TextAttention(self.layer),), Mean(), Even(), TopK(), across="sample")
+            early = replace(budget, tokens=round(1.5 * (budget.tokens or 0)))
+            late = SecondHalf(budget.tokens, per=budget.per)
+        encoder = VScanEncoder(self.window, self.share, layer=self.shallow, query=self.query, each=self.each)
+        inner = Pipeline((TextAttention(self.layer),), Mean(), Even(), TopK(), across="sample")
         return (
             Stage("projector", encoder, early, positions=self.positions),
-            Stage(f"llm:{self.layer}", ranked, late, positions=self.positions),
+            Stage(f"llm:{self.layer}", inner, late, positions=self.positions),
         )
 
 
@@ -80,9 +84,10 @@ class VScan(Method):
 class VScanEncoder(Method):
     """First stage of VScan (arXiv 2505.22654): half by shallow attention in windows, half by deep attention.
 
-    Every dropped token is averaged into the kept one that is most like it. The second stage, inside the language model,
-    is not part of it. Its code leaves part of a budget unused that windows do not divide (here it goes by deep
-    attention), and for Qwen2.5-VL takes window=4, layer=0, query="received", each="ceil" (see LocalGlobal).
+    Every dropped token is averaged into its most similar kept token. The second stage, inside the language model, is
+    not part of this class (see VScan). Deviation: the authors' code leaves the part of a budget unused that the windows
+    do not divide; here deep attention selects these tokens. Their code for Qwen2.5-VL uses window=4, layer=0,
+    query="received", each="ceil" (see LocalGlobal).
     """
 
     card = MethodCard(
@@ -94,6 +99,7 @@ class VScanEncoder(Method):
     )
     window: int = 6
     share: float = 0.5
+    _: KW_ONLY
     layer: int = 5
     query: ClsProxy = "cls"
     each: Literal["floor", "ceil"] = "floor"

@@ -1,4 +1,4 @@
-"""Methods that rank by [CLS], and the baselines they are compared with."""
+"""VTC-CLS (arXiv 2412.05819): ranks tokens by [CLS] attention, mean over the last encoder blocks."""
 
 from dataclasses import dataclass
 
@@ -14,12 +14,12 @@ from vtcframe.methods._base import ClsScored
 
 @dataclass(frozen=True, repr=False)
 class VtcCls(ClsScored):
-    """VTC-CLS (arXiv 2412.05819): the most attended by [CLS], mean over the last blocks that feed the projector.
+    """VTC-CLS (arXiv 2412.05819): the tokens that [CLS] attends to most, mean over the last blocks.
 
-    The authors' code sums layers where the paper averages (the same ranking), numbers positions anew ("compact" here)
-    and leaves its layer to the command line. last=3 reproduces the paper's tables according to third parties; the
-    code's default, start layer 16 of CLIP-L, is last=7. `query` names what stands in for a missing [CLS] (see
-    ClsAttention); that is no part of the paper.
+    Only blocks that feed the projector count. The authors' code sums over layers where the paper averages (the ranking
+    is the same), renumbers positions ("compact" here) and takes its layer from the command line. According to third
+    parties last=3 reproduces the paper's tables; the code's default, start layer 16 of CLIP-L, is last=7. `query`
+    selects a proxy for towers without [CLS] (see ClsAttention), which is not part of the paper.
     """
 
     card = MethodCard(

@@ -1,6 +1,6 @@
-"""ZipCache: the mean attention of a few query rows, the probes, ranks visual tokens inside the language model."""
+"""ZipCache (arXiv 2405.14256): the mean attention of a few query rows, the probes, ranks visual tokens in the LLM."""
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 
 import torch
 from torch import Tensor
@@ -18,22 +18,24 @@ from vtcframe.ops.hashing import mix_hash
 
 @dataclass(frozen=True)
 class ProbeAttention(AttentionNeed):
-    """Mean attention to each token from probes, a few query rows of a language model's layer that can see it.
+    """Mean attention to each token from probes, a few query rows of a language model's layer that can attend to it.
 
-    ZipCache (arXiv 2405.14256): probes are the last `recent` share of the prompt and a `random` share drawn from the
+    ZipCache (arXiv 2405.14256): probes are the last share `recent` of the prompt and a share `random` drawn from the
     rest, by a hash of (seed, sample, column). Layers count as in AttentionRows.
     """
 
     layers: tuple[int, ...]
     recent: float = 0.05
     random: float = 0.05
+    _: KW_ONLY
     seed: int = 0
     tower = "llm"
 
     def read_llm(self, call: KernelCall, prompts: PromptTokens) -> Tensor:
-        """[P, H, L] float32: mean attention of the probes that see a token, 0 where none does.
+        """[P, H, L] float32: mean attention to a token of the probes that can attend to it, 0 if there are none.
 
-        The divisor is the paper's; its code divides by all queries that see a token, though only probes are summed.
+        The divisor is that of the paper. The authors' code sums over probes but divides by the number of all queries
+        that can attend to the token.
         """
         is_probe = self.probes(prompts.column, prompts.key)[:, -call.query.shape[2] :]
         mean = torch.zeros(*call.query.shape[:2], call.key.shape[2], device=call.key.device, dtype=torch.float32)
@@ -43,15 +45,15 @@ class ProbeAttention(AttentionNeed):
         return mean
 
     def probes(self, column: Tensor, key: Tensor) -> Tensor:
-        """[B, K] bool: of a sample's n tokens the last int(recent n), one at least, and int(random n) of the others.
+        """[B, K] bool: of a sample's n tokens the last int(recent n), at least one, and int(random n) of the others.
 
         `column` [B, K] is each token's position in its own prompt, -1 at padding, and `key` [B] the samples' stable
         hashes; on the CPU they cost no device sync. The others are drawn without replacement, by the hash of Random.
-        The authors' code draws with replacement, and anew in every run.
+        The authors' code draws with replacement, and differently in every run.
         """
         is_token = column >= 0
         count = is_token.sum(1, keepdim=True)
-        later = count - is_token.cumsum(1)  # how many tokens come after each
+        later = count - is_token.cumsum(1)  # the number of tokens after each token
         recent = is_token & (later < (count.double() * self.recent).long().clamp(min=1))
         rest = is_token & ~recent
         sample_hash = mix_hash(key ^ mix_hash(torch.tensor(self.seed, device=key.device))).to(column.device)
@@ -61,10 +63,10 @@ class ProbeAttention(AttentionNeed):
 
 
 def sum_attention(call: KernelCall, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the sum of attention of query rows [R] of one sample [1, H, K], and how many of them see a key [1, h, K].
+    """Return the summed attention of query rows [R] of one sample [1, H, K] and the number of rows per key [1, h, K].
 
-    A row that is listed twice counts twice. Rows are read in chunks, so that memory stays linear in K. h is H where the
-    mask differs between heads, else 1.
+    The number counts the rows that can attend to a key. A row that is listed twice counts twice. Rows are processed in
+    chunks, so that memory is linear in K. h is H if the mask differs between heads, else 1.
     """
     heads, length = call.query.shape[1], call.key.shape[2]
     device = call.key.device
@@ -79,18 +81,19 @@ def sum_attention(call: KernelCall, rows: Tensor) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class ZipCacheSaliency(SingleLlmStage):
-    """FastV's stage with ZipCache's (arXiv 2405.14256) saliency: mean attention of the probes that see a token.
+    """FastV's stage with the saliency of ZipCache (arXiv 2405.14256): mean attention of probes to a token.
 
-    Plain sums favour early tokens, which more queries see. ZipCache drops nothing: its saliency selects the keys and
-    values that are quantised to fewer bits, for each head by itself. Here it ranks visual tokens, mean over heads.
+    Sums would favour early tokens, which more queries can attend to. Deviation: ZipCache drops no token; its saliency
+    selects the keys and values that are quantised to fewer bits, separately for each head. Here it ranks visual tokens,
+    mean over heads.
     """
 
     card = MethodCard(
         paper="arXiv 2405.14256",
-        signal="mean attention of recent and random probes that see a token",
+        signal="mean attention of recent and random probes that can attend to a token",
         selector="top-k",
         dropped="discarded",
-        parity="differs: tokens go instead of bits; with the code's probes and divisor its salience is exact",
+        parity="differs: drops tokens instead of bits; given the code's probes and divisor, the saliency is exact",
         site="llm",
         text=True,
     )
@@ -102,7 +105,7 @@ class ZipCacheSaliency(SingleLlmStage):
 
 @dataclass(frozen=True)
 class ProbeSaliency(Scorer):
-    """[1, V, N]: mean attention to a token from the probes that see it, mean over heads (see ProbeAttention).
+    """[1, V, N]: mean attention to a token from the probes that can attend to it, mean over heads (see ProbeAttention).
 
     ZipCache (arXiv 2405.14256). `layer` counts as in TextAttention.
     """
@@ -110,6 +113,7 @@ class ProbeSaliency(Scorer):
     layer: int = -1
     recent: float = 0.05
     random: float = 0.05
+    _: KW_ONLY
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -119,7 +123,7 @@ class ProbeSaliency(Scorer):
 
     @property
     def needs(self) -> tuple[Need, ...]:
-        return (ProbeAttention((self.layer,), self.recent, self.random, self.seed),)
+        return (ProbeAttention((self.layer,), self.recent, self.random, seed=self.seed),)
 
     def __call__(self, evidence: Evidence) -> Tensor:
         return evidence[self.needs[0]].mean(2)

@@ -82,8 +82,8 @@ def test_a_model_of_fixed_resolution_is_named_with_what_to_do_instead():
         (lambda: Thumbnail(frames=0), "frames must be at least 1, got 0"),
         (lambda: Thumbnail(frames=6, edge=5), "edge must be at least 6 pixels, .* got 5"),
         (lambda: Thumbnail(beside="behind"), "beside must be 'first', 'last' or left out, got 'behind'"),
-        (lambda: Spaced("all"), "whole must be 'first', 'last' or left out, got 'all'"),
-        (lambda: BySpacing("all"), "whole must be 'first', 'last' or left out, got 'all'"),
+        (lambda: Spaced("all"), "whole must be 'first', 'last' or omitted, got 'all'"),
+        (lambda: BySpacing("all"), "whole must be 'first', 'last' or omitted, got 'all'"),
     ],
 )
 def test_nonsense_is_named(wrong, message):

@@ -151,7 +151,7 @@ def test_questions_that_cannot_be_answered_raise_a_one_line_error(questioner, ch
         ("Pipeline", "the following arguments are required: scorers"),
         ("ToMe", "encoder:3 is none of the 3 blocks"),
         ("PyramidDrop", "can be pruned before layers 1 to 3"),
-        ("SparseVlm", "SparseVlm has numbers for 192"),
+        ("SparseVlm", "SparseVlm has published numbers only for 192"),
         ("VisualExit", "takes no budget"),
         ("", "there is no method"),
         ("7", "7"),

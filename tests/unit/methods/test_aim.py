@@ -247,7 +247,10 @@ def test_stages_are_those_published_and_follow_their_fields():
         ("llm:1", "original", Budget(9)),
         ("llm:2", "original", Budget(9)),
     ]
-    assert [stage.pruner.needs for stage in stages] == [(), *[(AttentionPageRank((-1,), 0.5, 3),)] * 2]
+    assert [stage.pruner.needs for stage in stages] == [
+        (),
+        *[(AttentionPageRank((-1,), temperature=0.5, steps=3),)] * 2,
+    ]
     with pytest.raises(
         ValueError, match="cannot reconstruct a budget of 9 for each view: give ratio, or tokens for each sample"
     ):
@@ -301,7 +304,7 @@ def test_views_of_a_sample_fade_together():
     untouched = torch.tensor([128, 64])
     evidence = replace(evidence, layout=replace(evidence.layout, untouched=untouched))
     stage = Aim().stages(Budget(ratio=0.25))[4]
-    assert stage.pruner.allocator == LinearSchedule(4, 8, Budget(ratio=0.25))
+    assert stage.pruner.allocator == LinearSchedule(remaining=4, span=8, entry_budget=Budget(ratio=0.25))
     kept = stage.pruner(evidence, stage.budget).kept
     ends = evidence[FLOW][0].square().mean(1).sqrt()
     best = sorted(((float(ends[v, i]), v, i) for v in (0, 1) for i in range(16)), reverse=True)[:16]

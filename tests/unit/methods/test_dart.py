@@ -73,7 +73,7 @@ def twin(lengths, states, text_lengths, text_states, quota, image, text):
 def test_dart_equals_its_twin(image, text, tokens):
     samples = {11: [(5, 6)], 29: [(4, 4), (6, 6)], 31: [], 47: [(3, 3)]}
     evidence = quiet(samples)
-    pruned, joined = Dart(2, image, text)(evidence, Budget(tokens)), evidence.join_views()
+    pruned, joined = Dart(2, image_pivots=image, text_pivots=text)(evidence, Budget(tokens)), evidence.join_views()
     for p, count in enumerate(joined.layout.count.tolist()):
         lengths = joined[KEYS][0, p, :, :count].abs().sum((0, 2)).tolist()
         said = slice(0, SAID[p])

@@ -124,11 +124,11 @@ def test_merge_leaves_single_tokens_as_they_are_bit_for_bit_and_padding_out():
         (lambda: Mctf(temperatures=(1, 2, -1)), "none negative"),
         (lambda: Mctf(pooling="sum"), "'attention', 'size', 'max' or 'mean', got 'sum'"),
         (lambda: Mctf(when="amid"), "'fused', 'before' or 'after', got 'amid'"),
-        (lambda: DiffRate((3,), (3,), (0, 1)), "for 2 blocks: give one a block"),
-        (lambda: DiffRate((3,), (1,), (0,)), "each at least 2"),
-        (lambda: DiffRate((3,), (), (0,)), "give prune and merge, or neither"),
-        (lambda: DiffRate().stages(None), "takes a budget or rates"),
-        (lambda: DiffRate((3,), (3,), (0,)).stages(Budget(3)), "but not both"),
+        (lambda: DiffRate((3,), (3,), blocks=(0, 1)), "for 2 blocks: give one number for each block"),
+        (lambda: DiffRate((3,), (1,), blocks=(0,)), "each at least 2"),
+        (lambda: DiffRate((3,), (), blocks=(0,)), "give both, or neither and a budget"),
+        (lambda: DiffRate().stages(None), "takes either a budget or rates"),
+        (lambda: DiffRate((3,), (3,), blocks=(0,)).stages(Budget(3)), "but not both"),
         (lambda: EVit(query="clss").stages(None), "query must be one of"),
     ],
 )
@@ -150,10 +150,10 @@ def test_published_schedules_leave_what_they_say():
         (EVit((0, 1), keep=0.5), 6),  # 16 -> 8 + 1 -> 5 + 1
         (EVit((0, 1), keep=0.5, fuse=False), 4),
         (ToMe(3, blocks=(0, 1, 2)), 7),
-        (ToMe(3, -1.0, (0, 1, 2)), 16 - 6 - 3),
+        (ToMe(3, -1.0, blocks=(0, 1, 2)), 16 - 6 - 3),
         (Mctf(4, (1, 2)), 9),  # ten are left, the class token among them
         (Mctf(0.25, (1, 2)), 9),
-        (DiffRate((14, 10), (12, 6), (0, 2)), 5),
+        (DiffRate((14, 10), (12, 6), blocks=(0, 2)), 5),
     ):
         compressed = compress(model, method)
         compressed.generate(**inputs, **GREEDY)

@@ -18,7 +18,9 @@ from vtcframe.methods.zipcache import ProbeSaliency
 from vtcframe.testing import check_allocator, check_pruner, check_scorer, make_evidence
 
 
-@pytest.mark.parametrize("scorer", [ProbeSaliency(), SINKLESS, DemoteSinks(KeyNorm(), DIMS, 1.5)], ids=str)
+@pytest.mark.parametrize(
+    "scorer", [ProbeSaliency(), SINKLESS, DemoteSinks(KeyNorm(), dims=DIMS, threshold=1.5)], ids=str
+)
 def test_laws_of_scorers_hold(scorer):
     check_scorer(scorer)
 
@@ -136,19 +138,22 @@ def test_each_stage_of_a_pyramid_ranks_what_is_left_by_the_layer_that_comes_next
         ),
         (lambda: PyramidDrop((3, 2)), "must ascend"),
         (lambda: PyramidDrop((0, 2)), "from 1 or higher"),
-        (lambda: PyramidDrop((1, 2)).stages(None), "3 ratios for 2 layers: give one a layer, or a budget"),
-        (lambda: PyramidDrop(ratios=(0.5, 0.6)), "none rising"),
+        (lambda: PyramidDrop((1, 2)).stages(None), "3 ratios for 2 layers: give one for each layer, or a budget"),
+        (lambda: PyramidDrop(ratios=(0.5, 0.6)), "must not rise"),
         (lambda: PyramidDrop(ratios=(1.5,)), r"got \(1.5,\)"),
         (lambda: PyramidDrop()(make_evidence()), "acts at several stages"),
         (lambda: VisualExit(()), "layers are numbered from 0"),
         (lambda: VisualExit(threshold=0), r"must lie in \(0, 1\], got 0"),
         (lambda: VisualExit((2,), 0.1, patience=3), "give 1 to 2, got 3"),
-        (lambda: VisualExit().stages(Budget(3)), "takes no budget: leave out Budget"),
+        (lambda: VisualExit().stages(Budget(3)), "takes no budget: omit Budget"),
         (lambda: ProbeSaliency(recent=5), "recent is a share of the prompt and must lie in 0..1, got 5"),
         (lambda: ProbeSaliency(random=-1), "random is a share"),
-        (lambda: DemoteSinks(TextAttention(), ()), "one at least"),
-        (lambda: DemoteSinks(TextAttention(), (-1,)), "counted from 0"),
-        (lambda: SinkFilter()(make_evidence((LAST,)), Budget(3)), r"dims \(1415, 2533\) are none of a model with 8"),
+        (lambda: DemoteSinks(TextAttention(), dims=()), "at least one"),
+        (lambda: DemoteSinks(TextAttention(), dims=(-1,)), "numbered from 0"),
+        (
+            lambda: SinkFilter()(make_evidence((LAST,)), Budget(3)),
+            r"dims \(1415, 2533\) do not all exist in a model with 8",
+        ),
     ],
 )
 def test_nonsense_is_told(make, told):
@@ -160,7 +165,7 @@ def test_lists_are_as_good_as_tuples():
     assert PyramidDrop([8, 16], [0.5, 0.25]) == PyramidDrop((8, 16), (0.5, 0.25))  # as YAML gives them
     assert VisualExit([3]) == VisualExit((3,))
     assert hash(SinkFilter(dims=[3, 4])) == hash(SinkFilter(dims=(3, 4)))
-    assert DemoteSinks(TextAttention(), [3]) == DemoteSinks(TextAttention(), (3,))
+    assert DemoteSinks(TextAttention(), dims=[3]) == DemoteSinks(TextAttention(), dims=(3,))
 
 
 def test_plans_say_the_method_and_not_its_steps():

@@ -188,7 +188,9 @@ def test_stages_are_those_published_and_follow_their_fields():
     assert [(stage.at, stage.forget) for stage in inside] == [(f"llm:{k}", 2) for k in (3, 7, 11, 15)]
     assert {(stage.positions, stage.budget) for stage in (first, *inside)} == {("original", None)}
     assert plan_from_stages(MustDrop().stages(None)).needs == (CLS,)
-    own = MustDrop(0.2, 0.3, [1, 4], 0.5, 0.1, False, True, "proxy", "compact").stages(None)
+    own = MustDrop(
+        0.2, 0.3, layers=[1, 4], alike=0.5, keys=0.1, windows=False, forget=True, query="proxy", positions="compact"
+    ).stages(None)
     assert [(stage.at, stage.forget, stage.positions) for stage in own] == [
         ("llm:1", 0, "compact"),
         ("llm:4", 0, "compact"),
@@ -208,7 +210,7 @@ def test_published_budgets_name_thresholds_and_others_are_refused(tokens, share,
         assert stage.pruner.scorers[:2] == (TextShare(share), TextPeak(peak))
         assert stage.budget is None
     for budget in (Budget(tokens + 1), Budget(ratio=0.5), Budget(tokens, per="view")):
-        with pytest.raises(ValueError, match="thresholds for tokens=192, 128, 64 of 576"):
+        with pytest.raises(ValueError, match="has presets for tokens=192, 128, 64 of 576"):
             MustDrop().stages(budget)
 
 
@@ -231,7 +233,7 @@ def test_every_family_lets_tokens_leave_and_forgets_them(family):
     forget = family != "gemma3"  # which has sliding windows
     samples = SAMPLES["ragged one"]
     most = int(adapter.arrange(inputs_for(model, processor, samples)).layout.untouched.max())
-    method = MustDrop(1 / most, 1.0, layers, keys=0.1, windows=False, forget=forget, query="proxy")
+    method = MustDrop(1 / most, 1.0, layers=layers, keys=0.1, windows=False, forget=forget, query="proxy")
     out, last = asked(family, samples, method)
     whole, left = last.layout.untouched, last.tokens_after
     assert (left >= (whole * 0.1).ceil()).all()

@@ -37,7 +37,7 @@ def test_sinks_of_zero_or_equal_scores_are_below_too():
     evidence = make_evidence((LAST,))
     for level in (0.0, 1e-8, 3.0, -2.0):
         maps = SINKLESS(replace(evidence, readings={LAST: torch.full_like(evidence[LAST], level)}))[0]
-        sinks = SINKLESS.sinks(evidence.tokens) & evidence.layout.valid
+        sinks = SINKLESS.find_sinks(evidence.tokens) & evidence.layout.valid
         assert sinks.any()
         assert (maps[sinks] < level).all()
         assert (maps[~sinks & evidence.layout.valid] == level).all()

@@ -227,7 +227,7 @@ def test_v_scan_ranks_all_tokens_of_a_sample_together():
 
 @pytest.mark.parametrize("alpha", [0.01, 0.4, 1.0])
 def test_prune_vid_keeps_alpha_of_each_frame(alpha):
-    outer, inner = PruneVid(3, alpha, 0.7, 0.5).stages(Budget(40))
+    outer, inner = PruneVid(3, alpha, tau=0.7, clusters=0.5).stages(Budget(40))
     assert (outer.at, outer.pruner, outer.budget) == ("projector", PruneVidOuter(0.7, 0.5), Budget(40))
     assert (inner.at, inner.budget, inner.forget, inner.positions) == ("llm:3", None, 0, "original")
     need = AttentionRows("text", (-1,), "llm", reduce="max")
@@ -244,8 +244,12 @@ def test_prune_vid_keeps_alpha_of_each_frame(alpha):
 
 @pytest.mark.parametrize("ratio", [0.3, 0.5, 1.0])
 def test_holi_tom_merges_what_the_last_token_does_not_look_at(ratio):
-    outer, inner = HoliTom(2, ratio, 0.65, 0.5, "mean").stages(Budget(ratio=0.2))
-    assert (outer.at, outer.pruner, outer.budget) == ("projector", HoliTomOuter(0.65, 0.5, "mean"), Budget(ratio=0.2))
+    outer, inner = HoliTom(2, ratio, tau=0.65, beta=0.5, query="mean").stages(Budget(ratio=0.2))
+    assert (outer.at, outer.pruner, outer.budget) == (
+        "projector",
+        HoliTomOuter(0.65, 0.5, query="mean"),
+        Budget(ratio=0.2),
+    )
     assert (inner.at, inner.budget, inner.forget, inner.positions) == ("llm:2", None, None, "original")
     need = AttentionRows("last", (-1,), "llm", heads="mean")
     assert inner.pruner.needs == (need,)

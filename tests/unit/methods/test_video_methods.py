@@ -19,7 +19,7 @@ from vtcframe.testing import check_allocator, check_pruner, make_evidence
 METHODS = (
     VidCom2(),
     FastVid(),
-    FastVid(2, 0.5, 0.9, 1),
+    FastVid(2, 0.5, context=0.9, every=1),
     FastVid(1, -1.0),  # one segment, whose last frame has no room for all anchors
     HoliTomOuter(),
     HoliTomOuter(0.5),

@@ -17,7 +17,7 @@ from vtcframe.testing import make_evidence
 def test_probe_attention_is_the_mean_over_heads():
     scorer = ProbeSaliency(3, 0.1, 0.2, seed=5)
     (need,) = scorer.needs
-    assert need == ProbeAttention((3,), 0.1, 0.2, 5)
+    assert need == ProbeAttention((3,), 0.1, 0.2, seed=5)
     evidence = make_evidence(scorer.needs)
     by_hand = sum(float(x) for x in evidence[need][0, 2, :, 9]) / 4
     assert float(scorer(evidence)[0, 2, 9]) == pytest.approx(by_hand, abs=1e-6)

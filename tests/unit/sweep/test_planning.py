@@ -61,7 +61,7 @@ def test_a_budget_that_a_method_does_not_serve_is_left_out(tmp_path, capsys):
     assert first[1].startswith("SparseVlm(")
     assert first[1].endswith(") at tokens 64")
     assert second[1] == "VtcCls(last=3) at tokens 64, tokens 9"
-    assert "at tokens 9 is left out: SparseVlm has numbers for 192" in capsys.readouterr().out
+    assert "at tokens 9 is left out: SparseVlm has published numbers only for 192" in capsys.readouterr().out
 
 
 def test_downsampling_stands_in_the_report_beside_pruning(tmp_path, monkeypatch):
