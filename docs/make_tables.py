@@ -1,7 +1,7 @@
 """Make the tables of the site from the registry: `python docs/make_tables.py` writes them into their pages.
 
-Methods, components and adapters say what they are themselves; the columns on backbones are asked of a tiny model of
-each family with its real processor.
+The texts come from cards and docstrings of methods, components and adapters. The columns on backbones are read from a
+tiny model of each family with its real processor.
 """
 
 import re
@@ -20,35 +20,35 @@ BEGIN, END = "<!-- made by make_tables.py -->\n", "<!-- end of what is made -->\
 
 
 def methods() -> Iterator[str]:
-    """Yield the table of methods by name, those without a paper last."""
+    """Yield the table of methods, sorted by name, with those without a paper last."""
     columns = "method signal site selector dropped text batch parity options".split()
-    found = [method for method in map(Entry.load, ours("pruner")) if issubclass(method, Method)]
+    pruners = [method for method in map(Entry.load, own_entries("pruner")) if issubclass(method, Method)]
     lines = []
-    for method in sorted(found, key=lambda one: (not facts(one).paper, one.__name__)):
-        told = facts(method)
-        yes = "yes" if told.text else "no"
-        cells = paper(method, told.paper), told.signal, told.site, told.selector, told.dropped, yes, "any", told.parity
-        lines.append([*cells, options(method)])
+    for method in sorted(pruners, key=lambda method: (not card_of(method).paper, method.__name__)):
+        card = card_of(method)
+        text = "yes" if card.text else "no"
+        cells = card.signal, card.site, card.selector, card.dropped, text, "any", card.parity, options(method)
+        lines.append([link_paper(method, card.paper), *cells])
     yield from table(columns, lines)
 
 
 def components() -> Iterator[str]:
-    """Yield a table for each kind but methods and adapters, which have pages of their own."""
+    """Yield a table for each kind of component, without methods and adapters, which have other pages."""
     for kind in KINDS:
-        mine = [entry for entry in ours(kind) if not issubclass(entry.load(), Method | EncoderAdapter)]
-        if mine:
+        listed = [entry for entry in own_entries(kind) if not issubclass(entry.load(), Method | EncoderAdapter)]
+        if listed:
             yield f"\n## {kind.capitalize()}s\n\n"
-            named = [(f"`{entry.name}`", summary(entry.load()), options(entry.load())) for entry in mine]
-            yield from table((kind, "what it does", "options"), sorted(named))
+            lines = [(f"`{entry.name}`", summary(entry.load()), options(entry.load())) for entry in listed]
+            yield from table((kind, "what it does", "options"), sorted(lines))
 
 
 def backbones() -> Iterator[str]:
-    """Yield a line for each adapter of ours, in the order in which they are asked."""
+    """Yield the table of adapters, in the order in which they are tried."""
     columns = "adapter|[CLS]|videos|structural tokens|positions|stages in the tower|views and tokens".split("|")
-    seen = {type(adapter): told for adapter, told in map(look, BACKBONES)}
+    cells = {type(adapter): line for adapter, line in map(describe_family, BACKBONES)}
     lines = [
-        (f"`{entry.name}`", *seen.get(entry.load(), ["-"] * (len(columns) - 2)), summary(entry.load()))
-        for entry in ours("adapter")
+        (f"`{entry.name}`", *cells.get(entry.load(), ["-"] * (len(columns) - 2)), summary(entry.load()))
+        for entry in own_entries("adapter")
     ]
     yield from table(columns, lines)
 
@@ -61,13 +61,13 @@ PAGES: dict[str, Callable[[], Iterator[str]]] = {
 
 
 def page(name: str) -> str:
-    """Return a whole page with what is made in it made anew."""
+    """Return a page with a new table."""
     before, _, rest = (DOCS / name).read_text(encoding="utf-8").partition(BEGIN)
     return before + BEGIN + "\n" + "".join(PAGES[name]()).strip("\n") + "\n\n" + END + rest.partition(END)[2]
 
 
-def ours(kind: str) -> list[Entry]:
-    """Return what we register, whatever else is installed."""
+def own_entries(kind: str) -> list[Entry]:
+    """Return the components that distributions of vtcframe register."""
     return [entry for entry in entries() if entry.kind == kind and entry.distribution.startswith("vtcframe")]
 
 
@@ -80,8 +80,8 @@ def table(columns: Iterable[str], lines: Iterable[Iterable[str]]) -> Iterator[st
         yield "| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n"
 
 
-def facts(method: type[Method]) -> MethodCard:
-    """Return what a method says of itself, or that it does not."""
+def card_of(method: type[Method]) -> MethodCard:
+    """Return the card of a method, or an empty one."""
     return getattr(
         method,
         "card",
@@ -89,11 +89,11 @@ def facts(method: type[Method]) -> MethodCard:
     )
 
 
-def paper(method: type[Method], told: str) -> str:
-    """Return the name with a link to the paper; one that is not on arXiv is named."""
-    if number := re.fullmatch(r"arXiv (\d{4}\.\d{4,5})", told):
+def link_paper(method: type[Method], paper: str) -> str:
+    """Return the name of a method with a link to its paper on arXiv, or with the name of another paper."""
+    if number := re.fullmatch(r"arXiv (\d{4}\.\d{4,5})", paper):
         return f"`{method.__name__}` [{number[1]}](https://arxiv.org/abs/{number[1]})"
-    return f"`{method.__name__}` {told}".rstrip()
+    return f"`{method.__name__}` {paper}".rstrip()
 
 
 def summary(component: type) -> str:
@@ -103,25 +103,25 @@ def summary(component: type) -> str:
 
 def options(component: Any) -> str:
     """Return its fields with their defaults."""
-    own = fields(component) if is_dataclass(component) else ()
-    return ", ".join(f"`{f.name}`" if f.default is MISSING else f"`{f.name}={f.default!r}`" for f in own)
+    listed = fields(component) if is_dataclass(component) else ()
+    return ", ".join(f"`{f.name}`" if f.default is MISSING else f"`{f.name}={f.default!r}`" for f in listed)
 
 
-def look(family: str) -> tuple[Adapter, list[str]]:
-    """Return the adapter of a family's tiny model, and what that shows of the columns between."""
+def describe_family(family: str) -> tuple[Adapter, list[str]]:
+    """Return the adapter of a tiny model of a family, and its cells between the first and the last column."""
     model, processor = BACKBONES[family]()
     adapter: Any = adapter_for(model, processor)
     samples = samples_of(family)
     inputs = {name: make_inputs(processor, samples[name]) for name in ("one", "video") if name in samples}
-    lines = {name: adapter.arrange(given).structural for name, given in inputs.items()}
+    lines = {name: adapter.arrange(batch).structural for name, batch in inputs.items()}
     try:
         adapter.observe(inputs["one"], [AttentionRows("cls", (-1,))])
-        own = "its own"
+        cls = "its own"
     except ValueError:
-        own = "proxy"
-    structural = [name for name, told in lines.items() if told is not None and len(told.sample)]
+        cls = "proxy"
+    structural = [name for name, tokens in lines.items() if tokens is not None and len(tokens.sample)]
     return adapter, [
-        own,
+        cls,
         "yes" if "video" in samples else "no",
         " and ".join({"one": "pictures", "video": "videos"}[name] for name in structural) or "none",
         "M-RoPE" if hasattr(model.base_model, "get_rope_index") else "1-D",

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from dataclasses import replace
 
 import pytest
 import yaml
@@ -54,9 +55,13 @@ def swept(arguments, out, slow):
     file = os.open(out, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(file, 1)
     os.dup2(file, 2)
-    Predictor._since = lambda self, start: 0.25  # pyright: ignore[reportAttributeAccessIssue]
-    Predictor.predict_step = workers._slowed(Predictor.predict_step, slow, None)  # pyright: ignore[reportAttributeAccessIssue]
+    step = Predictor.predict_step
+
+    def predict_step(self, batch, batch_idx):
+        return [replace(row, seconds=0.25, encode_seconds=0.0) for row in step(self, batch, batch_idx)]
+
+    Predictor.predict_step = workers._slowed(predict_step, slow, None)  # pyright: ignore[reportAttributeAccessIssue]
     sweep.predict = lambda file: command(["predict", "--config", str(file)])
-    status = sweep.main(arguments)
+    status = command(["sweep", *arguments])
     sys.stdout.flush()
     os._exit(status)
