@@ -127,4 +127,5 @@ def test_a_model_that_cannot_be_loaded_ends_the_run_with_the_reason(cluster, rec
 
 
 def test_the_page_shows_the_script_as_it_is():
-    assert f"\n```py\n{RECIPE.read_text()}```\n" in (DOCS / "ray.md").read_text()
+    include = f'--8<-- "docs/{RECIPE.relative_to(DOCS).as_posix()}"'
+    assert f"\n```py\n{include}\n```\n" in (DOCS / "ray.md").read_text()
