@@ -77,7 +77,7 @@ def rows(model: Path, samples: list[Sample], comparison: Comparison, positions: 
     backbone = Backbone(str(model), dtype="float32")
     plans = [
         plan and (replace(plan, projector=replace(plan.projector, positions=positions)) if plan.projector else plan)
-        for plan in comparison.runs()
+        for plan in comparison.plans()
     ]
     generation = {"max_new_tokens": MOST_TOKENS}
     predictor = Predictor.with_model(*backbone.load(), plans, backbone=backbone, generation=generation)

@@ -315,8 +315,15 @@ def test_a_model_without_an_adapter_is_reported(monkeypatch, of_family):
         explain("some/checkpoint", "?", RandomPruner(), Budget(tokens=3), [SCENE])
 
 
-@pytest.mark.parametrize("change", ["another placeholder", "another number of patches", "another size"])
-def test_a_processor_of_another_model_is_named_as_the_likely_cause(monkeypatch, capsys, change):
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("another placeholder", "give the processor of the checkpoint of the model"),
+        ("another number of patches", "one call of the model's own processor returned"),
+        ("another size", "doesn't match model"),
+    ],
+)
+def test_a_processor_of_another_model_is_named_as_the_likely_cause(monkeypatch, capsys, change, message):
     from vtcframe.testing.tiny_models.llava_families import tiny_llava
 
     model, processor = tiny_llava()
@@ -333,7 +340,7 @@ def test_a_processor_of_another_model_is_named_as_the_likely_cause(monkeypatch, 
     for command in (["explain", "--image", SCENE, "--question=?", "--tokens=3"], ["check", "some/checkpoint"]):
         assert main(command) == 2
         err = capsys.readouterr().err
-        assert ("doesn't match model" if change == "another size" else "the checkpoint of the model") in err
+        assert message in err
 
 
 def test_missing_devices_are_reported():
